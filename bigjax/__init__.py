@@ -1,0 +1,1 @@
+"""bigjax: scaling experiments in JAX whose answers can be trusted."""

@@ -1,0 +1,257 @@
+"""The configuration of a run: frozen dataclasses, and what their fields must satisfy together.
+
+A field is *maths* (it changes the numbers a run produces) unless it is declared with `plumbing(...)`
+(paths, logging, cadence, memory and device layout). The fingerprint of a run covers maths fields only.
+`bigjax.strict` turns plain mappings into these classes; nothing here imports JAX.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bigjax.strict import ConfigError, bounded, plumbing
+
+MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
+"""Every mesh axis, slowest link first."""
+
+BATCH_AXES = ("slice", "data", "fsdp")
+"""The mesh axes over which the batch is split."""
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions (Su et al. 2021) and the two ways of stretching them past the trained length."""
+
+    theta: float = bounded(10_000.0, above=0)
+    scaling: Literal["none", "llama3", "yarn"] = "none"
+    factor: float = bounded(1.0, minimum=1)
+    original_max_seq_len: int = bounded(8192, minimum=1)
+    low_freq_factor: float = bounded(1.0, above=0)
+    high_freq_factor: float = bounded(4.0, above=0)
+    beta_fast: float = bounded(32.0, above=0)
+    beta_slow: float = bounded(1.0, above=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it."""
+
+    family: Literal["decoder"] = "decoder"
+    vocab_size: int = bounded(256, minimum=2)
+    num_layers: int = bounded(4, minimum=1)
+    d_model: int = bounded(256, minimum=1)
+    num_heads: int = bounded(4, minimum=1)
+    num_kv_heads: int = bounded(0, minimum=0)
+    head_dim: int = bounded(0, minimum=0)
+    d_ff: int = bounded(0, minimum=0)
+    max_seq_len: int = bounded(1024, minimum=1)
+    positions: Literal["learned", "rotary", "none"] = "learned"
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = bounded(1e-5, above=0)
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "relu_squared"] = "gelu_tanh"
+    bias: Literal["all", "qkv", "none"] = "all"
+    tie_embeddings: bool = True
+    qk_norm: bool = False
+    attn_softcap: float | None = bounded(None, above=0)
+    final_softcap: float | None = bounded(None, above=0)
+    sliding_window: int | None = bounded(None, minimum=1)
+    dropout: float = bounded(0.0, minimum=0, below=1)
+    init_std: float = bounded(0.02, above=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
+    layers: Literal["scan", "unroll"] = plumbing("scan")
+    remat: str = plumbing("none")
+
+    def __post_init__(self):
+        if self.num_heads and not self.head_dim:
+            if self.d_model % self.num_heads:
+                raise ConfigError(
+                    f"model.d_model={self.d_model} is not divisible by model.num_heads={self.num_heads}: "
+                    "change one of them or set model.head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
+        object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
+        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it becomes rows of tokens.
+
+    A source is `shakespeare` (packaged), `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`.
+    A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
+    """
+
+    sources: tuple[str, ...] = ("shakespeare",)
+    weights: tuple[float, ...] = ()
+    eval_sources: tuple[str, ...] = ()
+    holdout: float = bounded(0.05, minimum=0, below=1)
+    text_key: str = "text"
+    tokenizer: str = "bytes"
+    seq_len: int = bounded(256, minimum=1)
+    document_mask: bool = True
+    cache_dir: str | None = plumbing(None)
+    prefetch: int = plumbing(4, minimum=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and objective of a run."""
+
+    steps: int = bounded(1000, minimum=1)
+    seed: int = bounded(0, minimum=0)
+    global_batch_size: int = bounded(16, minimum=1)
+    microbatches: int = plumbing(1, minimum=1)
+    objective: Literal["causal_lm"] = "causal_lm"
+    label_smoothing: float = bounded(0.0, minimum=0, below=1)
+    z_loss: float = bounded(0.0, minimum=0)
+    loss_chunks: int = plumbing(1, minimum=1)
+    eval_every_steps: int = plumbing(0, minimum=0)
+    eval_batches: int = bounded(0, minimum=0)
+
+
+@dataclass(frozen=True)
+class LrMultipliers:
+    """Factors on the learning rate, by the kind a parameter declares."""
+
+    embedding: float = bounded(1.0, minimum=0)
+    head: float = bounded(1.0, minimum=0)
+    matrix: float = bounded(1.0, minimum=0)
+    norm: float = bounded(1.0, minimum=0)
+    bias: float = bounded(1.0, minimum=0)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer, its schedule and what surrounds them."""
+
+    name: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
+    lr: float = bounded(1e-3, above=0)
+    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
+    warmup_steps: int = bounded(0, minimum=0)
+    decay_steps: int = bounded(0, minimum=0)
+    end_lr_ratio: float = bounded(0.1, minimum=0, maximum=1)
+    weight_decay: float = bounded(0.1, minimum=0)
+    b1: float = bounded(0.9, minimum=0, below=1)
+    b2: float = bounded(0.95, minimum=0, below=1)
+    eps: float = bounded(1e-8, above=0)
+    momentum: float = bounded(0.9, minimum=0, below=1)
+    nesterov: bool = False
+    muon_lr: float = bounded(0.02, above=0)
+    muon_momentum: float = bounded(0.95, minimum=0, below=1)
+    grad_clip: float | None = bounded(1.0, above=0)
+    ema_decay: float | None = bounded(None, above=0, below=1)
+    lr_multipliers: LrMultipliers = field(default_factory=LrMultipliers)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 on one axis means all that are left.
+
+    `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
+    (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters that may stay whole on every device.
+    """
+
+    slice: int = plumbing(1, minimum=-1)
+    stage: int = plumbing(1, minimum=-1)
+    data: int = plumbing(-1, minimum=-1)
+    fsdp: int = plumbing(1, minimum=-1)
+    expert: int = plumbing(1, minimum=-1)
+    context: int = plumbing(1, minimum=-1)
+    tensor: int = plumbing(1, minimum=-1)
+    shard_sequence: bool = plumbing(False)
+    allow_replicated: tuple[str, ...] = plumbing(())
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a checkpoint is written and which are kept; zero in `keep_every_steps` keeps only the newest."""
+
+    every_steps: int = plumbing(500, minimum=1)
+    keep_last: int = plumbing(2, minimum=1)
+    keep_every_steps: int = plumbing(0, minimum=0)
+    asynchronous: bool = plumbing(True)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run reports."""
+
+    every_steps: int = plumbing(10, minimum=1)
+    tensorboard: bool = plumbing(True)
+    plot: bool = plumbing(True)
+    sample_prompt: str = plumbing("")
+    sample_tokens: int = plumbing(0, minimum=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    init_from: str | None = None
+
+    def __post_init__(self):
+        problems = list(_clashes(self))
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def _clashes(cfg: Config):
+    """Yield one sentence for every pair of fields that contradict each other."""
+    model, data, train, optim, mesh = cfg.model, cfg.data, cfg.train, cfg.optim, cfg.mesh
+    if model.num_heads % model.num_kv_heads:
+        yield f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}"
+    if model.positions == "learned" and data.seq_len > model.max_seq_len:
+        yield (
+            f"data.seq_len={data.seq_len} is longer than the table of learned positions, "
+            f"model.max_seq_len={model.max_seq_len}"
+        )
+    if model.positions == "rotary" and model.head_dim % 2:
+        yield f"model.head_dim={model.head_dim} is odd, but model.positions='rotary' rotates pairs"
+    if model.rope.scaling != "none" and model.positions != "rotary":
+        yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
+    if train.global_batch_size % train.microbatches:
+        yield (
+            f"train.global_batch_size={train.global_batch_size} is not divisible by "
+            f"train.microbatches={train.microbatches}"
+        )
+    if data.seq_len % train.loss_chunks:
+        yield f"data.seq_len={data.seq_len} is not divisible by train.loss_chunks={train.loss_chunks}"
+    if optim.warmup_steps + optim.decay_steps > train.steps:
+        yield (
+            f"optim.warmup_steps={optim.warmup_steps} plus optim.decay_steps={optim.decay_steps} "
+            f"is more than train.steps={train.steps}"
+        )
+    if optim.decay_steps and optim.schedule != "wsd":
+        yield f"optim.decay_steps={optim.decay_steps} is only read by optim.schedule='wsd', not {optim.schedule!r}"
+    if optim.schedule == "inverse_sqrt" and not optim.warmup_steps:
+        yield "optim.schedule='inverse_sqrt' needs optim.warmup_steps of at least 1, not 0"
+    if data.weights and len(data.weights) != len(data.sources):
+        yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
+    if any(weight <= 0 for weight in data.weights):
+        yield f"data.weights={data.weights} must all be above 0"
+    if not data.sources:
+        yield "data.sources is empty: name at least one source, such as 'shakespeare'"
+    rest = [f"mesh.{axis}" for axis in MESH_AXES if getattr(mesh, axis) == -1]
+    if len(rest) > 1:
+        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): give one of them a number"
+    for axis in MESH_AXES:
+        if getattr(mesh, axis) == 0:
+            yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
+    if mesh.shard_sequence and mesh.tensor == 1:
+        yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
+
+
+def replace(cfg: Config, **sections: dict) -> Config:
+    """Return `cfg` with fields changed, e.g. `replace(cfg, optim=dict(lr=1e-3), train=dict(steps=5))`."""
+    return dataclasses.replace(
+        cfg, **{name: dataclasses.replace(getattr(cfg, name), **fields) for name, fields in sections.items()}
+    )

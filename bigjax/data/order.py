@@ -1,0 +1,91 @@
+"""The order of rows: which row of which source is the k-th of a run, as a pure function of (seed, k).
+
+Sources are interleaved in exact proportion and every source is shuffled afresh in each of its epochs, by Grain. Nothing
+is stored: any k can be asked for at any time, so resuming, or another number of processes, cannot change the order.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+
+def mixture_shares(weights: Sequence[float]) -> tuple[int, ...]:
+    """Return the smallest whole numbers in proportion to weights, each taken as the decimal it prints as."""
+    fractions = [Fraction(str(weight)) for weight in weights]
+    scale = math.lcm(*(fraction.denominator for fraction in fractions))
+    shares = [int(fraction * scale) for fraction in fractions]
+    divisor = math.gcd(*shares)
+    return tuple(share // divisor for share in shares)
+
+
+def drawn(k: int, shares: Sequence[int]) -> list[int]:
+    """Return how many of the first `k` draws come from each source.
+
+    The first source gets its exact share of k, rounded up; the others divide the rest the same way. So after every
+    `sum(shares)` draws the counts are exactly in proportion, and each count rises one at a time.
+    """
+    counts, rest, total = [], k, sum(shares)
+    for share in shares:
+        others = rest * (total - share) // total
+        counts.append(rest - others)
+        rest, total = others, total - share
+    return counts
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a run's rows. Ids name a row and its epoch: `epoch * total rows + first row of its source + row`.
+
+    Attributes:
+      rows: number of rows of each source.
+      shares: whole numbers in proportion to which sources are drawn from.
+      first: (sources + 1,) number of rows of the sources before each.
+      shuffles: for each source a `grain.MapDataset` of the row numbers of all its epochs.
+    """
+
+    rows: tuple[int, ...]
+    shares: tuple[int, ...]
+    first: np.ndarray
+    shuffles: tuple[Any, ...]
+
+    def id_at(self, k: int) -> int:
+        """Return the id of the k-th row of the run."""
+        if len(self.rows) == 1:
+            source, index = 0, k
+        else:
+            before, after = drawn(k, self.shares), drawn(k + 1, self.shares)
+            source = next(i for i in range(len(before)) if before[i] != after[i])
+            index = before[source]
+        epoch = index // self.rows[source]
+        return epoch * int(self.first[-1]) + int(self.first[source]) + self.shuffles[source][index]
+
+    def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return source index, epoch and row number of ids, each of the same shape, int64."""
+        epoch, row = np.divmod(ids, self.first[-1])
+        source = np.searchsorted(self.first, row, side="right") - 1
+        return source, epoch, row - self.first[source]
+
+
+def build_order(rows: Sequence[int], weights: Sequence[float], seed: int) -> Order:
+    """Order the rows of sources.
+
+    Args:
+      rows: number of rows of each source, at least 1.
+      weights: proportions of rows drawn from each source. Empty: the sizes, and then every row of every source is drawn
+        once before any is drawn again.
+      seed: of the run.
+    """
+    import grain  # takes a second
+
+    shuffles = []
+    for source, count in enumerate(rows):
+        # Grain shuffles epoch e with seed + e: without the hash, run 1 would start with the second epoch of run 0.
+        hashed = int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:4])
+        shuffles.append(grain.MapDataset.range(count).shuffle(seed=hashed).repeat())
+    first = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+    return Order(tuple(rows), mixture_shares(weights or rows), first, tuple(shuffles))

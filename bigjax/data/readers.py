@@ -1,0 +1,124 @@
+"""Readers of local files: they yield (name, text) documents and name the file, line or byte of what they reject."""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigjax.data.errors import DataError
+
+
+def find_files(pattern: str) -> list[Path]:
+    """Return the files that match a glob (`~` and `**` allowed), sorted.
+
+    Raises:
+      DataError: nothing matches, or a file is empty.
+    """
+    expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
+    paths = sorted(Path(name) for name in glob.glob(expanded, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    files = [path for path in paths if path.is_file()]
+    if not files:
+        raise DataError(f"no file matches {pattern!r} (working folder: {Path.cwd()})")
+    for path in files:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty: remove it or leave it out of {pattern!r}")
+    return files
+
+
+def relative_names(files: list[Path]) -> dict[str, Path]:
+    """Name files relative to their common folder, so that names do not change when a corpus moves."""
+    root = Path(os.path.commonpath([path.resolve().parent for path in files]))
+    return {path.resolve().relative_to(root).as_posix(): path for path in files}
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decode(content: bytes, place: str, offset: int = 0) -> str:
+    """Decode UTF-8.
+
+    Args:
+      content: the bytes.
+      place: what to call their origin in the error.
+      offset: position of `content` in that origin, in bytes.
+
+    Raises:
+      DataError: the bytes are not UTF-8; gives the offset of the first bad one.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place} is not UTF-8: byte 0x{content[error.start]:02x} at byte offset {offset + error.start} "
+            f"({error.reason}); convert it, for example with iconv"
+        ) from None
+
+
+def read_text(name: str, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the one document of a plain text file, line ends untouched."""
+    yield name, decode(path.read_bytes(), str(path))
+
+
+def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+    """Yield a document per line of JSON; blank lines are skipped.
+
+    Raises:
+      DataError: a line is not UTF-8, not a JSON object, or lacks a string under `text_key`.
+    """
+    offset = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            text_line, offset = decode(line, f"{path}, line {number},", offset), offset + len(line)
+            if not text_line.strip():
+                continue
+            try:
+                record = json.loads(text_line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{path}, line {number}: a JSON object is needed, not {type(record).__name__}")
+            if text_key not in record:
+                raise DataError(
+                    f"{path}, line {number}: no key data.text_key={text_key!r}, only {', '.join(map(repr, record))}"
+                )
+            text = record[text_key]
+            if not isinstance(text, str):
+                raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
+            yield f"{name}:{number}", text
+
+
+def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+    """Yield a document per row of a Parquet file, read a batch of rows at a time.
+
+    Raises:
+      DataError: the file is not Parquet, has no rows, no column `text_key`, or a row without a UTF-8 string.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from None
+    with file:
+        columns = file.schema_arrow.names
+        if text_key not in columns:
+            raise DataError(f"{path}: no column data.text_key={text_key!r}, only {', '.join(map(repr, columns))}")
+        if file.metadata.num_rows == 0:
+            raise DataError(f"{path} is empty: it has no rows")
+        row = 0
+        for batch in file.iter_batches(batch_size=1024, columns=[text_key]):
+            column = batch.column(0)
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                raise DataError(f"{path}: column {text_key!r} holds {column.type}, not strings")
+            # As bytes, since Arrow does not check UTF-8 when it reads.
+            for value in column.cast(pa.large_binary()).to_pylist():
+                if value is None:
+                    raise DataError(f"{path}, row {row}: {text_key!r} is null")
+                yield f"{name}:{row}", decode(value, f"{path}, row {row},")
+                row += 1

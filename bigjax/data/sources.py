@@ -1,0 +1,147 @@
+"""Sources: from the strings of `data.sources` to documents, (name, text) pairs, split into training and held-out ones.
+
+A source is known by the hash of its content, never by its path or time stamp: local files are read once, in full, to
+compute it. Held-out documents are whole documents. Which they are depends on the source:
+
+- `shakespeare` has a fixed list of held-out works, which is never trained on;
+- with `data.eval_sources` the other sources train on all their documents, and those sources are evaluated on;
+- otherwise a document is held out when a hash of its text, as a number in [0, 1), is below `data.holdout`. So a
+  document is on the same side in every run and on every machine, and copies of a document are on one side.
+"""
+
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bigjax.data import readers, shakespeare, tfds_source
+from bigjax.data.errors import DataError
+
+Split = Literal["train", "eval"]
+Document = tuple[str, str]
+"""Name and text."""
+
+FORMS = {
+    "shakespeare": "shakespeare",
+    "text": "text:GLOB",
+    "jsonl": "jsonl:GLOB",
+    "parquet": "parquet:GLOB",
+    "tfds": "tfds:NAME[:SPLIT]",
+}
+"""How a source of each kind is written."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents that can be read again and again, in a fixed order.
+
+    Attributes:
+      spec: the string it was opened from.
+      files: sha256 of every file by name; empty for the packaged corpus.
+      digest: sha256 of everything the documents depend on.
+      read: starts a pass over all the documents.
+    """
+
+    spec: str
+    files: dict[str, str]
+    digest: str
+    read: Callable[[], Iterator[Document]]
+
+
+def open_source(spec: str, text_key: str) -> Source:
+    """Open a source and hash its content.
+
+    Raises:
+      DataError: unknown kind, no file matches, an empty file, a dataset that is not prepared, an unknown split.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind not in FORMS or (spec != "shakespeare" if kind == "shakespeare" else not rest):
+        near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
+        raise DataError(
+            f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}"
+        )
+    if kind == "shakespeare":
+        return Source(spec, {}, shakespeare.SHA256, shakespeare.works)
+    if kind == "tfds":
+        builder, split = tfds_source.open_split(rest, text_key)
+        paths = {path.name: path for path in tfds_source.split_files(builder, split)}
+        read = functools.partial(tfds_source.read_tfds, builder, split, text_key)
+        return _hashed(spec, [kind, split, text_key], paths, read)
+    paths = readers.relative_names(readers.find_files(rest))
+    if kind == "text":
+        return _hashed(spec, [kind], paths, lambda: (doc for item in paths.items() for doc in readers.read_text(*item)))
+    reader = readers.read_jsonl if kind == "jsonl" else readers.read_parquet
+    documents = lambda: (doc for item in paths.items() for doc in reader(*item, text_key))  # noqa: E731
+    return _hashed(spec, [kind, text_key], paths, documents)
+
+
+def _hashed(spec: str, how: list[str], paths: dict, read: Callable[[], Iterator[Document]]) -> Source:
+    files = {name: readers.file_digest(path) for name, path in paths.items()}
+    digest = hashlib.sha256(json.dumps([how, files]).encode()).hexdigest()
+    return Source(spec, files, digest, read)
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """One side of a source.
+
+    Attributes:
+      source: where the documents come from.
+      split: `train` or `eval`.
+      rule: which documents belong to it: `all`, `works` (the fixed list) or `hash:P`.
+    """
+
+    source: Source
+    split: Split
+    rule: str
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents on this side, in the order of the source."""
+        for name, text in self.source.read():
+            if self.rule == "all" or (self.split == "eval") == self._held_out(name, text):
+                yield name, text
+
+    def _held_out(self, name: str, text: str) -> bool:
+        if self.rule == "works":
+            return name in shakespeare.HELD_OUT
+        return document_fraction(text) < float(self.rule.removeprefix("hash:"))
+
+    def key(self) -> list[str]:
+        """What the documents depend on, for a cache."""
+        return [self.source.digest, self.split if self.rule != "all" else "all", self.rule]
+
+
+def document_fraction(text: str) -> float:
+    """Map a text to a number in [0, 1) that is uniform over texts: the first 53 bits of its sha256."""
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11) / 2**53
+
+
+def split_sources(
+    sources: tuple[str, ...], eval_sources: tuple[str, ...], holdout: float, text_key: str
+) -> tuple[list[SplitSource], list[SplitSource]]:
+    """Return the training sides and the held-out sides (none when nothing is held out).
+
+    Raises:
+      DataError: as `open_source`, or a file is both trained on and evaluated on.
+    """
+    train_side = [open_source(spec, text_key) for spec in sources]
+    rule = f"hash:{holdout}" if holdout and not eval_sources else "all"
+    rules = ["works" if source.spec == "shakespeare" else rule for source in train_side]
+    train = [SplitSource(source, "train", rule) for source, rule in zip(train_side, rules, strict=True)]
+    if not eval_sources:
+        held_out = zip(train_side, rules, strict=True)
+        return train, [SplitSource(source, "eval", rule) for source, rule in held_out if rule != "all"]
+    eval_side = [open_source(spec, text_key) for spec in eval_sources]
+    trained_on = {digest: (source.spec, name) for source in train_side for name, digest in source.files.items()}
+    for source in eval_side:
+        for name, digest in source.files.items():
+            if digest in trained_on:
+                spec, trained_name = trained_on[digest]
+                raise DataError(
+                    f"data.eval_sources: {name} of {source.spec!r} has the same bytes as {trained_name} of {spec!r}, "
+                    "which is trained on: take it out of one of them"
+                )
+    return train, [SplitSource(s, "eval", "works" if s.spec == "shakespeare" else "all") for s in eval_side]

@@ -1,0 +1,164 @@
+"""Training batches: any step's batch by number, the same for every process count, and read ahead in the background."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bigjax.data.errors import DataError
+from bigjax.data.order import Order, drawn
+from bigjax.data.packing import pack_rows
+from bigjax.data.shards import Shard
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's rows of a global batch.
+
+    Attributes:
+      step: its number.
+      ids: (rows,) int64, which rows these are; -1 for rows that only fill up a batch.
+      arrays: (rows, S) arrays by name, see `packing.pack_rows`.
+    """
+
+    step: int
+    ids: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+
+def gather(
+    shards: Sequence[Shard], source: np.ndarray, row: np.ndarray, seq_len: int, document_mask: bool
+) -> dict[str, np.ndarray]:
+    """Build rows of several shards.
+
+    Args:
+      shards: one per source.
+      source: (B,) index of each row's shard.
+      row: (B,) its number there; a number past the end gives a row of padding.
+      seq_len: S.
+      document_mask: as in `pack_rows`.
+    """
+    masks = {i: source == i for i in np.unique(source).tolist()}
+    packed = {
+        i: pack_rows(shards[i].tokens, shards[i].offsets, row[mask], seq_len, document_mask)
+        for i, mask in masks.items()
+    }
+    if len(packed) == 1:
+        return packed.popitem()[1]
+    arrays = {}
+    for name, example in next(iter(packed.values())).items():
+        arrays[name] = np.zeros((len(row), seq_len), example.dtype)
+        for i, mask in masks.items():
+            arrays[name][mask] = packed[i][name]
+    return arrays
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """The training data of a run: global batch t holds rows t*B to t*B + B of the order.
+
+    Attributes:
+      specs: the sources, as configured.
+      shards: their tokens.
+      order: the order of their rows.
+      seed: the seed it was made with.
+      rows: the part of every global batch that this process needs.
+      global_batch_size: B.
+      seq_len: S.
+      document_mask: as in `pack_rows`.
+      prefetch: number of batches to read ahead.
+    """
+
+    specs: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    order: Order
+    seed: int
+    rows: slice
+    global_batch_size: int
+    seq_len: int
+    document_mask: bool
+    prefetch: int
+
+    def batch(self, step: int) -> Batch:
+        """Return this process's rows of the batch of a step."""
+        first = step * self.global_batch_size
+        ids = np.array([self.order.id_at(first + i) for i in range(self.rows.start, self.rows.stop)], np.int64)
+        source, _, row = self.order.locate(ids)
+        return Batch(step, ids, gather(self.shards, source, row, self.seq_len, self.document_mask))
+
+    @contextmanager
+    def batches(self, start_step: int) -> Iterator[Iterator[Batch]]:
+        """Open an endless iterator over the batches of `start_step` and later; leaving the context ends its thread.
+
+        What goes wrong while reading ahead is raised where the batch is asked for.
+        """
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+            ready = deque(pool.submit(self.batch, start_step + i) for i in range(self.prefetch))
+
+            def read() -> Iterator[Batch]:
+                for step in itertools.count(start_step + self.prefetch):
+                    batch = ready.popleft().result()
+                    ready.append(pool.submit(self.batch, step))
+                    yield batch
+
+            try:
+                yield read()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return where the data stands before `step`, as JSON-able values for a checkpoint.
+
+        `rows` and `tokens` count what the whole run has drawn from each source so far, a row as `seq_len` tokens.
+        """
+        counts = drawn(step * self.global_batch_size, self.order.shares)
+        sources = [
+            {
+                "source": spec,
+                "sha256": shard.digest,
+                "epoch": count // rows,
+                "rows": count,
+                "tokens": count * self.seq_len,
+            }
+            for spec, shard, count, rows in zip(self.specs, self.shards, counts, self.order.rows, strict=True)
+        ]
+        return {"next_step": step, **self._identity(), "sources": sources}
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Make sure that a saved state belongs to the same data in the same order.
+
+        Raises:
+          DataError: it does not; names every field that differs, with both values.
+        """
+        differences = [
+            f"{name} was {state.get(name)!r} and is {value!r}"
+            for name, value in self._identity().items()
+            if state.get(name) != value
+        ]
+        saved = state.get("sources", [])
+        if len(saved) != len(self.shards):
+            differences.append(f"there were {len(saved)} sources and are {len(self.shards)}")
+        for spec, shard, old in zip(self.specs, self.shards, saved, strict=False):
+            if old["sha256"] != shard.digest:
+                differences.append(
+                    f"the tokens of {spec!r} (was {old['source']!r}) have changed: sha256 was {old['sha256'][:12]} and "
+                    f"is {shard.digest[:12]} (the text, its split or the tokenizer is another)"
+                )
+        if differences:
+            raise DataError(
+                f"the data is not that of the checkpoint at step {state.get('next_step')}: " + "; ".join(differences)
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            "seq_len": self.seq_len,
+            "document_mask": self.document_mask,
+            "shares": list(self.order.shares),
+        }

@@ -1,0 +1,194 @@
+"""Tokenizers: text to ids and back, and how many UTF-8 bytes each id stands for.
+
+`token_bytes` turns a loss in nats per token into bits per byte, which can be compared between tokenizers. It is exact
+for `bytes` and byte-level BPE; for SentencePiece vocabularies it counts the space that many of them put before a text.
+Text is always taken literally: a special token spelled out in a document is encoded like any other characters.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bigjax.data.errors import DataError
+
+FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+END_OF_TEXT = "<|endoftext|>"
+EOS_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+"""What an end-of-text token is called, where no tokenizer_config.json says."""
+
+
+class Tokenizer(Protocol):
+    """What all tokenizers offer.
+
+    Attributes:
+      vocab_size: one more than the largest id.
+      eos_id: the id that ends a document, if there is one.
+      token_bytes: (vocab_size,) int32, UTF-8 bytes each id stands for, 0 for special ones.
+      digest: sha256 of the definition.
+    """
+
+    vocab_size: int
+    eos_id: int | None
+    token_bytes: np.ndarray
+    digest: str
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the ids (n,) int32 of a text, nothing added."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Encode several texts."""
+        ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of ids, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the definition into a folder, for `load_tokenizer`."""
+        ...
+
+
+class ByteTokenizer:
+    """Ids are the 256 byte values of the UTF-8 text; no special tokens."""
+
+    vocab_size = 256
+    eos_id: int | None = None
+    digest = "bytes"
+
+    def __init__(self):
+        self.token_bytes = np.ones(256, np.int32)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        # A model may have spare ids above 255; 0xff never occurs in UTF-8.
+        return np.minimum(np.asarray(ids, np.int64), 255).astype(np.uint8).tobytes().decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE).write_text(json.dumps({"kind": "bytes"}))
+
+
+class JsonTokenizer:
+    """A tokenizer of the `tokenizers` library: byte-level BPE, or SentencePiece-style BPE or Unigram.
+
+    Raises:
+      DataError: the kind of vocabulary does not tell how many bytes a token stands for, or `eos_token` is not in it.
+    """
+
+    def __init__(self, definition: str, eos_token: str | None, place: str):
+        """Args:
+        definition: the content of a tokenizer.json.
+        eos_token: the token that ends a document; None takes the first of `EOS_NAMES` that exists.
+        place: what to call the definition in errors.
+        """
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            self._backend = Backend.from_str(definition)
+        except Exception as error:  # the library raises Exception itself
+            raise DataError(f"{place} is not a tokenizer.json that can be read: {error}") from None
+        self._backend.encode_special_tokens = True  # read special tokens in a text literally
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        if eos_token is None:
+            eos_token = next((name for name in EOS_NAMES if name in vocabulary), None)
+        elif eos_token not in vocabulary:
+            raise DataError(f"{place}: the eos_token {eos_token!r} of its {CONFIG_FILE} is not in the vocabulary")
+        self._eos_token = eos_token
+        self._definition = definition
+        self.eos_id = None if eos_token is None else vocabulary[eos_token]
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.token_bytes = np.zeros(self.vocab_size, np.int32)
+        added = self._backend.get_added_tokens_decoder()
+        length = _token_length(json.loads(definition), place)
+        for token, id_ in vocabulary.items():
+            if id_ not in added:
+                self.token_bytes[id_] = length(token)
+            elif not added[id_].special:
+                self.token_bytes[id_] = len(token.encode())
+        self.digest = hashlib.sha256(json.dumps([definition, eos_token]).encode()).hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        (folder / FILE).write_text(self._definition, encoding="utf-8")
+        if self._eos_token is not None:
+            (folder / CONFIG_FILE).write_text(json.dumps({"eos_token": self._eos_token}))
+
+
+def _token_length(definition: dict[str, Any], place: str) -> Callable[[str], int]:
+    """Return the function from a token's spelling to its number of UTF-8 bytes."""
+    parts = [definition.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    pieces = json.dumps(parts, ensure_ascii=False)
+    if '"ByteLevel"' in pieces:
+        return len  # a character per byte
+    if '"Metaspace"' in pieces or "\u2581" in pieces:
+        unknown = (definition.get("model") or {}).get("unk_token")
+
+        def length(token: str) -> int:
+            if token == unknown:
+                return 0
+            return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("\u2581", " ").encode())
+
+        return length
+    raise DataError(
+        f"{place}: only byte-level and SentencePiece-style vocabularies tell how many bytes a token stands for; "
+        f"this one has the decoder {(definition.get('decoder') or {}).get('type')!r}"
+    )
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write `tokenizer.json` (for `bytes` it says just that) into a folder, such as a run's."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tokenizer.save(Path(folder))
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Load the tokenizer that `save_tokenizer` wrote, or a `tokenizer.json` from elsewhere.
+
+    The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside it, else the first of `EOS_NAMES`.
+
+    Raises:
+      DataError: there is none, or it cannot be used.
+    """
+    return load_file(Path(folder) / FILE)
+
+
+def load_file(path: Path) -> Tokenizer:
+    """Load a tokenizer from the path of its `tokenizer.json`; see `load_tokenizer`."""
+    path = path.expanduser()
+    if not path.is_file():
+        raise DataError(f"there is no tokenizer at {path}")
+    try:
+        definition = path.read_text(encoding="utf-8")
+        content = json.loads(definition)
+        config_path = path.with_name(CONFIG_FILE)
+        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{path} or the {CONFIG_FILE} beside it is not JSON: {error}") from None
+    if content == {"kind": "bytes"}:
+        return ByteTokenizer()
+    eos_token = config.get("eos_token")
+    if isinstance(eos_token, dict):  # an added token, spelled out
+        eos_token = eos_token.get("content")
+    return JsonTokenizer(definition, eos_token, str(path))

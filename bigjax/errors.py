@@ -1,0 +1,11 @@
+"""Errors that are the user's to mend: a command shows their message without a traceback."""
+
+
+class UserError(Exception):
+    """Something the user asked for cannot be done; the message says what to change. A command ends with `exit_code`."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """One or more fields of a config are wrong; the message has one sentence a line."""

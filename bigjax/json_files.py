@@ -1,0 +1,47 @@
+"""JSON that every reader accepts, written so that no reader sees half of it."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def dumps(value: Any) -> str:
+    """Return `value` as one line of JSON; NaN and infinities become the strings "NaN", "Infinity" and "-Infinity".
+
+    JSON has no such numbers. The strings keep the three apart, and `float()` reads each of them back.
+
+    Raises:
+        TypeError: `value` holds something that JSON cannot, such as an array.
+    """
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, whole or not at all.
+
+    Raises:
+        TypeError: as in `dumps`; the file is left as it was.
+    """
+    write_text(path, json.dumps(_finite(value), allow_nan=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all: a reader, or a crash, meets the old file or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(element) for key, element in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(element) for element in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value

@@ -1,0 +1,138 @@
+"""Averages from sums and counts, and where the numbers of a run go: `metrics.jsonl`, TensorBoard and the console."""
+
+import json
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import jax
+
+from bigjax.config import LogConfig
+from bigjax.console import Progress
+from bigjax.json_files import dumps, write_text
+from bigjax.run_folder import RunFolder
+
+Sums = Mapping[str, tuple[Any, Any]]
+"""Name -> (sum, count), scalars on device or host. Adding both before dividing makes averages exact under any split."""
+
+
+def add(a: Sums, b: Sums) -> Sums:
+    """Return the sums and counts of two batches together."""
+    return jax.tree.map(operator.add, a, b)
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Return name -> sum / count as floats, waiting for the device; NaN where nothing was counted."""
+    host = jax.device_get(dict(sums))
+    return {name: float(total) / float(count) if count else math.nan for name, (total, count) in host.items()}
+
+
+class MetricsWriter:
+    """Where the rows of a run go. Only process 0 writes; on the others every method does nothing.
+
+    A row of `metrics.jsonl` is one JSON object: `step`, `time_s` (seconds the run has been training, over all its
+    sessions) and the metrics; NaN and infinities are the strings "NaN", "Infinity", "-Infinity", which `float()` reads.
+    Rows of one step have no metric in common. A row is on its way to the disk when `write` returns.
+
+    Args:
+        run: an open run folder.
+        cfg: whether TensorBoard is wanted.
+        total_steps: length of the run.
+        resumed_at: the step of the checkpoint this session started from: what an earlier session wrote about later
+            steps is dropped. None: the session starts from nothing, and every earlier row is dropped.
+    """
+
+    def __init__(self, run: RunFolder, cfg: LogConfig, total_steps: int, resumed_at: int | None = None):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        kept = -1 if resumed_at is None else resumed_at
+        self._start = monotonic() - truncate_after(run.metrics, kept)
+        self._file = run.metrics.open("a", encoding="utf-8")
+        self._tensorboard = _TensorBoard(run.tensorboard, kept + 1) if cfg.tensorboard else None
+        self._progress = Progress(total_steps, resumed_at or 0)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record `metrics` (keys such as `train/loss`) of the state after `step` steps.
+
+        Raises:
+            TypeError: a value is not a number that JSON holds; convert arrays with `float` first.
+        """
+        if not self._active:
+            return
+        row = {"step": step, "time_s": round(monotonic() - self._start, 3), **metrics}
+        self._file.write(dumps(row) + "\n")
+        self._file.flush()
+        if self._tensorboard:
+            self._tensorboard.write(step, metrics)
+        self._progress.update(step, metrics)
+
+    def close(self) -> None:
+        """Finish the progress line and wait until everything is written."""
+        if not self._active:
+            return
+        self._progress.close()
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `metrics.jsonl` in order, with the strings for NaN and infinities turned back into floats.
+
+    A last line that a crash cut short is left out.
+    """
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                row = json.loads(line)
+                yield {name: float(value) if name != "step" else value for name, value in row.items()}
+
+
+def truncate_after(path: Path, step: int) -> float:
+    """Drop the rows of later steps than `step`, atomically, and return the `time_s` of the last row kept, or 0."""
+    if not path.is_file():
+        return 0.0
+    kept = [row for row in read_rows(path) if row["step"] <= step]
+    write_text(path, "".join(dumps(row) + "\n" for row in kept))
+    return kept[-1]["time_s"] if kept else 0.0
+
+
+class _TensorBoard:
+    """Event files, written by one background thread: importing tensorboardX takes seconds the first step can use."""
+
+    def __init__(self, folder: Path, purge_step: int):
+        self._thread = ThreadPoolExecutor(1, "tensorboard")
+        self._writer = self._thread.submit(self._open, folder, purge_step)
+        self._last: Future[None] | None = None
+
+    @staticmethod
+    def _open(folder: Path, purge_step: int) -> Any:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=purge_step)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._last is not None and self._last.done():
+            self._last.result()  # raises what went wrong in the thread
+        self._last = self._thread.submit(self._add, step, dict(metrics))
+
+    def _add(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.result().add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+        if self._last is not None:
+            self._last.result()
+        self._writer.result().close()

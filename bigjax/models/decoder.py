@@ -1,0 +1,270 @@
+"""A decoder-only transformer that covers GPT-2/3 (Radford et al. 2019; Brown et al. 2020) and the Llama family
+(Touvron et al. 2023; Grattafiori et al. 2024) by configuration.
+
+Legend: B batch, S sequence, T cached sequence, D model, F mlp, H heads, G kv heads, K head dim, V vocab, L layers.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import normal, ones, zeros
+
+from bigjax import params as param_tree
+from bigjax.config import ModelConfig
+from bigjax.models import attention, layers
+from bigjax.params import ParamSpec
+from bigjax.sharding import UNSHARDED, Layout
+
+Params = Any
+
+
+def specs(cfg: ModelConfig) -> dict:
+    """Declare every parameter. Residual projections start smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
+    L, D, F, V = cfg.num_layers, cfg.d_model, cfg.d_ff, cfg.vocab_size
+    H, G, K = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    inner, residual = normal(cfg.init_std), normal(cfg.init_std / (2 * L) ** 0.5)
+
+    def weight(sizes: tuple[int, ...], axes: tuple[str, ...], contracts=("embed",), init=inner) -> ParamSpec:
+        return ParamSpec((L, *sizes), ("layers", *axes), "matrix", init, contracts)
+
+    def bias(sizes: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
+        return ParamSpec((L, *sizes), ("layers", *axes), "bias", zeros)
+
+    attn = {
+        "q": weight((D, H, K), ("embed", "heads", "head_dim")),
+        "k": weight((D, G, K), ("embed", "kv_heads", "head_dim")),
+        "v": weight((D, G, K), ("embed", "kv_heads", "head_dim")),
+        "o": weight((H, K, D), ("heads", "head_dim", "embed"), ("heads", "head_dim"), residual),
+    }
+    if cfg.bias in ("all", "qkv"):
+        attn["q_bias"] = bias((H, K), ("heads", "head_dim"))
+        attn["k_bias"] = bias((G, K), ("kv_heads", "head_dim"))
+        attn["v_bias"] = bias((G, K), ("kv_heads", "head_dim"))
+    if cfg.qk_norm:
+        attn["q_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
+        attn["k_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
+    mlp = {"up": weight((D, F), ("embed", "mlp")), "down": weight((F, D), ("mlp", "embed"), ("mlp",), residual)}
+    if cfg.activation == "swiglu":
+        mlp["gate"] = weight((D, F), ("embed", "mlp"))
+    if cfg.bias == "all":
+        attn["o_bias"] = bias((D,), ("vector",))
+        mlp["up_bias"] = bias((F,), ("mlp",))
+        mlp["down_bias"] = bias((D,), ("vector",))
+
+    def norm(stack: tuple[int, ...]) -> dict[str, ParamSpec]:
+        axes = ("layers", "vector")[-1 - len(stack) :]
+        declared = {"scale": ParamSpec((*stack, D), axes, "norm", ones)}
+        if cfg.norm == "layernorm" and cfg.bias == "all":
+            declared["bias"] = ParamSpec((*stack, D), axes, "bias", zeros)
+        return declared
+
+    embed = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", inner)}
+    if cfg.positions == "learned":
+        embed["positions"] = ParamSpec((cfg.max_seq_len, D), ("positions", "embed"), "embedding", inner)
+    declared = {
+        "embed": embed,
+        "blocks": {"attn_norm": norm((L,)), "attn": attn, "mlp_norm": norm((L,)), "mlp": mlp},
+        "final_norm": norm(()),
+    }
+    if not cfg.tie_embeddings:
+        declared["head"] = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "head", inner)}
+    return declared
+
+
+def apply(
+    params: Params,
+    tokens_BS: jax.Array,
+    cfg: ModelConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    positions_BS: jax.Array | None = None,
+    segments_BS: jax.Array | None = None,
+    key: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
+) -> jax.Array:
+    """Return the final hidden states `(B, S, D)` in the compute dtype.
+
+    Args:
+      params: as declared by `specs`; `params["blocks"]` may also be a list of one tree per layer.
+      positions_BS: position of each token, restarting with each document; None counts from 0 along the row.
+      segments_BS: document number of each token, 0 for padding; a token sees its own document only.
+      key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
+    """
+    rate = cfg.dropout if key is not None else 0.0
+    attend = attention.select(
+        cfg.attention,
+        segments=segments_BS is not None,
+        window=cfg.sliding_window,
+        softcap=cfg.attn_softcap,
+        dropout=rate,
+        dtype=cfg.dtype,
+    )
+    mask = attention.Mask(segments_BS, cfg.sliding_window)
+    embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
+    x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
+    x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
+    rope = _rope(positions_BS, tokens_BS.shape[1], cfg)
+
+    def block(x, layer, index):
+        keys: Any = (None, None, None)
+        if rate:
+            assert key is not None
+            keys = jax.random.split(jax.random.fold_in(key, index), 3)
+        probs_dropout = attention.ProbsDropout(rate, keys[0], rows_B) if rate and rows_B is not None else None
+
+        def self_attend(q, k, v):
+            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=probs_dropout, layout=layout), None
+
+        drop = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
+        return _block(x, layer, cfg, layout, rope, self_attend, drop)[0]
+
+    block = layers.rematerialised(block, cfg.remat)
+    blocks = params["blocks"]
+    if cfg.layers == "scan" and not isinstance(blocks, list):
+        step = lambda x, xs: (block(x, *xs), None)  # noqa: E731
+        x_BSD, _ = jax.lax.scan(step, x_BSD, (blocks, jnp.arange(cfg.num_layers)))
+    else:
+        for index, layer in enumerate(blocks if isinstance(blocks, list) else param_tree.unstack(blocks)):
+            x_BSD = block(x_BSD, layer, index)
+    return final_norm(params, x_BSD, cfg)
+
+
+def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Look tokens (and learned positions) up: `(B, S, D)` in the compute dtype."""
+    declared = specs(cfg)["embed"]
+    tables = layout.gather(params["embed"], declared, cfg.dtype)
+    out_sharding = layout.act("batch", "residual_seq", "embed")
+    x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=out_sharding)
+    if cfg.positions != "learned":
+        return x_BSD
+    if positions_BS is None:
+        return x_BSD + layout.place(tables["positions"][: tokens_BS.shape[1]], "residual_seq", "embed")
+    return x_BSD + tables["positions"].at[positions_BS].get(out_sharding=out_sharding)
+
+
+def final_norm(params: Params, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Normalise the residual stream after the last block."""
+    return _norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
+
+
+def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Return the output matrix `(V, D)` in the compute dtype: the token table if tied, else the head."""
+    owner = "embed" if cfg.tie_embeddings else "head"
+    return layout.gather(params[owner]["tokens"], specs(cfg)[owner]["tokens"], cfg.dtype)
+
+
+def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
+    """Return logits `(B, S, V)` in float32, soft-capped if configured (Gemma Team 2024, section 2)."""
+    x_BSD = layout.place(x_BSD, "batch", "seq", "embed")
+    w_VD = unembedding(params, cfg, layout)
+    out = jnp.einsum(
+        "BSD,VD->BSV",
+        x_BSD,
+        w_VD,
+        preferred_element_type=jnp.float32,
+        out_sharding=layout.act("batch", "seq", "vocab"),
+    )
+    return softcap(out, cfg.final_softcap)
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Return `cap * tanh(x / cap)`, or `x` when there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far.
+
+    Attributes:
+      k, v: `(L, B, T, G, K)` in the compute dtype, filled up to `length`.
+      length: number of filled positions. starts_B: first real position of each row (rows are padded on the left).
+    """
+
+    k: jax.Array
+    v: jax.Array
+    length: jax.Array
+    starts_B: jax.Array
+
+
+def init_cache(cfg: ModelConfig, starts_B: jax.Array, max_len: int) -> Cache:
+    """Return an empty cache for `max_len` tokens a row."""
+    shape = (cfg.num_layers, starts_B.shape[0], max_len, cfg.num_kv_heads, cfg.head_dim)
+    empty = jnp.zeros(shape, cfg.dtype)
+    return Cache(empty, empty, jnp.zeros((), jnp.int32), starts_B)
+
+
+def decode(
+    params: Params, tokens_BS: jax.Array, cache: Cache, cfg: ModelConfig, *, layout: Layout = UNSHARDED
+) -> tuple[jax.Array, Cache]:
+    """Feed the next S tokens of each row; return their hidden states `(B, S, D)` and the longer cache."""
+    S, T = tokens_BS.shape[1], cache.k.shape[2]
+    index_S = cache.length + jnp.arange(S)
+    positions_BS = jnp.maximum(index_S - cache.starts_B[:, None], 0)
+    allowed_BST = (jnp.arange(T) <= index_S[:, None]) & (jnp.arange(T) >= cache.starts_B[:, None, None])
+    if cfg.sliding_window is not None:
+        allowed_BST &= jnp.arange(T) > index_S[:, None] - cfg.sliding_window
+    rope = _rope(positions_BS, S, cfg)
+
+    def block(x, xs):
+        layer, k_cache, v_cache = xs
+
+        def attend(q, k, v):
+            keys = jax.lax.dynamic_update_slice_in_dim(k_cache, k, cache.length, axis=1)
+            values = jax.lax.dynamic_update_slice_in_dim(v_cache, v, cache.length, axis=1)
+            out = attention.masked(q, keys, values, allowed_BST[:, None, None], softcap=cfg.attn_softcap, layout=layout)
+            return out, (keys, values)
+
+        return _block(x, layer, cfg, layout, rope, attend, (lambda y: y, lambda y: y))
+
+    x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
+    x_BSD, (k, v) = jax.lax.scan(block, x_BSD, (params["blocks"], cache.k, cache.v))
+    return final_norm(params, x_BSD, cfg), cache._replace(k=k, v=v, length=cache.length + S)
+
+
+def _norm(x: jax.Array, p: dict, cfg: ModelConfig) -> jax.Array:
+    if cfg.norm == "rmsnorm":
+        return layers.rms_norm(x, p["scale"], cfg.norm_eps)
+    return layers.layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
+
+
+def _rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig):
+    if cfg.positions != "rotary":
+        return None
+    positions = jnp.arange(seq_len)[None] if positions_BS is None else positions_BS
+    return layers.rope_tables(positions, cfg.rope, cfg.head_dim)
+
+
+def _block(x_BSD, layer, cfg: ModelConfig, layout: Layout, rope, attend, drop):
+    """One pre-norm block. `attend(q, k, v)` returns the mixed values and whatever its caller wants back."""
+    p = layout.gather(layer, specs(cfg)["blocks"], cfg.dtype)
+    attn, mlp = p["attn"], p["mlp"]
+    h = layout.place(_norm(x_BSD, p["attn_norm"], cfg), "batch", "seq", "embed")
+
+    def project(name: str, heads: str) -> jax.Array:
+        sharding = layout.act("batch", "seq", heads, "head_dim")
+        y = jnp.einsum("BSD,DHK->BSHK", h, attn[name], out_sharding=sharding)
+        y = y + attn[f"{name}_bias"] if f"{name}_bias" in attn else y
+        y = layers.rms_norm(y, attn[f"{name}_norm"], cfg.norm_eps) if f"{name}_norm" in attn else y
+        return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
+
+    q, k, v = project("q", "heads"), project("k", "kv_heads"), project("v", "kv_heads")
+    q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
+    mixed, aux = attend(q, k, v)
+    mixed = checkpoint_name(mixed, "attn_mixed")
+    residual = layout.act("batch", "residual_seq", "embed")
+    y = jnp.einsum("BSHK,HKD->BSD", mixed, attn["o"], out_sharding=residual)
+    y = checkpoint_name(y + attn["o_bias"] if "o_bias" in attn else y, "attn_out")
+    x_BSD = x_BSD + drop[0](y)
+
+    h = layout.place(_norm(x_BSD, p["mlp_norm"], cfg), "batch", "seq", "embed")
+    hidden_sharding = layout.act("batch", "seq", "mlp")
+    hidden = jnp.einsum("BSD,DF->BSF", h, mlp["up"], out_sharding=hidden_sharding)
+    hidden = checkpoint_name(hidden + mlp["up_bias"] if "up_bias" in mlp else hidden, "mlp_hidden")
+    gate = jnp.einsum("BSD,DF->BSF", h, mlp["gate"], out_sharding=hidden_sharding) if "gate" in mlp else None
+    hidden = layers.activation(cfg.activation, hidden, gate)
+    y = jnp.einsum("BSF,FD->BSD", hidden, mlp["down"], out_sharding=residual)
+    y = checkpoint_name(y + mlp["down_bias"] if "down_bias" in mlp else y, "mlp_out")
+    return x_BSD + drop[1](y), aux

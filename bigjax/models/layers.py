@@ -1,0 +1,134 @@
+"""What the model families share: norms, activations, rotary positions, dropout, rematerialisation.
+
+Legend: B batch, S sequence, D model, F mlp, H heads, K head dim, L layers.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax.config import RopeConfig
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
+    """Normalise the last axis to mean 0 and variance 1 in float32 (Ba et al. 2016), then scale and shift."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    y = (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * scale
+    return y if bias is None else y + bias
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Divide the last axis by its root mean square in float32 (Zhang & Sennrich 2019), then scale."""
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype) * scale
+
+
+def activation(name: str, hidden: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+    """Apply the non-linearity `name` to `(..., F)`; `swiglu` (Shazeer 2020) multiplies silu(gate) with `hidden`."""
+    if name == "swiglu":
+        assert gate is not None
+        return jax.nn.silu(gate) * hidden
+    if name == "relu_squared":  # So et al. 2021 (Primer), section 4
+        return jnp.square(jax.nn.relu(hidden))
+    return jax.nn.gelu(hidden, approximate=name == "gelu_tanh")  # Hendrycks & Gimpel 2016
+
+
+def rope_frequencies(cfg: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
+    """Return the angular frequency of each rotated pair `(K/2,)` and the factor on cos and sin.
+
+    Plain: Su et al. 2021, section 3.2.2. `llama3`: Grattafiori et al. 2024, as published with the weights: wavelengths
+    beyond `original_max_seq_len / low_freq_factor` are stretched by `factor`, those below
+    `original_max_seq_len / high_freq_factor` kept, and those between interpolated.
+    `yarn`: Peng et al. 2023, section 3.2, with the attention factor 0.1 ln(factor) + 1 of section 3.4.
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    frequency = cfg.theta**-exponent
+    if cfg.scaling == "none":
+        return frequency.astype(np.float32), 1.0
+    stretched = frequency / cfg.factor
+    if cfg.scaling == "llama3":
+        turns = cfg.original_max_seq_len * frequency / (2 * math.pi)
+        keep = (turns - cfg.low_freq_factor) / (cfg.high_freq_factor - cfg.low_freq_factor)
+        factor = 1.0
+    else:
+        low, high = (_pair_of_turns(turns, cfg, head_dim) for turns in (cfg.beta_fast, cfg.beta_slow))
+        low, high = max(math.floor(low), 0), min(math.ceil(high), head_dim - 1)
+        keep = 1 - (np.arange(head_dim // 2) - low) / max(high - low, 1e-3)
+        factor = 0.1 * math.log(cfg.factor) + 1.0
+    keep = np.clip(keep, 0, 1)
+    return (keep * frequency + (1 - keep) * stretched).astype(np.float32), factor
+
+
+def _pair_of_turns(turns: float, cfg: RopeConfig, head_dim: int) -> float:
+    """Return the (real) index of the pair that makes `turns` full turns over the original length."""
+    return head_dim * math.log(cfg.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(cfg.theta))
+
+
+def rope_tables(positions: jax.Array, cfg: RopeConfig, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """Return cos and sin `(..., S, 1, K/2)` in float32 for integer `positions` `(..., S)`."""
+    frequency, factor = rope_frequencies(cfg, head_dim)
+    angle = positions.astype(jnp.float32)[..., None, None] * frequency
+    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def apply_rope(x_BSHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate each head, pairing feature i with feature i + K/2 (the Llama layout)."""
+    first, second = jnp.split(x_BSHK.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BSHK.dtype)
+
+
+def keep_mask(rate: float, key: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return bools `(B, *shape)`, each False with probability `rate`.
+
+    Row b depends on `key` and `rows_B[b]` only, so the mask is the same however the batch is split over devices and
+    microbatches. Positions along the other axes always differ.
+    """
+    return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, shape))(rows_B)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, rows_B: jax.Array | None) -> jax.Array:
+    """Zero entries with probability `rate` and scale the rest by 1 / (1 - rate); without a key return `x`."""
+    if rate == 0 or key is None:
+        return x
+    assert rows_B is not None
+    keep = keep_mask(rate, key, rows_B, x.shape[1:])
+    sharding = jax.typeof(x).sharding
+    if not sharding.mesh.empty:
+        keep = jax.reshard(keep, sharding.spec)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+def rematerialised(block: Callable, remat: str) -> Callable:
+    """Wrap one block so that its backward pass recomputes what `remat` does not save.
+
+    `none` saves everything, `dots` the results of matrix products without batch axes, `full` nothing but the block's
+    input; `save:NAMES` keeps, and `offload:NAMES` moves to host memory, the activations named with `checkpoint_name`.
+    """
+    policies: Any = jax.checkpoint_policies
+    kind, _, listed = remat.partition(":")
+    chosen = listed.split(",")
+    if kind == "none":
+        return block
+    if kind == "full":
+        policy = policies.nothing_saveable
+    elif kind == "dots":
+        policy = policies.dots_with_no_batch_dims_saveable
+    elif kind == "save":
+        policy = policies.save_only_these_names(*chosen)
+    else:
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=chosen,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    # Inside a scan the loop itself keeps the two passes apart, so the costly barriers are not needed.
+    return jax.checkpoint(block, policy=policy, prevent_cse=False)

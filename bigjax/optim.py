@@ -1,0 +1,137 @@
+"""Optax chains and learning-rate schedules from the configuration."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bigjax.config import OptimConfig
+from bigjax.params import ParamSpec, kind_mask
+
+DECAYED_KINDS = ("embedding", "head", "matrix")
+"""Weight decay spares norms and biases (Brown et al. 2020 follow Loshchilov & Hutter 2019; the custom since GPT-2)."""
+
+
+def schedule(cfg: OptimConfig, steps: int) -> Callable[[Any], Any]:
+    """Return the learning rate as a function of the number of updates made, 0 for the first.
+
+    After a linear warm-up that reaches `lr` at update `warmup_steps`:
+      constant; linear or cosine (Loshchilov & Hutter 2017) to `end_lr_ratio * lr` at the last update;
+      wsd: constant, then linear over the last `decay_steps` (Hu et al. 2024, section 4; Hägele et al. 2024);
+      inverse_sqrt: `lr * sqrt(warmup_steps / t)` (Vaswani et al. 2017, equation 3, in terms of its peak).
+    """
+    lr, end, warmup = cfg.lr, cfg.end_lr_ratio * cfg.lr, cfg.warmup_steps
+    rest = max(steps - warmup - 1, 1)
+    if cfg.schedule == "linear":
+        after = optax.linear_schedule(lr, end, rest)
+    elif cfg.schedule == "cosine":
+        after = optax.cosine_decay_schedule(lr, rest, cfg.end_lr_ratio)
+    elif cfg.schedule == "wsd":
+        after = optax.linear_schedule(lr, end, max(cfg.decay_steps, 1), max(rest - cfg.decay_steps, 0))
+        after = after if cfg.decay_steps else optax.constant_schedule(lr)
+    elif cfg.schedule == "inverse_sqrt":
+        after = lambda t: lr * jnp.sqrt(warmup / (t + warmup + 1.0))  # noqa: E731
+    else:
+        after = optax.constant_schedule(lr)
+    if not warmup:
+        return after
+    ramp = optax.linear_schedule(lr / warmup, lr, max(warmup - 1, 1)) if warmup > 1 else optax.constant_schedule(lr)
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def build(cfg: OptimConfig, specs: Any, steps: int) -> optax.GradientTransformation:
+    """Return the optimizer of a run of `steps` updates.
+
+    Weight decay is decoupled and scaled by the learning rate (AdamW, Adafactor, Lion, Muon), or added to the gradient
+    as in PyTorch (SGD, Adam). Muon (Jordan et al. 2024) updates the parameters of kind `matrix` with `muon_lr`, on the
+    same schedule, and AdamW all others with `lr`.
+    """
+    rate = schedule(cfg, steps)
+    masks = {
+        "adamw": lambda: _decoupled(cfg, specs, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), rate),
+        "adam": lambda: _coupled(cfg, specs, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), rate),
+        "sgd": lambda: _coupled(cfg, specs, optax.trace(cfg.momentum, cfg.nesterov), rate),
+        "lion": lambda: _decoupled(cfg, specs, optax.scale_by_lion(cfg.b1, cfg.b2), rate),
+        "adafactor": lambda: _decoupled(cfg, specs, optax.chain(optax.adafactor(None), optax.scale(-1.0)), rate),
+        "muon": lambda: _muon(cfg, specs, rate),
+    }
+    parts = [masks[cfg.name]()]
+    if cfg.grad_clip is not None:
+        parts.insert(0, optax.clip_by_global_norm(cfg.grad_clip))
+    factors = jax.tree.map(lambda spec: getattr(cfg.lr_multipliers, spec.kind), specs)
+    if any(factor != 1 for factor in jax.tree.leaves(factors)):
+        parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
+    return optax.chain(*parts)
+
+
+def _decoupled(cfg: OptimConfig, specs: Any, direction: optax.GradientTransformation, rate) -> Any:
+    decay = optax.add_decayed_weights(cfg.weight_decay, kind_mask(specs, DECAYED_KINDS))
+    return optax.chain(direction, decay, optax.scale_by_learning_rate(rate))
+
+
+def _coupled(cfg: OptimConfig, specs: Any, direction: optax.GradientTransformation, rate) -> Any:
+    decay = optax.add_decayed_weights(cfg.weight_decay, kind_mask(specs, DECAYED_KINDS))
+    return optax.chain(decay, direction, optax.scale_by_learning_rate(rate))
+
+
+def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
+    def dimensions(tree):
+        # Parameters of other optimizers are masked out of `tree`; only its matrices get dimension numbers.
+        return jax.tree.map(
+            lambda spec, leaf: _matrix_dimensions(spec) if _is_array(leaf) else leaf, specs, tree, is_leaf=_is_spec
+        )
+
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(beta=cfg.muon_momentum, nesterov=True, weight_dimension_numbers=dimensions),
+        optax.stateless(lambda updates, _: jax.tree.map(_scale_by_shape, specs, updates, is_leaf=_is_spec)),
+    )
+    matrices = optax.chain(
+        _on_auto_axes(orthogonal),
+        optax.add_decayed_weights(cfg.weight_decay),
+        optax.scale_by_learning_rate(lambda t: rate(t) * (cfg.muon_lr / cfg.lr)),
+    )
+    labels = jax.tree.map(lambda spec: "matrix" if spec.kind == "matrix" else "rest", specs)
+    mask = lambda params: jax.tree.map(  # noqa: E731
+        lambda spec, leaf: spec.kind in DECAYED_KINDS if _is_array(leaf) else leaf, specs, params, is_leaf=_is_spec
+    )
+    rest = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=mask)
+    return optax.partition({"matrix": matrices, "rest": rest}, labels)
+
+
+def _scale_by_shape(spec: ParamSpec, update: Any) -> Any:
+    """Scale an orthogonal update by sqrt(max(1, fan_out / fan_in)) (Jordan et al. 2024)."""
+    if not _is_array(update):
+        return update
+    fans = _matrix_dimensions(spec)
+    fan_in, fan_out = (prod(spec.shape[i] for i in axes) for axes in (fans.reduction_axis, fans.output_axis))
+    return update * max(1.0, fan_out / fan_in) ** 0.5
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, ParamSpec)
+
+
+def _is_array(leaf: Any) -> bool:
+    return not isinstance(leaf, optax.MaskedNode)
+
+
+def _matrix_dimensions(spec: ParamSpec) -> optax.contrib.MuonDimensionNumbers:
+    """Return which axes form the rows (contracted) and columns of a matrix; a layers axis is a batch of matrices."""
+    inputs = tuple(i for i, axis in enumerate(spec.axes) if axis in spec.contracts)
+    outputs = tuple(i for i, axis in enumerate(spec.axes) if axis not in spec.contracts and axis != "layers")
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
+
+
+def _on_auto_axes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Let the compiler shard the inside of `tx`, whose matrix products of sharded axes are ambiguous in Explicit mode."""
+
+    def update(updates, state, params=None):
+        if jax.sharding.get_abstract_mesh().empty:
+            return tx.update(updates, state, params)
+        specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
+        return jax.sharding.auto_axes(lambda u, s: tx.update(u, s, None), out_sharding=specs)(updates, state)
+
+    return optax.GradientTransformation(tx.init, update)

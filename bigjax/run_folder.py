@@ -1,0 +1,171 @@
+"""The folder of one run: what is in it, and whether it belongs to the config that is about to run."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bigjax import strict
+from bigjax.config import Config
+from bigjax.errors import UserError
+from bigjax.json_files import write_json
+
+PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers")
+"""The packages whose versions a run records."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in the folder of one run. Only process 0 writes; every JSON file is whole or absent."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """`{"config": the resolved config, "fingerprint": of its maths fields}`."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """`{"sessions": [...]}`: where, when and with what the run was started, once for every start."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line; see `bigjax.metrics`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a step; see `bigjax.checkpoint`."""
+        return self.path / "checkpoints"
+
+    @property
+    def result(self) -> Path:
+        """What a finished run found; its presence means that the run is finished."""
+        return self.path / "result.json"
+
+    @property
+    def loss_plot(self) -> Path:
+        """A picture of the loss curve."""
+        return self.path / "loss.png"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer the run trained with."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished."""
+        return self.result.is_file()
+
+    def open(self, config: Config) -> bool:
+        """Create the folder for `config`, or find that it already belongs to it; return whether it did.
+
+        Every process calls this, before anything is compiled. `config.json` takes the plumbing fields of the latest
+        start. A file system shared by all processes is assumed.
+
+        Raises:
+            UserError: the folder belongs to a config with other maths, or is not the folder of a run.
+        """
+        existing = self.config.is_file()
+        changed = self._changed_plumbing(config) if existing else {}
+        if not existing and self._is_foreign():
+            raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            # No process may take what process 0 writes below for what was there before.
+            multihost_utils.sync_global_devices("run folder checked")
+        if jax.process_index() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # The config comes first: a folder without it would be refused by the next start.
+            write_json(self.config, {"config": strict.to_dict(config), "fingerprint": strict.fingerprint(config)})
+            sessions = json.loads(self.environment.read_text())["sessions"] if self.environment.is_file() else []
+            write_json(self.environment, {"sessions": [*sessions, describe_session() | {"changed": changed}]})
+        return existing
+
+    def load_config(self) -> Config:
+        """Return the config of the run.
+
+        Raises:
+            UserError: the folder has no `config.json`, or it is not one.
+            ConfigError: the config has fields that this version of the code does not know.
+        """
+        try:
+            mapping = json.loads(self.config.read_text())["config"]
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is not the folder of a run: it has no config.json") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self.config} is not the config of a run") from None
+        return strict.from_dict(Config, mapping)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write `result.json`, which declares the run finished; NaN and infinities become strings."""
+        if jax.process_index() == 0:
+            write_json(self.result, result)
+
+    def _is_foreign(self) -> bool:
+        """Whether the path holds something other than what a start that was cut short leaves behind."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(found.suffix != ".tmp" for found in self.path.iterdir())
+
+    def _changed_plumbing(self, config: Config) -> dict[str, list[Any]]:
+        """Return path -> [before, now] of the plumbing fields that differ from the stored config."""
+        differences = strict.diff(self.load_config(), config)
+        maths = [f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in differences if not found.plumbing]
+        if maths:
+            listed = "\n".join(maths)
+            raise UserError(f"{self.path} belongs to another run; choose another --workdir. It differs in\n{listed}")
+        return {found.path: [found.a, found.b] for found in differences}
+
+
+def describe_session() -> dict[str, Any]:
+    """Return what is needed to repeat a start: command, code, versions and devices, but no host name."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": sys.argv,
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "devices": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": len(jax.devices()),
+        },
+        "processes": jax.process_count(),
+    }
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Return the commit of the code and whether the files differ from it; None outside a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(("git", *arguments), cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,241 @@
+"""The mesh, the rules from logical axes to mesh axes, and the errors of a layout that does not fit.
+
+Legend of logical axes: batch, seq (inside a block), residual_seq (between blocks), embed, mlp, heads, kv_heads,
+head_dim, vocab, positions, layers, vector (a vector of model width, such as a norm's scale).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bigjax.config import BATCH_AXES, MESH_AXES, MeshConfig
+from bigjax.errors import UserError
+from bigjax.params import ParamSpec, names
+
+PARAM_RULES: Mapping[str, tuple[str, ...]] = {
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "vocab": ("tensor",),
+    "head_dim": (),
+    "positions": (),
+    "layers": (),
+    "vector": (),
+}
+"""Where parameters are stored. Every logical axis of a parameter must stand here."""
+
+ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
+    **PARAM_RULES,
+    "embed": (),
+    "batch": BATCH_AXES,
+    "seq": (),
+    "residual_seq": (),
+}
+"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` first."""
+
+REPLICATE_IF_INDIVISIBLE = ("vocab",)
+"""Logical axes left whole when the mesh axis does not divide them (GPT-2's vocabulary is the odd number 50257)."""
+
+REPLICATION_LIMIT_BYTES = 2**20
+"""A parameter larger than this must not be whole on every device when `fsdp` is above 1."""
+
+
+class ShardingError(UserError):
+    """The mesh does not fit the devices, the model or the batch."""
+
+
+def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
+    """Return the size of every mesh axis, with -1 replaced by all that is left of `num_devices`.
+
+    Raises:
+      ShardingError: if the sizes do not multiply to `num_devices`.
+    """
+    sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
+    fixed = prod(size for size in sizes.values() if size != -1)
+    rest = next((axis for axis, size in sizes.items() if size == -1), None)
+    given = " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)) or "1"
+    if rest is not None:
+        if num_devices % fixed:
+            raise ShardingError(f"{given} = {fixed} does not divide the {num_devices} devices at hand")
+        sizes[rest] = num_devices // fixed
+    elif fixed != num_devices:
+        raise ShardingError(f"{given} = {fixed}, but there are {num_devices} devices; set one axis to -1 to use the rest")
+    return sizes
+
+
+def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding.Mesh:
+    """Return a mesh with all seven axes, every one Explicit, slowest link first."""
+    devices = list(devices if devices is not None else jax.devices())
+    sizes = mesh_shape(cfg, len(devices))
+    types = (AxisType.Explicit,) * len(MESH_AXES)
+    num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if num_slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    if sizes["slice"] != num_slices:
+        raise ShardingError(f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}")
+    from jax.experimental import mesh_utils
+
+    inner = tuple(1 if axis == "slice" else size for axis, size in sizes.items())
+    outer = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
+    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
+    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each logical axis lives on one mesh, resolved against one model's parameters.
+
+    Attributes:
+      sizes: devices along each mesh axis; empty when there is no mesh.
+      params, activations: logical axis -> mesh axes of size above 1.
+      notes: one sentence for every axis that a rule left whole.
+    """
+
+    sizes: Mapping[str, int]
+    params: Mapping[str, tuple[str, ...]]
+    activations: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def param(self, spec: ParamSpec) -> P | None:
+        """Return where a parameter is stored."""
+        return _partition(spec.axes, self.params) if self.sizes else None
+
+    def act(self, *axes: str) -> P | None:
+        """Return where an activation with these logical axes lives; pass it as `out_sharding`."""
+        return _partition(axes, self.activations) if self.sizes else None
+
+    def place(self, x: jax.Array, *axes: str) -> jax.Array:
+        """Move an activation to where these logical axes live."""
+        return jax.reshard(x, self.act(*axes)) if self.sizes else x
+
+    def gather(self, params: Any, specs: Any, dtype: Any) -> Any:
+        """Return stored parameters as they are used: cast to `dtype`, then gathered from `fsdp`.
+
+        The backward pass reduce-scatters the gradients to where the parameters are stored.
+        """
+        return jax.tree.map(lambda spec, w: self.place(w.astype(dtype), *spec.axes[-w.ndim :]), specs, params)
+
+    def over(self, *axes: str) -> tuple[str, ...]:
+        """Return the mesh axes that split the given logical axes of an activation."""
+        return tuple(mesh_axis for axis in axes for mesh_axis in self.activations.get(axis, ()))
+
+
+UNSHARDED = Layout({}, {}, {})
+"""The layout outside any mesh."""
+
+
+def _partition(axes: tuple[str, ...], rules: Mapping[str, tuple[str, ...]]) -> P:
+    entries = [rules[axis] for axis in axes]
+    used = [mesh_axis for entry in entries for mesh_axis in entry]
+    if len(set(used)) != len(used):
+        raise ShardingError(f"logical axes {axes} would use a mesh axis twice: {used}")
+    return P(*(entry[0] if len(entry) == 1 else (entry or None) for entry in entries))
+
+
+def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = ()) -> Layout:
+    """Resolve the rules on `mesh` (concrete or abstract) against a model's `specs`.
+
+    `supported` names the reserved mesh axes (stage, expert, context) that the model can use.
+
+    Raises:
+      ShardingError: for a reserved axis the model does not support, an axis that does not divide a dimension,
+        or a parameter above 1 MiB that `fsdp` leaves whole on every device.
+    """
+    sizes = dict(mesh.shape)
+    for axis in ("stage", "expert", "context"):
+        if sizes[axis] > 1 and axis not in supported:
+            raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
+    rules = {name: _present(axes, sizes) for name, axes in PARAM_RULES.items()}
+    activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
+    if cfg.shard_sequence:
+        activations["residual_seq"] = _present(("tensor",), sizes)
+    notes = []
+    for name, spec in names(specs).items():
+        for axis, length in zip(spec.axes, spec.shape, strict=True):
+            ways = prod(sizes[mesh_axis] for mesh_axis in rules[axis])
+            if length % ways == 0:
+                continue
+            clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(rules[axis], sizes)}"
+            if axis not in REPLICATE_IF_INDIVISIBLE and axis not in cfg.allow_replicated:
+                raise ShardingError(
+                    f"{clash}; change the mesh or the size, or leave it whole with mesh.allow_replicated=('{axis}',)"
+                )
+            notes.append(f"{clash}: {axis} stays whole on every device along it")
+            rules[axis] = activations[axis] = ()
+    resolved = Layout(sizes, rules, activations, tuple(notes))
+    _check_replication(cfg, resolved, specs)
+    return resolved
+
+
+def _present(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(axis for axis in axes if sizes[axis] > 1)
+
+
+def _describe(axes: tuple[str, ...], sizes: Mapping[str, int]) -> str:
+    return " * ".join(f"mesh.{axis}={sizes[axis]}" for axis in axes)
+
+
+def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> None:
+    fsdp = resolved.sizes["fsdp"]
+    if fsdp == 1:
+        return
+    for name, spec in names(specs).items():
+        split = any(resolved.params[axis] for axis in spec.axes)
+        if not split and 4 * spec.size > REPLICATION_LIMIT_BYTES and name not in cfg.allow_replicated:
+            raise ShardingError(
+                f"{name} ({4 * spec.size / 2**20:.1f} MiB) would be whole on every device although mesh.fsdp={fsdp}; "
+                f"give one of its axes {spec.axes} a rule, or allow it with mesh.allow_replicated=('{name}',)"
+            )
+
+
+def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> None:
+    """Raise ShardingError unless every device gets the same number of rows of every microbatch."""
+    ways = prod(resolved.sizes[axis] for axis in BATCH_AXES)
+    rows = global_batch_size // microbatches
+    if rows % ways:
+        raise ShardingError(
+            f"train.global_batch_size={global_batch_size} in train.microbatches={microbatches} gives {rows} rows, "
+            f"not divisible by {_describe(BATCH_AXES, resolved.sizes)} = {ways}"
+        )
+
+
+def check_sequence(seq_len: int, resolved: Layout) -> None:
+    """Raise ShardingError unless the mesh axes that split the sequence divide it."""
+    ways = prod(resolved.sizes[axis] for axis in resolved.over("residual_seq"))
+    if seq_len % ways:
+        raise ShardingError(f"data.seq_len={seq_len} is not divisible by mesh.tensor={ways} (mesh.shard_sequence=True)")
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
+    """Return the sharding of a batch array whose leading axis is the global batch."""
+    rules = {"batch": _present(BATCH_AXES, dict(mesh.shape)), "rest": ()}
+    return NamedSharding(mesh, _partition(("batch", *("rest",) * (ndim - 1)), rules))
+
+
+def local_rows(mesh: jax.sharding.Mesh, global_batch_size: int) -> slice:
+    """Return the contiguous rows of every global batch that this process's devices hold."""
+    indices = batch_sharding(mesh, 1).addressable_devices_indices_map((global_batch_size,)).values()
+    bounds = [index[0].indices(global_batch_size) for index in indices if index]
+    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def put_batch(arrays: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, global_batch_size: int) -> dict[str, jax.Array]:
+    """Place this process's rows of a batch on the mesh as global arrays `(global_batch_size, ...)`."""
+    first = local_rows(mesh, global_batch_size).start
+
+    def one(local: np.ndarray) -> jax.Array:
+        def rows(index):
+            start, stop, _ = index[0].indices(global_batch_size)
+            return local[start - first : stop - first]
+
+        shape = (global_batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, local.ndim), rows)
+
+    return {name: one(local) for name, local in arrays.items()}

@@ -1,0 +1,130 @@
+"""The train state, one step of training, one step of evaluation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from bigjax import params as param_tree
+from bigjax.config import Config
+from bigjax.models import Model
+from bigjax.objectives import OBJECTIVES, Sums
+from bigjax.sharding import UNSHARDED, Layout
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from step to step: updates made, parameters, optimizer state, averaged parameters."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any = None
+
+
+def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout = UNSHARDED) -> TrainState:
+    """Return the state before the first step; a pure function of `train.seed`, the same bits on every mesh."""
+    params = param_tree.init(model.specs, jax.random.key(cfg.train.seed))
+    if layout.sizes:
+        params = jax.tree.map(lambda spec, w: jax.reshard(w, layout.param(spec)), model.specs, params)
+    ema = jax.tree.map(jnp.copy, params) if cfg.optim.ema_decay is not None else None
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
+
+
+def make_train_step(
+    cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout = UNSHARDED
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Return `step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    The gradient is that of the mean loss over the weighted tokens of the whole batch, however many microbatches it is
+    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping).
+    """
+    objective = OBJECTIVES[cfg.train.objective]
+    root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
+    unrolled = cfg.model.layers == "unroll"
+
+    def sums_of(params, batch, key):
+        sums = objective(model, params, batch, cfg.train, layout=layout, key=key)
+        return sums["loss"][0], sums
+
+    def train_step(state: TrainState, batch: Mapping[str, jax.Array]):
+        _check_sharded(batch, layout)
+        key = jax.random.fold_in(root, state.step) if cfg.model.dropout else None
+        params = state.params
+        if unrolled:
+            params = {**params, "blocks": param_tree.unstack(params["blocks"])}
+        sums, grads = _gradients(sums_of, params, batch, key, cfg.train.microbatches)
+        if unrolled:
+            grads = {**grads, "blocks": param_tree.stack(grads["blocks"])}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if cfg.optim.ema_decay is not None:
+            ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema_decay)
+        metrics = {name: total / count for name, (total, count) in sums.items()}
+        metrics |= {"tokens": sums["loss"][1], "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def _gradients(sums_of: Callable, params: Any, batch: Mapping[str, jax.Array], key, microbatches: int):
+    """Return the objective's sums and the gradient of its mean loss, over all microbatches."""
+    batch = dict(batch)
+    if key is not None:
+        batch["rows"] = _like_batch(jnp.arange(batch["tokens"].shape[0]), batch["tokens"])
+    if microbatches == 1:
+        _, pullback, sums = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
+        # The cotangent carries the division by the token count, which saves a pass over the gradients.
+        return sums, pullback(1 / sums["loss"][1])[0]
+
+    def split(x):
+        # Row r goes to microbatch r % microbatches, so every device keeps its own rows.
+        return jnp.swapaxes(x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]), 0, 1)
+
+    def accumulate(carry, microbatch):
+        (_, sums), grads = jax.value_and_grad(sums_of, has_aux=True)(params, microbatch, key)
+        return jax.tree.map(jnp.add, carry, (sums, grads)), None
+
+    pieces = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(lambda p, b: sums_of(p, b, key)[1], params, jax.tree.map(lambda x: x[0], pieces))
+    zeros: tuple[Sums, Any] = (
+        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+        jax.tree.map(jnp.zeros_like, params),
+    )
+    (sums, grads), _ = jax.lax.scan(accumulate, zeros, pieces)
+    scale = 1 / sums["loss"][1]
+    return sums, jax.tree.map(lambda g: g * scale, grads)
+
+
+def _like_batch(x: jax.Array, tokens_BS: jax.Array) -> jax.Array:
+    """Give `(B,)` values the batch sharding of the tokens."""
+    sharding = jax.typeof(tokens_BS).sharding
+    return x if sharding.mesh.empty else jax.reshard(x, jax.P(sharding.spec[0]))
+
+
+def _check_sharded(batch: Mapping[str, jax.Array], layout: Layout) -> None:
+    """Fail while tracing if an array of the batch is whole on every device: no error, but N times the work."""
+    expected = layout.over("batch")
+    for name, x in batch.items():
+        spec = jax.typeof(x).sharding.spec
+        entry = spec[0] if spec else None
+        actual = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        if tuple(axis for axis in actual if layout.sizes.get(axis, 1) > 1) != expected:
+            raise ValueError(f"batch array {name} {x.shape} is split over {actual}, not over {expected}")
+
+
+def make_eval_step(
+    cfg: Config, model: Model, layout: Layout = UNSHARDED
+) -> Callable[[Any, Mapping[str, jax.Array]], Sums]:
+    """Return `step(params, batch) -> sums`, without dropout, label smoothing or z-loss in `nll`."""
+    objective = OBJECTIVES[cfg.train.objective]
+
+    def eval_step(params, batch):
+        _check_sharded(batch, layout)
+        return objective(model, params, batch, cfg.train, layout=layout)
+
+    return eval_step

@@ -1,0 +1,250 @@
+"""The command line that every command shares: flags, --config with overrides, --help, and errors without tracebacks.
+
+Overrides are `--config.SECTION.FIELD=VALUE`. `None` switches a field off that may be (`--config.optim.grad_clip=None`),
+a bool is `--config.model.qk_norm` or `--noconfig.model.qk_norm`, and a tuple is the flag repeated or a Python tuple
+(`--config.data.weights="(1, 2)"`). This file does not import JAX, so that --help and --print_config answer at once.
+"""
+
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from bigjax import schema, strict
+from bigjax.config import Config
+from bigjax.errors import UserError
+from experiments import config_source, show_config
+
+_OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
+
+
+def main(
+    run: Callable[[flags.FlagValues], int | None],
+    *,
+    doc: str,
+    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    examples: Sequence[str] = (),
+    config: bool = True,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse the command line and call `run(flag_values)`; what it returns is the exit status.
+
+    `define_flags(flag_values)` defines the command's own flags. With `config` the command also takes --config (a
+    ConfigDict in `flag_values.config`, None if absent) and answers --print_config and --diff without calling `run`.
+    A user error, from parsing or from `run`, is one message on stderr and exit status 2; --debug adds the traceback.
+    Any other exception passes through.
+
+    Raises:
+        SystemExit: the exit status is not 0.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        status = _main(run, doc, define_flags, examples, config, argv)
+    except (UserError, flags.Error) as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        status = getattr(error, "exit_code", UserError.exit_code)
+    if status:
+        sys.exit(status)
+
+
+def load_config(config: ConfigDict | None) -> Config:
+    """Turn the value of --config into the frozen config.
+
+    Raises:
+        UserError: --config was not given.
+        ConfigError: a field is wrong, or fields clash.
+    """
+    if config is None:
+        raise UserError("--config=FILE[:ARG] is missing, e.g. --config=configs/gpt.py:d12")
+    return strict.from_dict(Config, config)
+
+
+def required(flag_values: flags.FlagValues, name: str) -> Any:
+    """Return the value of a flag that the command cannot do without.
+
+    Raises:
+        UserError: the flag was not given.
+    """
+    if flag_values[name].value is None:
+        raise UserError(f"--{name} is missing: {flag_values[name].help}")
+    return flag_values[name].value
+
+
+def define_distributed_flags(flag_values: flags.FlagValues) -> None:
+    """Define the flags that `initialize_distributed` reads."""
+    flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, for a run of several processes", flag_values=flag_values
+    )
+    flags.DEFINE_integer("num_processes", None, "number of processes of the run", flag_values=flag_values)
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0", flag_values=flag_values)
+
+
+def initialize_distributed(flag_values: flags.FlagValues) -> None:
+    """Join this process to the others of the run, if the flags for it are given; call it before any use of JAX.
+
+    Raises:
+        UserError: only some of the flags are given, or the process index is out of range.
+    """
+    names = ("coordinator_address", "num_processes", "process_id")
+    missing = [f"--{name}" for name in names if flag_values[name].value is None]
+    if len(missing) == len(names):
+        return
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} missing: a run of several processes needs all of --{', --'.join(names)}"
+        )
+    values: list[Any] = [flag_values[name].value for name in names]
+    address, num_processes, process_id = values
+    if not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id={process_id} is not between 0 and --num_processes={num_processes} minus 1")
+    import jax
+
+    jax.distributed.initialize(address, num_processes, process_id)
+
+
+def _main(run, doc, define_flags, examples, config, argv) -> int | None:
+    flag_values = flags.FlagValues()
+    if define_flags:
+        define_flags(flag_values)
+    flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=flag_values)
+    flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=flag_values)
+    if config:
+        flags.DEFINE_boolean("print_config", False, "print the resolved config and stop", flag_values=flag_values)
+        flags.DEFINE_string("diff", None, "print how another config differs and stop", flag_values=flag_values)
+    if {"-h", "-help", "--help"} & set(argv):
+        print(_help(doc, flag_values, examples, config))
+        return None
+    source = _parse(flag_values, argv) if config else _parse_flags(flag_values, argv)
+    # Libraries that read absl's global flags must find them parsed.
+    flags.FLAGS.mark_as_parsed()
+    if config and (flag_values.print_config or flag_values.diff is not None):
+        _show_config(flag_values, source)
+        return None
+    return run(flag_values)
+
+
+def _parse(flag_values: flags.FlagValues, argv: list[str]) -> str | None:
+    """Parse a command line with --config and its overrides; return where the config comes from."""
+    argv, source, switched_off = _take_config(argv)
+    overrides = [match[1] for match in map(_OVERRIDE.match, argv) if match] + switched_off
+    if source is None:
+        if overrides:
+            raise UserError(f"--config.{overrides[0]} changes a config, but --config=FILE[:ARG] is missing")
+        flags.DEFINE_string("config", None, "", flag_values=flag_values)
+        return _parse_flags(flag_values, argv)
+    config = config_source.load(source)
+    for path in overrides:
+        _check_override(config, path)
+    for path in switched_off:
+        config.update_from_flattened_dict({path: None})
+    config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
+    _parse_flags(flag_values, argv)
+    return source
+
+
+def _take_config(argv: list[str]) -> tuple[list[str], str | None, list[str]]:
+    """Return argv without --config and without overrides to None, the value of --config, and those overrides' paths.
+
+    The file is loaded here rather than by a config-file flag, which hides the file's own error in a traceback, and
+    None is handled here because no typed flag parses it.
+    """
+    kept, source, switched_off = argv[:1], None, []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        # A bool may stand alone; any other override without "=" is followed by its value.
+        match = _OVERRIDE.match(argument)
+        if match and match[2] is None and not _is_bool(match[1]):
+            argument = f"{argument}={next(arguments, '')}"
+            match = _OVERRIDE.match(argument)
+        if argument in ("--config", "-config"):
+            source = next(arguments, "")
+        elif argument.startswith(("--config=", "-config=")):
+            source = argument.partition("=")[2]
+        elif match and match[2] == "None":
+            kept = [other for other in kept if not _sets(other, match[1])]
+            switched_off.append(match[1])
+        else:
+            if match and match[1] in switched_off:
+                switched_off.remove(match[1])
+            kept.append(argument)
+    return kept, source, switched_off
+
+
+def _sets(argument: str, path: str) -> bool:
+    match = _OVERRIDE.match(argument)
+    return match is not None and match[1] == path
+
+
+def _is_bool(path: str) -> bool:
+    return schema.field_paths(Config).get(path, (None,))[0] is bool
+
+
+def _check_override(config: ConfigDict, path: str) -> None:
+    if path in schema.sections(Config):
+        example = next(name for name in schema.field_paths(Config) if name.startswith(f"{path}."))
+        raise UserError(f"--config.{path} is a section: set its fields one by one, e.g. --config.{example}=...")
+    if path not in schema.field_paths(Config):
+        raise UserError(f"--config.{schema.unknown_field(Config, path)}")
+    node: Any = config
+    for name in path.split("."):
+        if name not in node:
+            raise UserError(
+                f"{path} is missing from the config, so no flag can set it: let get_config build it "
+                "with strict.to_config_dict"
+            )
+        node = node[name]
+
+
+def _parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
+    try:
+        rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, [*flag_values, "config"], n=1)
+        hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
+        raise UserError(f"unknown flag --{error.flagname}: {hint}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_illegal_value(str(error))) from error
+    if rest[1:]:
+        raise UserError(f"unexpected argument {rest[1]!r}: every argument is a flag, --NAME=VALUE")
+
+
+def _illegal_value(message: str) -> str:
+    """Reword absl's 'flag --config.optim.lr=a: could not convert ...' as what the field accepts."""
+    match = re.match(r"flag --config\.([^=]+)=(.*?): ", message, re.DOTALL)
+    if not match or match[1] not in schema.field_paths(Config):
+        return message.removeprefix("flag ")
+    return f"--config.{match[1]}={match[2]} is not {schema.expected(Config, match[1])}"
+
+
+def _show_config(flag_values: flags.FlagValues, source: str | None) -> None:
+    cfg = load_config(flag_values.config)
+    if flag_values.print_config:
+        print(show_config.format_config(cfg))
+    if flag_values.diff is not None:
+        other = load_config(config_source.load(flag_values.diff))
+        print(show_config.format_diff(source or "", cfg, flag_values.diff, other))
+
+
+def _help(doc: str, flag_values: flags.FlagValues, examples: Sequence[str], config: bool) -> str:
+    rows = [_help_row(flag_values[name]) for name in flag_values if name != "h"]
+    if config:
+        rows.insert(0, ("--config=FILE[:ARG]", "config file and its argument, or the folder of a run"))
+        rows.insert(1, ("--config.SECTION.FIELD=VALUE", "change one field; None switches off what may be off"))
+    width = max(len(name) for name, _ in rows)
+    parts = [doc.strip(), "Flags:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)]
+    if examples:
+        parts.append("Examples:\n" + "\n".join(f"  {example}" for example in examples))
+    return "\n\n".join(parts)
+
+
+def _help_row(flag: flags.Flag) -> tuple[str, str]:
+    name = f"--{flag.name}" if flag.boolean else f"--{flag.name}=VALUE"
+    has_default = flag.default is not None and not flag.boolean and flag.default != ""
+    return name, f"{flag.help} (default {flag.default})" if has_default else flag.help

@@ -1,0 +1,86 @@
+"""Where a config comes from: a config file with an optional argument, or the folder of a run."""
+
+import difflib
+import importlib.util
+import inspect
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from bigjax import strict
+from bigjax.config import Config
+from bigjax.errors import ConfigError, UserError
+
+
+def load(source: str) -> ConfigDict:
+    """Return the locked ConfigDict of `FILE[:ARG]`, or the one recorded in the folder of a run.
+
+    Raises:
+        UserError: there is no such file or folder, or the file's `get_config` refuses the argument.
+    """
+    if not source:
+        raise UserError("a config is missing: give FILE[:ARG] or the folder of a run")
+    if Path(source).is_dir():
+        return strict.to_config_dict(load_run(Path(source)))
+    file, _, argument = source.partition(":")
+    module = _load_module(file)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise UserError(f"{file} defines no get_config(): it is not a config file")
+    arguments = [argument] if argument else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        wanted = "takes no argument" if argument else "needs an argument"
+        raise UserError(f"{source}: {file} {wanted}: use {file}{'' if argument else ':ARG'}") from None
+    try:
+        config = get_config(*arguments)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
+    return config.lock()
+
+
+def load_run(folder: Path) -> Config:
+    """Return the config recorded in the folder of a run.
+
+    Raises:
+        UserError: the folder holds no readable `config.json`, or its config does not fit this version of the schema.
+    """
+    path = folder / "config.json"
+    try:
+        record = json.loads(path.read_text())
+        cfg = strict.from_dict(Config, record["config"])
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not the folder of a run: it has no config.json") from None
+    except ConfigError as error:
+        raise UserError(f"{path} does not fit this version of the schema:\n{error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}") from error
+    fingerprint = strict.fingerprint(cfg)
+    if record.get("fingerprint", fingerprint) != fingerprint:
+        print(
+            f"note: {path} records fingerprint {record['fingerprint']}, this version of the schema gives {fingerprint}",
+            file=sys.stderr,
+        )
+    return cfg
+
+
+def _load_module(file: str) -> ModuleType:
+    path = Path(file)
+    if not path.is_file():
+        siblings = [str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py"]
+        near = difflib.get_close_matches(str(path), siblings, n=1)
+        raise UserError(f"there is no config file {file!r}" + (f": did you mean {near[0]}?" if near else ""))
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{file} is not a Python file, so it cannot be a config file")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name while the file runs.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

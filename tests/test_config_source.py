@@ -1,0 +1,87 @@
+"""experiments.config_source: config files and run folders, sound or broken."""
+
+import json
+
+import pytest
+
+from bigjax import strict
+from bigjax.config import Config, replace
+from bigjax.errors import UserError
+from experiments import config_source
+
+CONFIG_FILE = """
+from bigjax.config import Config, TrainConfig
+from bigjax.strict import to_config_dict
+
+def get_config(arg=None):
+    return to_config_dict(Config(train=TrainConfig(steps=int(arg or 1))))
+"""
+
+
+def test_a_config_file_takes_an_optional_argument(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(CONFIG_FILE)
+    assert config_source.load(str(path)).train.steps == 1
+    assert config_source.load(f"{path}:7").train.steps == 7
+    assert config_source.load(str(path)).is_locked
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("gtp.py", None, "there is no config file '{}': did you mean {}/gpt.py?"),
+        ("a.py", "x = 1", "{} defines no get_config(): it is not a config file"),
+        ("a.py:b", "def get_config(): pass", "{0}:b: {0} takes no argument: use {0}"),
+        ("a.py", "def get_config(arg): pass", "{0}: {0} needs an argument: use {0}:ARG"),
+        ("a.py", "def get_config(): return {}", "{}: get_config() returned a dict, expected a ConfigDict"),
+        ("a.py", "def get_config(): raise ValueError('no such thing')", "{}: no such thing"),
+        ("a.txt", "", "{} is not a Python file, so it cannot be a config file"),
+        (".", None, "{} is not the folder of a run: it has no config.json"),
+    ],
+)
+def test_a_wrong_source_is_explained(tmp_path, name, text, message):
+    (tmp_path / "gpt.py").write_text("")
+    path = tmp_path / name.partition(":")[0]
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        config_source.load(str(tmp_path / name))
+    assert str(caught.value) == message.format(path, tmp_path)
+
+
+def test_a_bug_in_a_config_file_is_not_a_user_error(tmp_path):
+    (tmp_path / "a.py").write_text("def get_config(): return {}['a']")
+    with pytest.raises(KeyError):
+        config_source.load(str(tmp_path / "a.py"))
+
+
+def test_a_run_folder_gives_its_config(tmp_path, capsys):
+    cfg = replace(Config(), optim={"lr": 0.5, "grad_clip": None})
+    record = {"config": strict.to_dict(cfg), "fingerprint": strict.fingerprint(cfg)}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert config_source.load_run(tmp_path) == cfg
+    assert strict.from_dict(Config, config_source.load(str(tmp_path))) == cfg
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_of_another_schema_is_noticed(tmp_path, capsys):
+    record = {"config": {"train": {"steps": 5}}, "fingerprint": "0123456789abcdef"}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert config_source.load_run(tmp_path).train.steps == 5
+    assert "config.json records fingerprint 0123456789abcdef, this version of the schema" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"config": {"optim": {"rat": 1}}}', "does not fit this version of the schema:\noptim.rat is not a field"),
+        ("{", "cannot be read: JSONDecodeError"),
+        ("{}", "cannot be read: KeyError"),
+        ("[]", "cannot be read: TypeError"),
+    ],
+)
+def test_a_broken_record_is_explained(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        config_source.load_run(tmp_path)
+    assert message in str(caught.value)

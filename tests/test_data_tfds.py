@@ -1,0 +1,56 @@
+"""TensorFlow Datasets: a dataset prepared from local files is read without TensorFlow."""
+
+import subprocess
+import sys
+
+import pytest
+
+from bigjax.data import DataError
+from bigjax.data.sources import open_source
+
+TEXTS = {f"{i}.txt": f"document {i}: äöü 世界\n" for i in range(7)}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Prepare a dataset by the documented command; return the folder of datasets."""
+    folder = tmp_path_factory.mktemp("tfds")
+    (folder / "in").mkdir()
+    for name, text in TEXTS.items():
+        (folder / "in" / name).write_bytes(text.encode())
+    arguments = ["--name=books", f"--files={folder}/in/*.txt", f"--data_dir={folder}/out"]
+    command = [sys.executable, "-m", "bigjax.data.tfds_text", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("text_files/books/1.0.0")
+    return folder / "out"
+
+
+@pytest.fixture(params=["text_files/books", "text_files/books:1.0.0:train", "{folder}/text_files/books/1.0.0"])
+def spec(request, prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    return "tfds:" + request.param.format(folder=prepared)
+
+
+def test_prepared_documents_are_read(spec):
+    source = open_source(spec, "text")
+    assert sorted(text for _, text in source.read()) == sorted(TEXTS.values())
+    assert list(source.read()) == list(source.read())
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("text_files/books:test", "text", "has no split 'test', only train"),
+        ("text_files/books", "body", r"has no feature data\.text_key='body', only 'name', 'text'"),
+        ("imdb_reviews", "text", "tfds:imdb_reviews is not prepared on this machine"),
+        ("nothing_like_it:train", "text", "is not prepared on this machine"),
+        ("/nowhere/1.0.0", "text", "is not prepared on this machine"),
+        ("no such name", "text", "tfds:no such name cannot be opened: Parsing builder name"),
+    ],
+)
+def test_errors_come_at_once_and_by_name(name, key, message, prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    with pytest.raises(DataError, match=message):
+        open_source(f"tfds:{name}", key)
