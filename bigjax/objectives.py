@@ -12,7 +12,6 @@ import jax
 from bigjax import losses
 from bigjax.config import TrainConfig
 from bigjax.models import Model
-
 from bigjax.sharding import UNSHARDED, Layout
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]

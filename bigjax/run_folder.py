@@ -63,6 +63,16 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def nonfinite(self) -> Path:
+        """What is known about the step that ended the run because it was not finite."""
+        return self.path / "nonfinite.json"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of the steps chosen with --profile."""
+        return self.path / "profile"
+
+    @property
     def tokenizer(self) -> Path:
         """The tokenizer the run trained with."""
         return self.path / "tokenizer.json"

@@ -31,6 +31,9 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
 }
 """Where parameters are stored. Every logical axis of a parameter must stand here."""
 
+LARGE_PARAM_RULES: Mapping[str, tuple[str, ...]] = {"vector": ("fsdp",)}
+"""What else is split in a parameter above `REPLICATION_LIMIT_BYTES`: the vectors of all layers, stacked."""
+
 ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
     **PARAM_RULES,
     "embed": (),
@@ -95,17 +98,19 @@ class Layout:
     Attributes:
       sizes: devices along each mesh axis; empty when there is no mesh.
       params, activations: logical axis -> mesh axes of size above 1.
+      large_params: what replaces `params` in parameters above `REPLICATION_LIMIT_BYTES`.
       notes: one sentence for every axis that a rule left whole.
     """
 
     sizes: Mapping[str, int]
     params: Mapping[str, tuple[str, ...]]
     activations: Mapping[str, tuple[str, ...]]
+    large_params: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
     def param(self, spec: ParamSpec) -> P | None:
         """Return where a parameter is stored."""
-        return _partition(spec.axes, self.params) if self.sizes else None
+        return _partition(spec.axes, self.large_params if _is_large(spec) else self.params) if self.sizes else None
 
     def act(self, *axes: str) -> P | None:
         """Return where an activation with these logical axes lives; pass it as `out_sharding`."""
@@ -127,7 +132,7 @@ class Layout:
         return tuple(mesh_axis for axis in axes for mesh_axis in self.activations.get(axis, ()))
 
 
-UNSHARDED = Layout({}, {}, {})
+UNSHARDED = Layout({}, {}, {}, {})
 """The layout outside any mesh."""
 
 
@@ -153,25 +158,30 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
         if sizes[axis] > 1 and axis not in supported:
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
     rules = {name: _present(axes, sizes) for name, axes in PARAM_RULES.items()}
+    large = {name: _present(axes, sizes) for name, axes in {**PARAM_RULES, **LARGE_PARAM_RULES}.items()}
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
     if cfg.shard_sequence:
         activations["residual_seq"] = _present(("tensor",), sizes)
     notes = []
     for name, spec in names(specs).items():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
-            ways = prod(sizes[mesh_axis] for mesh_axis in rules[axis])
-            if length % ways == 0:
+            mesh_axes = large[axis] if _is_large(spec) else rules[axis]
+            if length % prod(sizes[mesh_axis] for mesh_axis in mesh_axes) == 0:
                 continue
-            clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(rules[axis], sizes)}"
+            clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(mesh_axes, sizes)}"
             if axis not in REPLICATE_IF_INDIVISIBLE and axis not in cfg.allow_replicated:
                 raise ShardingError(
                     f"{clash}; change the mesh or the size, or leave it whole with mesh.allow_replicated=('{axis}',)"
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")
-            rules[axis] = activations[axis] = ()
-    resolved = Layout(sizes, rules, activations, tuple(notes))
+            rules[axis] = large[axis] = activations[axis] = ()
+    resolved = Layout(sizes, rules, activations, large, tuple(notes))
     _check_replication(cfg, resolved, specs)
     return resolved
+
+
+def _is_large(spec: ParamSpec) -> bool:
+    return 4 * spec.size > REPLICATION_LIMIT_BYTES
 
 
 def _present(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -187,8 +197,8 @@ def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> None:
     if fsdp == 1:
         return
     for name, spec in names(specs).items():
-        split = any(resolved.params[axis] for axis in spec.axes)
-        if not split and 4 * spec.size > REPLICATION_LIMIT_BYTES and name not in cfg.allow_replicated:
+        split = any(resolved.large_params[axis] for axis in spec.axes)
+        if not split and _is_large(spec) and name not in cfg.allow_replicated:
             raise ShardingError(
                 f"{name} ({4 * spec.size / 2**20:.1f} MiB) would be whole on every device although mesh.fsdp={fsdp}; "
                 f"give one of its axes {spec.axes} a rule, or allow it with mesh.allow_replicated=('{name}',)"

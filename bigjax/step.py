@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from bigjax import params as param_tree
 from bigjax.config import Config
@@ -34,16 +35,32 @@ def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layo
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
 
 
+def abstract_state(
+    cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout, mesh: Any
+) -> TrainState:
+    """Return the shapes, dtypes and shardings of `init_state` on `mesh`, concrete or abstract, computing nothing.
+
+    Optimizer state lies where its parameters do.
+    """
+
+    def on_mesh(x) -> jax.ShapeDtypeStruct:
+        spec = jax.P() if x.sharding is None else x.sharding.spec
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jax.tree.map(on_mesh, jax.eval_shape(lambda: init_state(cfg, model, tx, layout)))
+
+
 def make_train_step(
     cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout = UNSHARDED
-) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, Any]]]:
     """Return `step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     The gradient is that of the mean loss over the weighted tokens of the whole batch, however many microbatches it is
-    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping).
+    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping), and
+    `grad_norms`, a dict with that of every parameter by name.
     """
     objective = OBJECTIVES[cfg.train.objective]
-    root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
     unrolled = cfg.model.layers == "unroll"
 
     def sums_of(params, batch, key):
@@ -52,6 +69,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]):
         _check_sharded(batch, layout)
+        root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
         key = jax.random.fold_in(root, state.step) if cfg.model.dropout else None
         params = state.params
         if unrolled:
@@ -65,7 +83,10 @@ def make_train_step(
         if cfg.optim.ema_decay is not None:
             ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema_decay)
         metrics = {name: total / count for name, (total, count) in sums.items()}
-        metrics |= {"tokens": sums["loss"][1], "grad_norm": optax.global_norm(grads)}
+        squares = {name: jnp.sum(jnp.square(g)) for name, g in param_tree.names(grads).items()}
+        metrics["tokens"] = sums["loss"][1]
+        metrics["grad_norm"] = jnp.sqrt(sum(squares.values()))
+        metrics["grad_norms"] = jax.tree.map(jnp.sqrt, squares)
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return train_step

@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -75,6 +76,32 @@ def required(flag_values: flags.FlagValues, name: str) -> Any:
     if flag_values[name].value is None:
         raise UserError(f"--{name} is missing: {flag_values[name].help}")
     return flag_values[name].value
+
+
+def default_workdir(argv: Sequence[str]) -> str:
+    """Return the run folder of a command line without --workdir.
+
+    It is `runs/NAME` or `runs/NAME-ARG` after `--config=.../NAME.py:ARG`, or the folder itself if --config is a run's.
+    """
+    source = _take_config(list(argv))[1] or ""
+    if Path(source).is_dir():
+        return source
+    file, _, argument = source.partition(":")
+    return str(Path("runs", "-".join(filter(None, (Path(file).stem, argument)))))
+
+
+def parse_range(name: str, value: str | None) -> range | None:
+    """Return the range that `FIRST-LAST` means, both included, or None for None.
+
+    Raises:
+        UserError: it is not two whole numbers in ascending order.
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+)-(\d+)", value)
+    if not match or int(match[1]) > int(match[2]):
+        raise UserError(f"--{name}={value} is not a range of steps such as 10-12")
+    return range(int(match[1]), int(match[2]) + 1)
 
 
 def define_distributed_flags(flag_values: flags.FlagValues) -> None:

@@ -5,52 +5,15 @@ Legend: B batch, S query positions, T key positions, H heads, G kv heads, K head
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import lcm, prod
 
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
+from bigjax.models import attention_kernels as kernels
+from bigjax.models.attention_mask import AttentionError, Mask, ProbsDropout
 from bigjax.models.layers import keep_mask
 from bigjax.sharding import UNSHARDED, Layout
-
-
-class AttentionError(UserError):
-    """The named attention back end cannot do what the model asks for."""
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Which keys a query may see: those at or before it, in its document, and not `window` or more back.
-
-    Attributes:
-      segments_BS: document number of each position, 0 for padding; None means one document a row.
-      window: number of most recent positions a query sees, itself included; None means all.
-    """
-
-    segments_BS: jax.Array | None = None
-    window: int | None = None
-
-    def dense(self, num_queries: int, first_query: int = 0, num_keys: int | None = None) -> jax.Array:
-        """Return the mask as bools, `(1 or B, 1, S, T)`, for a block of queries."""
-        query_S1 = first_query + jnp.arange(num_queries)[:, None]
-        key_T = jnp.arange(num_keys or num_queries)
-        allowed = key_T <= query_S1
-        if self.window is not None:
-            allowed &= key_T > query_S1 - self.window
-        if self.segments_BS is None:
-            return allowed[None, None]
-        queries = self.segments_BS[:, first_query : first_query + num_queries, None]
-        keys = self.segments_BS[:, None, : key_T.size]
-        return (allowed & (queries == keys))[:, None]
-
-
-@dataclass(frozen=True)
-class ProbsDropout:
-    """Dropout of the attention probabilities: rate, key, and the global row of each example."""
-
-    rate: float
-    key: jax.Array
-    rows_B: jax.Array
 
 
 def reference(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout: ProbsDropout | None = None, layout=UNSHARDED):
@@ -83,8 +46,7 @@ def _grouped(q_BSHK: jax.Array, num_kv_heads: int, layout: Layout) -> jax.Array:
     """Reshape queries to `(B, S, G, H/G, K)`: consecutive heads share a kv head (Ainslie et al. 2023)."""
     B, S, H, K = q_BSHK.shape
     shape = (B, S, num_kv_heads, H // num_kv_heads, K)
-    sharding = layout.act("batch", "seq", "kv_heads", "seq", "head_dim") if layout.sizes else None
-    return jax.lax.reshape(q_BSHK, shape, out_sharding=sharding)
+    return jax.lax.reshape(q_BSHK, shape, out_sharding=layout.act("batch", "seq", "heads", "seq", "head_dim"))
 
 
 def _scores(q_BSHK, k_BTGK, softcap, layout: Layout) -> jax.Array:
@@ -100,16 +62,35 @@ def _combine(scores, allowed, v_BTGK, q_BSHK, dropout: ProbsDropout | None, layo
     probs = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
     if dropout is not None:
         keep = keep_mask(dropout.rate, dropout.key, dropout.rows_B, probs.shape[1:])
-        keep = layout.place(keep, "batch", "kv_heads", "seq", "seq", "seq")
+        keep = layout.place(keep, "batch", "heads", "seq", "seq", "seq")
         probs = jnp.where(keep, probs / (1 - dropout.rate), 0)
     out = jnp.einsum("BGQST,BTGK->BSGQK", probs.astype(v_BTGK.dtype), v_BTGK)
     sharding = layout.act("batch", "seq", "heads", "head_dim")
     return jax.lax.reshape(out, (B, S, H, K), out_sharding=sharding)
 
 
+def match_kv_heads(kv_BTGK: jax.Array, num_heads: int, layout: Layout) -> jax.Array:
+    """Repeat kv heads that the mesh does not split until it can split them like the heads; else return them as they are.
+
+    With 8 heads on 4 devices and 2 kv heads, each kv head is used twice: `(B, T, 4, K)`, one a device.
+    """
+    B, T, G, K = kv_BTGK.shape
+    if layout.over("heads") == layout.over("kv_heads"):
+        return kv_BTGK
+    ways = prod(layout.sizes[axis] for axis in layout.over("heads"))
+    repeated = lcm(G, ways)  # divides num_heads, as G and ways do
+    assert num_heads % repeated == 0
+    spread = jnp.broadcast_to(kv_BTGK[:, :, :, None], (B, T, G, repeated // G, K))
+    whole = jax.lax.reshape(spread, (B, T, repeated, K), out_sharding=layout.act("batch", "seq", "kv_heads", "head_dim"))
+    return layout.place(whole, "batch", "seq", "heads", "head_dim")
+
+
 @dataclass(frozen=True)
 class Backend:
-    """An attention function and what it honours; asking for more is an error, never ignored."""
+    """An attention function and what it honours; asking for more is an error, never ignored.
+
+    `attend(q_BSHK, k_BTGK, v_BTGK, mask, *, softcap, dropout, layout)` returns `(B, S, H, K)`. The mesh splits G like H.
+    """
 
     attend: Callable[..., jax.Array]
     segments: bool = True
@@ -123,6 +104,9 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference),
     "blocked": Backend(blocked, dropout=False),
+    "xla": Backend(kernels.xla, softcap=False, dropout=False),
+    "cudnn": Backend(kernels.cudnn, softcap=False, dropout=False, platforms=("gpu",), dtypes=("bfloat16",)),
+    "splash": Backend(kernels.splash, dropout=False, platforms=("cpu", "tpu")),
 }
 
 
@@ -135,16 +119,22 @@ def select(
       AttentionError: naming the field that the back end does not support and those that do.
     """
     backend = BACKENDS[name]
-    asked = {
-        "segments": (segments, "data.document_mask=True"),
-        "window": (window is not None, f"model.sliding_window={window}"),
-        "softcap": (softcap is not None, f"model.attn_softcap={softcap}"),
-        "dropout": (dropout > 0, f"model.dropout={dropout}"),
-    }
-    for feature, (wanted, field) in asked.items():
-        if wanted and not getattr(backend, feature):
-            able = ", ".join(other for other, b in BACKENDS.items() if getattr(b, feature))
+    platform = kernels.target_platform()
+    asked: list[tuple[bool, str, Callable[[Backend], bool]]] = [
+        (segments, "data.document_mask=True", lambda b: b.segments),
+        (window is not None, f"model.sliding_window={window}", lambda b: b.window),
+        (softcap is not None, f"model.attn_softcap={softcap}", lambda b: b.softcap),
+        (dropout > 0, f"model.dropout={dropout}", lambda b: b.dropout),
+        (True, f"model.dtype='{dtype}'", lambda b: dtype in b.dtypes),
+        (platform is not None, f"the platform '{platform}'", lambda b: platform in b.platforms),
+    ]
+    for wanted, field, supports in asked:
+        if wanted and not supports(backend):
+            able = ", ".join(other for other, b in BACKENDS.items() if supports(b))
             raise AttentionError(f"model.attention='{name}' does not support {field}; these do: {able}")
-    if dtype not in backend.dtypes:
-        raise AttentionError(f"model.attention='{name}' does not support model.dtype='{dtype}', only {backend.dtypes}")
-    return backend.attend
+
+    def attend(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, layout=UNSHARDED):
+        k_BTGK, v_BTGK = (match_kv_heads(x, q_BSHK.shape[2], layout) for x in (k_BTGK, v_BTGK))
+        return backend.attend(q_BSHK, k_BTGK, v_BTGK, mask, softcap=softcap, dropout=dropout, layout=layout)
+
+    return attend

@@ -1,0 +1,33 @@
+"""Scores of a model on a set of batches."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from bigjax import metrics, sharding
+from bigjax.data import Batch
+
+
+def score(
+    eval_step: Callable[..., metrics.Sums], params: Any, batches: Iterable[Batch], global_batch_size: int
+) -> dict[str, float]:
+    """Return the averages over all batches: `loss` in nats per token, `perplexity`, and `tokens`, how many were scored.
+
+    With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for. The averages
+    are of the negative log likelihood alone, without label smoothing or z-loss.
+    """
+    mesh = jax.sharding.get_mesh()
+    totals: metrics.Sums | None = None
+    for batch in batches:
+        sums = eval_step(params, sharding.put_batch(batch.arrays, mesh, global_batch_size))
+        totals = sums if totals is None else metrics.add(totals, sums)
+    if totals is None:
+        return {}
+    means = metrics.means(totals)
+    loss = means["nll"]
+    scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(totals["nll"][1])}
+    if "nll_per_byte" in means:
+        scores["bits_per_byte"] = means["nll_per_byte"] / math.log(2)
+    return scores

@@ -1,0 +1,1 @@
+"""Counting, fitting and comparing: what turns runs into answers."""

@@ -1,0 +1,64 @@
+"""How much work a step is, and how much the devices could do."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.config import ModelConfig
+from bigjax.params import count
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+"""Dense bfloat16 FLOP/s of one device by the start of its `device_kind`, from the vendors' data sheets."""
+
+
+def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int) -> float:
+    """Return the FLOPs of one token's forward and backward pass.
+
+    Convention (Chowdhery et al. 2022, appendix B): 6 for every parameter that a matrix product uses, the output matrix
+    included and look-ups left out, plus `12 * layers * heads * head_dim` for every key; causality is not deducted, a
+    sliding window is. Recomputation is not counted.
+    """
+    matmul_params = count(specs, without=("embedding", "norm", "bias"))
+    if cfg.tie_embeddings:
+        matmul_params += cfg.vocab_size * cfg.d_model
+    keys = min(seq_len, cfg.sliding_window or seq_len)
+    return 6.0 * matmul_params + 12.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * keys
+
+
+def peak_flops(devices: list[Any]) -> float | None:
+    """Return the FLOP/s that all `devices` together could reach; None for a device that is not in the table.
+
+    Virtual CPU devices share one processor, whose float32 matrix-product rate is measured here in about 0.1 s.
+    """
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        return _measured_matmul_flops() * len({device.process_index for device in devices})
+    matches = [name for name in PEAK_FLOPS if kind.startswith(name)]
+    return PEAK_FLOPS[max(matches, key=len)] * len(devices) if matches else None
+
+
+def _measured_matmul_flops(size: int = 1024, repeats: int = 6) -> float:
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        x = jnp.ones((size, size), jnp.float32)
+        product = jax.jit(jnp.matmul)
+        product(x, x).block_until_ready()
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            product(x, x).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+    return 2.0 * size**3 / min(seconds)

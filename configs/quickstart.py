@@ -1,0 +1,35 @@
+"""Does everything work here? A small GPT learns Shakespeare on two CPU cores in under 5 minutes.
+
+    python -m experiments.train --config=configs/quickstart.py
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.strict import to_config_dict
+
+
+def get_config() -> ConfigDict:
+    """Return the config."""
+    return to_config_dict(
+        Config(
+            model=ModelConfig(
+                vocab_size=2048,
+                num_layers=4,
+                d_model=256,
+                num_heads=4,
+                max_seq_len=256,
+                positions="rotary",
+                norm="rmsnorm",
+                activation="relu_squared",
+                bias="none",
+                qk_norm=True,
+                attention="blocked",
+            ),
+            data=DataConfig(tokenizer="bpe:2048", seq_len=256, document_mask=False),
+            train=TrainConfig(steps=800, global_batch_size=8, loss_chunks=4, eval_every_steps=200),
+            optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, schedule="wsd", warmup_steps=20, decay_steps=300),
+            checkpoint=CheckpointConfig(every_steps=200),
+            log=LogConfig(sample_prompt="ROMEO.\n", sample_tokens=200),
+        )
+    )

@@ -1,0 +1,101 @@
+"""What a training run says when it starts, and what it leaves when it ends."""
+
+import json
+from typing import Any
+
+import jax
+
+from bigjax import metrics, params, plots, strict
+from bigjax.config import Config
+from bigjax.data import TextData
+from bigjax.models import Model
+from bigjax.run_folder import RunFolder
+from bigjax.science.flops import model_flops_per_token
+from bigjax.sharding import Layout
+
+
+def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, text: TextData, start: int) -> str:
+    """Return the lines printed before the first step: model, mesh, data, and where the run continues."""
+    total, facts = params.count(model.specs), text.describe()
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    train = {key: sum(source[key] for source in facts["train"]) for key in ("documents", "tokens", "bytes")}
+    lines = [
+        f"model: {total:,} parameters, {params.count(model.specs, without=('embedding', 'head')):,} without embeddings",
+        f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
+        f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
+        f"{cfg.train.steps / facts['steps_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
+        *(f"note: {note}" for note in layout.notes),
+    ]
+    if start:
+        lines.append(f"resuming after step {start:,}")
+    return "\n".join(lines)
+
+
+def write(
+    cfg: Config,
+    folder: RunFolder,
+    model: Model,
+    layout: Layout,
+    weights: Any,
+    text: TextData,
+    scores: dict[str, float],
+    tokens_per_s: float | None,
+) -> None:
+    """Print the scores and a sample, draw the loss curve, and write result.json, which declares the run complete."""
+    sampled = sample(cfg, model, layout, weights, text) if cfg.log.sample_tokens else None
+    if jax.process_index() != 0:
+        return
+    if cfg.log.plot:
+        plots.plot_loss(folder.metrics, folder.loss_plot)
+    tokens = cfg.train.steps * cfg.train.global_batch_size * cfg.data.seq_len
+    rows = list(metrics.read_rows(folder.metrics))
+    result = {
+        "fingerprint": strict.fingerprint(cfg),
+        "steps": cfg.train.steps,
+        "tokens": tokens,
+        "params_total": params.count(model.specs),
+        "params_non_embedding": params.count(model.specs, without=("embedding", "head")),
+        "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len),
+        "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
+        "eval_loss": scores.get("loss"),
+        "eval_bits_per_byte": scores.get("bits_per_byte"),
+        "eval_tokens": scores.get("tokens"),
+        "tokens_per_s": tokens_per_s,
+        "wall_s": rows[-1]["time_s"] if rows else None,
+        "mesh": dict(layout.sizes),
+        "jax_version": jax.__version__,
+        "sample": sampled,
+    }
+    folder.write_result(result)
+    print(summary(folder))
+    if sampled is not None:
+        print(f"sample:\n{sampled}")
+
+
+def sample(cfg: Config, model: Model, layout: Layout, weights: Any, text: TextData) -> str:
+    """Return `log.sample_prompt` and what the model writes after it; a pure function of the weights and the seed."""
+    from bigjax.evaluate import generation
+
+    prompt = cfg.log.sample_prompt or "\n"
+    ids = text.tokenizer.encode(prompt).tolist()
+    (written,) = generation.generate(
+        model,
+        weights,
+        [ids],
+        max_new_tokens=cfg.log.sample_tokens,
+        temperature=0.8,
+        key=jax.random.key(cfg.train.seed),
+        eos_id=text.tokenizer.eos_id,
+        layout=layout,
+    )
+    return prompt + text.tokenizer.decode(written)
+
+
+def summary(folder: RunFolder) -> str:
+    """Return one line about a finished run."""
+    result = json.loads(folder.result.read_text())
+    line = f"{result['steps']:,} steps, {result['tokens']:,} tokens in {result['wall_s']:.0f} s"
+    if result["eval_loss"] is None:
+        return line
+    loss, bits = result["eval_loss"], result["eval_bits_per_byte"]
+    return f"{line}; held out: loss {loss:.4f} nats per token, {bits:.4f} bits per byte"

@@ -1,0 +1,164 @@
+"""Train a model: one config, one run folder, on whatever devices this machine has.
+
+The run folder holds the resolved config, the environment, metrics, checkpoints and, once finished, result.json. The
+same command again continues a run that was cut short, or says that it is complete.
+
+Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite (see nonfinite.json in the run
+folder); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from bigjax import strict
+from bigjax.config import Config
+from experiments import cli
+
+EXAMPLES = (
+    "python -m experiments.train --config=configs/quickstart.py",
+    "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=configs/quickstart.py --print_config",
+    "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
+)
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("workdir", None, "the run folder; by default runs/NAME of the config", flag_values=flag_values)
+    flags.DEFINE_string("profile", None, "trace the steps FIRST-LAST into WORKDIR/profile", flag_values=flag_values)
+    cli.define_distributed_flags(flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> int:
+    """Validate the command line, then run."""
+    cfg = cli.load_config(flag_values.config)
+    workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
+    profile = cli.parse_range("profile", flag_values.profile)
+    print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+    from bigjax import runtime
+
+    runtime.configure_jax()
+    cli.initialize_distributed(flag_values)
+    return run(cfg, workdir, profile)
+
+
+def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
+    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status."""
+    import jax
+    import jax.numpy as jnp
+
+    from bigjax import checkpoint, data, guard, metrics, models, optim, sharding, step
+    from bigjax.evaluate.scoring import score
+    from bigjax.interrupt import Interrupt, agreed
+    from bigjax.run_folder import RunFolder
+    from bigjax.science import flops
+    from bigjax.throughput import Profile, Throughput
+    from experiments import finish
+
+    batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
+    tokens_per_step = batch_size * cfg.data.seq_len
+
+    def say(line: str) -> None:
+        if jax.process_index() == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    # Everything that the user can get wrong fails here, before anything is compiled.
+    mesh = sharding.make_mesh(cfg.mesh)
+    model = models.build(cfg.model)
+    layout = sharding.layout(cfg.mesh, mesh, model.specs)
+    sharding.check_batch(batch_size, cfg.train.microbatches, layout)
+    sharding.check_sequence(cfg.data.seq_len, layout)
+    folder = RunFolder(workdir)
+    resuming = folder.open(cfg)
+    if folder.complete:
+        say(f"{workdir} is complete: {finish.summary(folder)}")
+        return 0
+    text = data.build(cfg, sharding.local_rows(mesh, batch_size))
+    if jax.process_index() == 0:
+        data.save_tokenizer(text.tokenizer, folder.path)
+
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
+        tx = optim.build(cfg.optim, model.specs, total_steps)
+        schedule = optim.schedule(cfg.optim, total_steps)
+        train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
+        eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
+        abstract = step.abstract_state(cfg, model, tx, layout, mesh)
+        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+        if resuming and checkpoints.latest() is not None:
+            restored = checkpoints.restore(abstract)
+            text.train.check(restored.data_state)
+            state, start = restored.state, restored.step
+        else:
+            state, start = jax.jit(lambda: step.init_state(cfg, model, tx, layout))(), 0
+            if cfg.init_from is not None:
+                params = checkpoint.restore_params(RunFolder(Path(cfg.init_from)).checkpoints, abstract.params)
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                state = state.replace(params=params, ema=ema)
+
+        def evaluate(state: step.TrainState) -> dict[str, float]:
+            if text.eval is None:
+                return {}
+            weights = state.params if state.ema is None else state.ema
+            return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size)
+
+        say(finish.banner(cfg, model, mesh, layout, text, start))
+        flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len)
+        speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
+        with (
+            metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
+            text.train.batches(start) as batches,
+            Profile(folder, profile) as profiler,
+            Interrupt() as interrupt,
+        ):
+
+            def report(done: int, ids: Any, values: dict[str, Any]) -> None:
+                """Read the metrics of a dispatched step, which waits for it; stop the run if they are not finite."""
+                guard.check_finite(folder, done, ids, values)
+                speed.count(tokens_per_step)
+                if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
+                    row = {"train/loss": float(values["loss"]), "train/nll": float(values["nll"])}
+                    row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
+                    writer.write(done, row | speed.read())
+
+            pending = None
+            for done in range(start + 1, total_steps + 1):
+                profiler.before(done)
+                with speed.waiting_for_data():
+                    batch = next(batches)
+                state, values = train_step(state, sharding.put_batch(batch.arrays, mesh, batch_size))
+                profiler.after(done, values)
+                if pending is not None:
+                    report(*pending)  # of the step before, while this one runs
+                pending = (done, batch.ids, values)
+
+                evaluating = bool(cfg.train.eval_every_steps) and done % cfg.train.eval_every_steps == 0
+                polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0
+                stopping = polling and agreed(interrupt.requested) and done < total_steps
+                saving = stopping or done == total_steps or checkpoints.should_save(done)
+                if evaluating or saving:
+                    report(*pending)  # what is not finite is neither scored nor saved
+                    pending = None
+                if evaluating and done < total_steps:
+                    with speed.paused():
+                        writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
+                if saving:
+                    checkpoints.save(done, state, text.train.state(done), identity)
+                if stopping:
+                    checkpoints.wait()
+                    say(f"stopped after step {done} with a checkpoint; the same command continues")
+                    # Of several processes, one that got no signal itself stops with those that did.
+                    return interrupt.exit_code or 143
+
+            checkpoints.wait()  # the last checkpoint is whole before the run is called complete
+            scores = evaluate(state)
+            writer.write(total_steps, {f"eval/{name}": value for name, value in scores.items()})
+        weights = state.params if state.ema is None else state.ema
+        finish.write(cfg, folder, model, layout, weights, text, scores, speed.average())
+    return 0
+
+
+if __name__ == "__main__":
+    cli.main(main, doc=__doc__, define_flags=define_flags, examples=EXAMPLES)

@@ -1,0 +1,208 @@
+"""The decoder's logits and gradients equal those of transformers on PyTorch with the same random weights, in float32.
+
+Tolerance of logits: 1e-4. Logits here are of size up to 5 or so, made in 2 or 3 layers from sums of at most 100 terms,
+so float32 rounding (6e-8 relative, growing with the root of the number of sums) leaves about 1e-5.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
+
+from bigjax import models  # noqa: E402
+from bigjax.config import ModelConfig, RopeConfig  # noqa: E402
+from bigjax.losses import cross_entropy  # noqa: E402
+from bigjax.params import names  # noqa: E402
+from tests.parity import hf_weights  # noqa: E402
+
+LOGIT_TOLERANCE = 1e-4
+
+GPT2 = {"vocab_size": 101, "num_layers": 2, "d_model": 36, "num_heads": 3, "max_seq_len": 40}
+LLAMA = GPT2 | {
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 10,
+    "d_ff": 52,
+    "positions": "rotary",
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "bias": "none",
+    "tie_embeddings": False,
+}
+
+
+def rope(scaling: str, factor: float, **fields) -> dict:
+    return LLAMA | {"rope": RopeConfig(scaling=scaling, factor=factor, **fields), "head_dim": 16}
+
+
+CASES: dict[str, tuple[dict, tuple[int, int]]] = {
+    "gpt2": (GPT2, (3, 17)),
+    "gpt2 of one head, odd width, one token": (GPT2 | {"num_heads": 1, "d_model": 15, "d_ff": 7}, (1, 1)),
+    "gpt2 with 5 heads over the whole table": (GPT2 | {"num_heads": 5, "d_model": 35, "num_layers": 3}, (5, 40)),
+    "gpt2 with exact gelu": (GPT2 | {"activation": "gelu"}, (3, 17)),
+    "gpt2 with squared relu": (GPT2 | {"activation": "relu_squared"}, (3, 17)),
+    "gpt2 with an untied head": (GPT2 | {"tie_embeddings": False}, (3, 17)),
+    "gpt2 with another epsilon": (GPT2 | {"norm_eps": 0.1}, (3, 17)),
+    "llama": (LLAMA, (3, 17)),
+    "llama with tied embeddings": (LLAMA | {"tie_embeddings": True}, (1, 33)),
+    "llama with one kv head": (LLAMA | {"num_kv_heads": 1}, (5, 9)),
+    "llama with a kv head per head": (LLAMA | {"num_kv_heads": 4}, (3, 17)),
+    "llama with 6 heads in 3 groups": (LLAMA | {"num_heads": 6, "num_kv_heads": 3}, (3, 17)),
+    "llama of odd vocabulary and width": (LLAMA | {"vocab_size": 7, "d_model": 21, "d_ff": 13}, (3, 31)),
+    "llama of another theta": (LLAMA | {"rope": RopeConfig(theta=500.0)}, (3, 17)),
+    "llama of another epsilon": (LLAMA | {"norm_eps": 0.1}, (3, 17)),
+    "mistral, window 5": (LLAMA | {"sliding_window": 5}, (3, 17)),
+    "mistral, window 1": (LLAMA | {"sliding_window": 1}, (1, 9)),
+    "mistral, window as long as the row": (LLAMA | {"sliding_window": 17}, (3, 17)),
+    "qwen2, biases on queries, keys and values": (LLAMA | {"bias": "qkv"}, (3, 17)),
+    "qwen3, normalised queries and keys": (LLAMA | {"qk_norm": True}, (3, 17)),
+    "llama3 rope, factor 8": (rope("llama3", 8.0, original_max_seq_len=64), (3, 37)),
+    "llama3 rope, factor 32, other bands": (
+        rope("llama3", 32.0, original_max_seq_len=40, low_freq_factor=0.5, high_freq_factor=3.0, theta=100.0),
+        (3, 37),
+    ),
+    "yarn rope, factor 1": (rope("yarn", 1.0, original_max_seq_len=40), (3, 37)),
+    "yarn rope, factor 4": (rope("yarn", 4.0, original_max_seq_len=64), (3, 37)),
+    "yarn rope, factor 16, other bands": (
+        rope("yarn", 16.0, original_max_seq_len=128, beta_fast=8.0, beta_slow=2.0, theta=50.0),
+        (3, 37),
+    ),
+}
+
+
+def tokens_of(cfg: ModelConfig, shape: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, cfg.vocab_size, shape)
+
+
+def our_logits(params: Any, tokens: np.ndarray, cfg: ModelConfig, **inputs) -> np.ndarray:
+    model = models.build(cfg)
+
+    @jax.jit
+    def run(params, tokens, inputs):
+        return model.family.logits(params, model.family.apply(params, tokens, cfg, **inputs), cfg)
+
+    return np.asarray(run(params, tokens, inputs))
+
+
+def hf_logits(hf: Any, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return hf(torch.from_numpy(tokens), use_cache=False).logits.numpy()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits(case):
+    fields, shape = CASES[case]
+    cfg = ModelConfig(**fields)
+    tokens, hf = tokens_of(cfg, shape), hf_weights.build(cfg)
+    params = hf_weights.weights(hf, cfg)
+    declared = {name: spec.shape for name, spec in names(models.build(cfg).specs).items()}
+    assert {name: w.shape for name, w in names(params).items()} == declared
+    expected = hf_logits(hf, tokens)
+    assert expected.std() > 0.3  # logits that say something
+    np.testing.assert_allclose(our_logits(params, tokens, cfg), expected, rtol=0, atol=LOGIT_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"activation": "gelu"},
+        {"norm_eps": 1e-2},
+        {"sliding_window": 16},
+        {"positions": "rotary"},
+        {"num_kv_heads": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_comparison_notices_every_small_change(change):
+    """Each option moves logits by far more than the tolerance: agreement above is no accident."""
+    cfg = ModelConfig(**GPT2)
+    tokens, params = tokens_of(cfg, (3, 17)), hf_weights.weights(hf_weights.build(cfg), cfg)
+    other = ModelConfig(**GPT2 | change)
+    changed = jax.tree.map(lambda w: w, params)
+    if other.num_kv_heads != cfg.num_kv_heads:
+        for name in ("k", "v", "k_bias", "v_bias"):
+            changed["blocks"]["attn"][name] = params["blocks"]["attn"][name][..., :1, :]
+    moved = np.abs(our_logits(changed, tokens, other) - our_logits(params, tokens, cfg)).max()
+    assert moved > 10 * LOGIT_TOLERANCE
+
+
+DOCUMENTS = ((5, 7, 1, 4), (17,), (2, 9))
+"""Lengths of the documents of each packed row of 17; the last row ends in padding."""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [GPT2, LLAMA, LLAMA | {"sliding_window": 3}, rope("llama3", 8.0, original_max_seq_len=64)],
+    ids=["gpt2", "llama", "mistral", "llama3"],
+)
+def test_packed_documents_equal_each_document_alone(fields):
+    cfg = ModelConfig(**fields)
+    hf = hf_weights.build(cfg)
+    tokens = tokens_of(cfg, (len(DOCUMENTS), 17))
+    segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
+    pieces = []
+    for row, lengths in enumerate(DOCUMENTS):
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        for number, (start, length) in enumerate(zip(starts, lengths, strict=True), start=1):
+            segments[row, start : start + length] = number
+            positions[row, start : start + length] = np.arange(length)
+            pieces.append((row, slice(start, start + length)))
+    params = hf_weights.weights(hf, cfg)
+    ours = our_logits(params, tokens, cfg, segments_BS=segments, positions_BS=positions)
+    assert np.isfinite(ours).all()
+    for row, span in pieces:
+        alone = hf_logits(hf, tokens[row : row + 1, span])[0]
+        np.testing.assert_allclose(ours[row, span], alone, rtol=0, atol=LOGIT_TOLERANCE)
+
+
+def test_softcaps_equal_llama_with_the_attention_of_gemma2():
+    """Gemma 2 has norms that we lack, so its attention function is put into Llama, and its cap on Llama's logits."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+    cfg = ModelConfig(**LLAMA, attn_softcap=0.7, final_softcap=1.5)
+    ALL_ATTENTION_FUNCTIONS.register("gemma2_softcap", partial(eager_attention_forward, softcap=0.7))
+    ALL_MASK_ATTENTION_FUNCTIONS.register("gemma2_softcap", eager_mask)
+    hf = hf_weights.build(cfg, attn_implementation="gemma2_softcap")
+    tokens, params = tokens_of(cfg, (3, 17)), hf_weights.weights(hf, cfg)
+    expected = 1.5 * np.tanh(hf_logits(hf, tokens) / 1.5)
+    np.testing.assert_allclose(our_logits(params, tokens, cfg), expected, rtol=0, atol=LOGIT_TOLERANCE)
+    assert np.abs(our_logits(params, tokens, ModelConfig(**LLAMA, final_softcap=1.5)) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [GPT2, GPT2 | {"tie_embeddings": False, "activation": "gelu"}, LLAMA, LLAMA | {"qk_norm": True}],
+    ids=["gpt2", "gpt2 untied", "llama", "qwen3"],
+)
+def test_gradients_of_all_parameters(fields):
+    """Both sides differentiate the same mean loss; a gradient may differ by 1e-5 of the largest in its parameter.
+
+    The floor of 1e-7 is for parameters without effect, such as the bias of the keys, which softmax cancels.
+    """
+    cfg = ModelConfig(**fields)
+    model, hf = models.build(cfg), hf_weights.build(cfg)
+    tokens = tokens_of(cfg, (3, 18))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    logits = hf(torch.from_numpy(inputs), use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, cfg.vocab_size), torch.from_numpy(targets).reshape(-1))
+    loss.backward()
+
+    def our_loss(params):
+        out = model.family.logits(params, model.family.apply(params, inputs, cfg), cfg)
+        sums = cross_entropy(out, targets, jnp.ones(targets.shape))
+        return sums.total / sums.weight
+
+    value, grads = jax.jit(jax.value_and_grad(our_loss))(hf_weights.weights(hf, cfg))
+    assert abs(float(value) - loss.item()) < 1e-5
+    expected = names(hf_weights.gradients(hf, cfg))
+    assert set(expected) == set(names(model.specs))
+    for name, grad in names(grads).items():
+        tolerance = 1e-5 * np.abs(expected[name]).max() + 1e-7
+        np.testing.assert_allclose(grad, expected[name], rtol=0, atol=tolerance, err_msg=name)
