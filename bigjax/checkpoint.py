@@ -141,22 +141,25 @@ class Checkpoints:
         return self._writer
 
 
-def restore_params(folder: Path, abstract_params: State) -> State:
-    """Load only the `params` of the newest checkpoint in `folder`, the checkpoint folder of any run.
+def restore_part(folder: Path, part: str, abstract: State) -> tuple[int, State]:
+    """Load one field of the train state, such as `params`, from the newest checkpoint in `folder`, of any run.
+
+    Returns its step and the field's value on the shardings of `abstract`.
 
     Raises:
-        UserError: there is no checkpoint.
-        CheckpointMismatch: a path, shape or dtype of the parameters differs.
+      UserError: there is no checkpoint.
+      CheckpointMismatch: a path, shape or dtype differs.
     """
     from orbax.checkpoint import v1 as ocp
 
     folder = Path(folder).absolute()
-    path = folder / str(_existing(folder, None))
-    _require_match(path, ocp.checkpointables_metadata(str(path)).metadata["state"]["params"], abstract_params)
+    step = _existing(folder, None)
+    path = folder / str(step)
+    _require_match(path, ocp.checkpointables_metadata(str(path)).metadata["state"][part], abstract)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        return ocp.load_checkpointables(str(path), {"state": {"params": abstract_params}})["state"]["params"]
+        return step, ocp.load_checkpointables(str(path), {"state": {part: abstract}})["state"][part]
 
 
 def _steps(folder: Path) -> list[int]:

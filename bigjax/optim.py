@@ -81,7 +81,10 @@ def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
     def dimensions(tree):
         # Parameters of other optimizers are masked out of `tree`; only its matrices get dimension numbers.
         return jax.tree.map(
-            lambda spec, leaf: _matrix_dimensions(spec) if _is_array(leaf) else leaf, specs, tree, is_leaf=_is_spec
+            lambda spec, leaf: optax.contrib.MuonDimensionNumbers(*_matrix_axes(spec)) if _is_array(leaf) else leaf,
+            specs,
+            tree,
+            is_leaf=_is_spec,
         )
 
     orthogonal = optax.chain(
@@ -105,8 +108,7 @@ def _scale_by_shape(spec: ParamSpec, update: Any) -> Any:
     """Scale an orthogonal update by sqrt(max(1, fan_out / fan_in)) (Jordan et al. 2024)."""
     if not _is_array(update):
         return update
-    fans = _matrix_dimensions(spec)
-    fan_in, fan_out = (prod(spec.shape[i] for i in axes) for axes in (fans.reduction_axis, fans.output_axis))
+    fan_in, fan_out = (prod(spec.shape[i] for i in axes) for axes in _matrix_axes(spec))
     return update * max(1.0, fan_out / fan_in) ** 0.5
 
 
@@ -118,15 +120,15 @@ def _is_array(leaf: Any) -> bool:
     return not isinstance(leaf, optax.MaskedNode)
 
 
-def _matrix_dimensions(spec: ParamSpec) -> optax.contrib.MuonDimensionNumbers:
-    """Return which axes form the rows (contracted) and columns of a matrix; a layers axis is a batch of matrices."""
+def _matrix_axes(spec: ParamSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which axes form the rows (contracted) and the columns of a matrix; a layers axis counts matrices."""
     inputs = tuple(i for i, axis in enumerate(spec.axes) if axis in spec.contracts)
     outputs = tuple(i for i, axis in enumerate(spec.axes) if axis not in spec.contracts and axis != "layers")
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=inputs, output_axis=outputs)
+    return inputs, outputs
 
 
 def _on_auto_axes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Let the compiler shard the inside of `tx`, whose matrix products of sharded axes are ambiguous in Explicit mode."""
+    """Let the compiler shard the inside of `tx`: its products of sharded matrices are ambiguous in Explicit mode."""
 
     def update(updates, state, params=None):
         if jax.sharding.get_abstract_mesh().empty:

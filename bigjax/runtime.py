@@ -17,7 +17,7 @@ def configure_jax() -> None:
         os.environ["JAX_PLATFORMS"] = "cuda,cpu" if _has_cuda_plugin() else "cpu"
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder(None) / "compiled"))
     # Small programs are most of a short run's start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -69,7 +69,9 @@ def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
             raise ShardingError(f"{given} = {fixed} does not divide the {num_devices} devices at hand")
         sizes[rest] = num_devices // fixed
     elif fixed != num_devices:
-        raise ShardingError(f"{given} = {fixed}, but there are {num_devices} devices; set one axis to -1 to use the rest")
+        raise ShardingError(
+            f"{given} = {fixed}, but there are {num_devices} devices; set one axis to -1 to use the rest"
+        )
     return sizes
 
 
@@ -236,7 +238,9 @@ def local_rows(mesh: jax.sharding.Mesh, global_batch_size: int) -> slice:
     return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
 
 
-def put_batch(arrays: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, global_batch_size: int) -> dict[str, jax.Array]:
+def put_batch(
+    arrays: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, global_batch_size: int
+) -> dict[str, jax.Array]:
     """Place this process's rows of a batch on the mesh as global arrays `(global_batch_size, ...)`."""
     first = local_rows(mesh, global_batch_size).start
 

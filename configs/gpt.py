@@ -75,6 +75,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     name = ALIASES.get(arg, arg)
     size = SIZES[name]
     tokens_per_step = size.global_batch_size * size.seq_len
+    # The 25 heads of gpt2-xl do not divide by any usual mesh.tensor.
+    whole = ("heads", "kv_heads") if size.num_heads % 2 else ()
     return to_config_dict(
         Config(
             model=ModelConfig(
@@ -93,6 +95,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 eval_every_steps=1000,
             ),
             optim=OptimConfig(lr=size.lr, warmup_steps=round(WARMUP_TOKENS / tokens_per_step)),
-            mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(),
+            mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(allow_replicated=whole),
         )
     )

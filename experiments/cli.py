@@ -27,16 +27,18 @@ _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
 def main(
     run: Callable[[flags.FlagValues], int | None],
     *,
-    doc: str,
+    doc: str | None,
     define_flags: Callable[[flags.FlagValues], None] | None = None,
     examples: Sequence[str] = (),
     config: bool = True,
+    config_of_run: bool = False,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line and call `run(flag_values)`; what it returns is the exit status.
 
     `define_flags(flag_values)` defines the command's own flags. With `config` the command also takes --config (a
     ConfigDict in `flag_values.config`, None if absent) and answers --print_config and --diff without calling `run`.
+    With `config_of_run` the config is that of the run folder --workdir, which a command must then define.
     A user error, from parsing or from `run`, is one message on stderr and exit status 2; --debug adds the traceback.
     Any other exception passes through.
 
@@ -45,6 +47,8 @@ def main(
     """
     argv = list(sys.argv if argv is None else argv)
     try:
+        if config_of_run and not {"-h", "-help", "--help"} & set(argv):
+            argv.append(f"--config={_workdir_of_run(argv)}")
         status = _main(run, doc, define_flags, examples, config, argv)
     except (UserError, flags.Error) as error:
         if "--debug" in argv:
@@ -134,6 +138,15 @@ def initialize_distributed(flag_values: flags.FlagValues) -> None:
     import jax
 
     jax.distributed.initialize(address, num_processes, process_id)
+
+
+def _workdir_of_run(argv: list[str]) -> str:
+    values = [argument.partition("=")[2] for argument in argv if argument.startswith(("--workdir=", "-workdir="))]
+    if not values:
+        raise UserError("--workdir=RUN is missing: the folder of the run")
+    if not Path(values[-1], "config.json").is_file():
+        raise UserError(f"{values[-1]} is not the folder of a run: it has no config.json")
+    return values[-1]
 
 
 def _main(run, doc, define_flags, examples, config, argv) -> int | None:
@@ -259,13 +272,13 @@ def _show_config(flag_values: flags.FlagValues, source: str | None) -> None:
         print(show_config.format_diff(source or "", cfg, flag_values.diff, other))
 
 
-def _help(doc: str, flag_values: flags.FlagValues, examples: Sequence[str], config: bool) -> str:
+def _help(doc: str | None, flag_values: flags.FlagValues, examples: Sequence[str], config: bool) -> str:
     rows = [_help_row(flag_values[name]) for name in flag_values if name != "h"]
     if config:
         rows.insert(0, ("--config=FILE[:ARG]", "config file and its argument, or the folder of a run"))
         rows.insert(1, ("--config.SECTION.FIELD=VALUE", "change one field; None switches off what may be off"))
     width = max(len(name) for name, _ in rows)
-    parts = [doc.strip(), "Flags:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)]
+    parts = [(doc or "").strip(), "Flags:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)]
     if examples:
         parts.append("Examples:\n" + "\n".join(f"  {example}" for example in examples))
     return "\n\n".join(parts)

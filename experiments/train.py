@@ -94,7 +94,9 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
         else:
             state, start = jax.jit(lambda: step.init_state(cfg, model, tx, layout))(), 0
             if cfg.init_from is not None:
-                params = checkpoint.restore_params(RunFolder(Path(cfg.init_from)).checkpoints, abstract.params)
+                _, params = checkpoint.restore_part(
+                    RunFolder(Path(cfg.init_from)).checkpoints, "params", abstract.params
+                )
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
                 state = state.replace(params=params, ema=ema)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
-from bigjax.checkpoint import CheckpointMismatch, Checkpoints, restore_params
+from bigjax.checkpoint import CheckpointMismatch, Checkpoints, restore_part
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
 
@@ -119,15 +119,15 @@ def test_says_nothing(tmp_path, state, caplog, capfd):
         checkpoints.save(1, state, DATA, IDENTITY)
         checkpoints.save(2, state, DATA, IDENTITY)
         checkpoints.restore(abstract(make_state(mesh_of(data=8), jax.P("data"))))
-    restore_params(tmp_path, abstract(state.params))
+    restore_part(tmp_path, "params", abstract(state.params))
     assert [record for record in caplog.records if record.levelname != "DEBUG"] == []
     assert capfd.readouterr() == ("", "")
 
 
 def test_parameters_alone_come_from_another_run(saved, state):
-    assert bits(restore_params(saved, abstract(state.params))) == bits(state.params)
+    assert bits(restore_part(saved, "params", abstract(state.params))[1]) == bits(state.params)
     with pytest.raises(CheckpointMismatch, match=r"raw .*: checkpoint has it, config wants none"):
-        restore_params(saved, abstract({name: x for name, x in state.params.items() if name != "raw"}))
+        restore_part(saved, "params", abstract({name: x for name, x in state.params.items() if name != "raw"}))
 
 
 def test_mismatch_names_what_differs(saved, state):
@@ -187,7 +187,7 @@ def test_nothing_to_restore(tmp_path, saved, state):
     with pytest.raises(UserError, match=r"no complete checkpoint of step 4 in .*, only of \[3\]"):
         Checkpoints(saved, SYNC).restore(abstract(state), 4)
     with pytest.raises(UserError, match="no complete checkpoint"):
-        restore_params(tmp_path / "nowhere", abstract(state.params))
+        restore_part(tmp_path / "nowhere", "params", abstract(state.params))
     assert Checkpoints(tmp_path / "nowhere", SYNC).steps() == []
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ batch, so any number of processes sees the same global batches, and a resumed ru
 from bigjax.data.errors import DataError
 from bigjax.data.evalset import EvalSet
 from bigjax.data.stream import Batch, TrainStream
-from bigjax.data.text_data import TextData, build
+from bigjax.data.text_data import TextData, build, open_documents
 from bigjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "TrainStream",
     "build",
     "load_tokenizer",
+    "open_documents",
     "save_tokenizer",
 ]

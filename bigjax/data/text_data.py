@@ -12,7 +12,7 @@ from bigjax.data.evalset import EvalSet
 from bigjax.data.order import build_order
 from bigjax.data.packing import num_rows
 from bigjax.data.shards import Shard, tokenize
-from bigjax.data.sources import Split, SplitSource, split_sources
+from bigjax.data.sources import Split, SplitSource, open_source, split_sources
 from bigjax.data.stream import TrainStream
 from bigjax.data.tokenizers import Tokenizer
 
@@ -67,7 +67,7 @@ class TextData:
         }
 
 
-def build(cfg: Config, rows: slice) -> TextData:
+def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextData:
     """Read, tokenise (or find in the cache) and order the text of a run.
 
     Processes may call this at the same time: those of one machine wait for the first to tokenise.
@@ -75,6 +75,7 @@ def build(cfg: Config, rows: slice) -> TextData:
     Args:
       cfg: the run; `cfg.data`, and from the rest the vocabulary, seed, batch size.
       rows: the contiguous part of every global batch that this process's devices need.
+      tokenizer: the one of an earlier run, instead of that of `cfg.data.tokenizer`.
 
     Raises:
       DataError: a source, a tokenizer or the cache cannot be used; a side of a source has too few tokens for a row; the
@@ -85,7 +86,7 @@ def build(cfg: Config, rows: slice) -> TextData:
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
     train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
-    tokenizer = build_tokenizer(data.tokenizer, train_sides, root)
+    tokenizer = tokenizer or build_tokenizer(data.tokenizer, train_sides, root)
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise DataError(
             f"data.tokenizer={data.tokenizer!r} has {tokenizer.vocab_size} ids, more than "
@@ -117,6 +118,18 @@ def build(cfg: Config, rows: slice) -> TextData:
         shape = (batch_size, data.seq_len, data.document_mask)
         held_out = EvalSet(specs, eval_shards, rows, *shape, tokenizer.token_bytes)
     return TextData(train, held_out, tokenizer, root)
+
+
+def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer: Tokenizer) -> EvalSet:
+    """Return all the documents of `sources`, which need not be those of the run, ready for scoring.
+
+    Raises:
+      DataError: as `build`.
+    """
+    data, root = cfg.data, cache_folder(cfg.data.cache_dir)
+    sides = [SplitSource(open_source(spec, data.text_key), "eval", "all") for spec in sources]
+    shape = (cfg.train.global_batch_size, data.seq_len, data.document_mask)
+    return EvalSet(sources, _shards(sides, tokenizer, root), rows, *shape, tokenizer.token_bytes)
 
 
 def _shards(sides: list[SplitSource], tokenizer: Tokenizer, root: Path) -> tuple[Shard, ...]:

@@ -41,10 +41,14 @@ def cudnn(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, lay
     Documents are kept apart by a bias `(B, 1, S, T)`: that array is stored, the scores are not.
 
     Raises:
-      AttentionError: head_dim or the sequence length does not suit the kernel, or the library is missing; even a
-        program that is only lowered needs it, because JAX asks for its version.
+      AttentionError: head_dim or the sequence length does not suit the kernel, or the library is missing, or the mesh
+        is abstract. Even a program that is only lowered needs the library, because JAX asks for its version.
     """
     del softcap, dropout
+    if target_platform() is None:
+        raise AttentionError(
+            "model.attention='cudnn' needs a mesh with devices, attached or of a described topology, not an abstract one"
+        )
     seq_len, head_dim = q_BSHK.shape[1], q_BSHK.shape[-1]
     if head_dim % 8 or head_dim > 256:
         raise AttentionError(
@@ -118,14 +122,15 @@ def _splash_kernel(seq_len: int, num_heads: int, window: int | None, block: int,
 
 
 def _dot_product(implementation, window: int | None, q, k, v, segments):
-    together = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
+    # With documents the window is part of the array that tells them apart: cuDNN need not combine it with a bias.
+    allowed = None if segments is None else Mask(segments, window).dense(q.shape[1])
     return jax.nn.dot_product_attention(
         q,
         k,
         v,
-        mask=together,
+        mask=allowed,
         is_causal=True,
-        local_window_size=None if window is None else (window - 1, 0),
+        local_window_size=None if window is None or segments is not None else (window - 1, 0),
         implementation=implementation,
     )
 

@@ -51,6 +51,8 @@ def gpt2_config(cfg: ModelConfig) -> Any:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         tie_word_embeddings=cfg.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
     )
 
 
@@ -68,6 +70,8 @@ def llama_config(cfg: ModelConfig) -> Any:
         "rms_norm_eps": cfg.norm_eps,
         "hidden_act": ACTIVATIONS[cfg.activation],
         "tie_word_embeddings": cfg.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
         "rope_parameters": rope_parameters(cfg.rope),
     }
     if cfg.qk_norm:

@@ -18,7 +18,7 @@ from bigjax import models  # noqa: E402
 from bigjax.config import ModelConfig, RopeConfig  # noqa: E402
 from bigjax.losses import cross_entropy  # noqa: E402
 from bigjax.params import names  # noqa: E402
-from tests.parity import hf_weights  # noqa: E402
+from tests.parity import hf_weights, quick_jit  # noqa: E402
 
 LOGIT_TOLERANCE = 1e-4
 
@@ -53,7 +53,10 @@ CASES: dict[str, tuple[dict, tuple[int, int]]] = {
     "llama with one kv head": (LLAMA | {"num_kv_heads": 1}, (5, 9)),
     "llama with a kv head per head": (LLAMA | {"num_kv_heads": 4}, (3, 17)),
     "llama with 6 heads in 3 groups": (LLAMA | {"num_heads": 6, "num_kv_heads": 3}, (3, 17)),
-    "llama of odd vocabulary and width": (LLAMA | {"vocab_size": 7, "d_model": 21, "d_ff": 13}, (3, 31)),
+    "llama of odd vocabulary and width": (
+        LLAMA | {"vocab_size": 7, "d_model": 21, "num_heads": 3, "num_kv_heads": 1, "d_ff": 13},
+        (3, 31),
+    ),
     "llama of another theta": (LLAMA | {"rope": RopeConfig(theta=500.0)}, (3, 17)),
     "llama of another epsilon": (LLAMA | {"norm_eps": 0.1}, (3, 17)),
     "mistral, window 5": (LLAMA | {"sliding_window": 5}, (3, 17)),
@@ -82,7 +85,7 @@ def tokens_of(cfg: ModelConfig, shape: tuple[int, int]) -> np.ndarray:
 def our_logits(params: Any, tokens: np.ndarray, cfg: ModelConfig, **inputs) -> np.ndarray:
     model = models.build(cfg)
 
-    @jax.jit
+    @quick_jit
     def run(params, tokens, inputs):
         return model.family.logits(params, model.family.apply(params, tokens, cfg, **inputs), cfg)
 
@@ -113,7 +116,6 @@ def test_logits(case):
         {"activation": "gelu"},
         {"norm_eps": 1e-2},
         {"sliding_window": 16},
-        {"positions": "rotary"},
         {"num_kv_heads": 1},
     ],
     ids=lambda change: next(iter(change)),
@@ -137,8 +139,8 @@ DOCUMENTS = ((5, 7, 1, 4), (17,), (2, 9))
 
 @pytest.mark.parametrize(
     "fields",
-    [GPT2, LLAMA, LLAMA | {"sliding_window": 3}, rope("llama3", 8.0, original_max_seq_len=64)],
-    ids=["gpt2", "llama", "mistral", "llama3"],
+    [GPT2, LLAMA, LLAMA | {"sliding_window": 3}],
+    ids=["gpt2", "llama", "mistral"],
 )
 def test_packed_documents_equal_each_document_alone(fields):
     cfg = ModelConfig(**fields)
@@ -177,9 +179,7 @@ def test_softcaps_equal_llama_with_the_attention_of_gemma2():
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [GPT2, GPT2 | {"tie_embeddings": False, "activation": "gelu"}, LLAMA, LLAMA | {"qk_norm": True}],
-    ids=["gpt2", "gpt2 untied", "llama", "qwen3"],
+    "fields", [GPT2, LLAMA, LLAMA | {"qk_norm": True, "tie_embeddings": True}], ids=["gpt2", "llama", "qwen3"]
 )
 def test_gradients_of_all_parameters(fields):
     """Both sides differentiate the same mean loss; a gradient may differ by 1e-5 of the largest in its parameter.
@@ -199,7 +199,7 @@ def test_gradients_of_all_parameters(fields):
         sums = cross_entropy(out, targets, jnp.ones(targets.shape))
         return sums.total / sums.weight
 
-    value, grads = jax.jit(jax.value_and_grad(our_loss))(hf_weights.weights(hf, cfg))
+    value, grads = quick_jit(jax.value_and_grad(our_loss))(hf_weights.weights(hf, cfg))
     assert abs(float(value) - loss.item()) < 1e-5
     expected = names(hf_weights.gradients(hf, cfg))
     assert set(expected) == set(names(model.specs))

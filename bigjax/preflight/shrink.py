@@ -1,0 +1,119 @@
+"""A run made small: the same program on tiny arrays, to be run on a handful of devices."""
+
+import dataclasses
+from math import ceil, lcm
+
+from bigjax.config import Config, MeshConfig, ModelConfig
+
+DEVICES = 8
+"""The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""
+
+MIN_LR = 1e-2
+"""A learning rate at which small models learn in a few steps."""
+
+SEQ_LENS = {"reference": 32, "xla": 32}
+"""Positions of a row; kernels that are not listed work in blocks and need 128."""
+
+HEAD_DIMS = {"splash": 128, "cudnn": 64}
+"""Head dimensions that a kernel needs; the others take 16."""
+
+
+def shrink(cfg: Config) -> Config:
+    """Return `cfg` with small sizes and nothing else changed: the same code runs, on arrays of a few kilobytes.
+
+    No size grows, except that widths, rows and positions become multiples of 8. The rule:
+
+    - Kept as they are: every option (family, positions, norm, activation, biases, kernel, remat, dtype, dropout,
+      objective, optimizer, schedule ...), and `mesh.allow_replicated`.
+    - At most 2 layers. At most 2 kv heads, or 3 if their number is odd, so that what `tensor` did not divide it still
+      does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
+    - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim where it
+      was and a step of 8 narrower or wider where it was not. `d_ff` keeps its ratio to `d_model`, up to 4.
+    - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
+      blocks, divisible by 8 and by the loss chunks (at most 4). A window and the length that rotary positions are
+      stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.
+    - At most 2 microbatches of 8 rows, and 20 steps; warmup and decay take the same share of them, at least one each.
+    - A learning rate below 0.01 becomes 0.01.
+    - The mesh is all data parallel, for the caller to choose; the batches are the caller's too (the tokenizer and the
+      sources are kept, but their tokens do not fit the small vocabulary); `init_from` is dropped.
+    """
+    seq_len, chunks = _sequence(cfg)
+    model = _model(cfg, seq_len)
+    train = dataclasses.replace(
+        cfg.train,
+        steps=min(cfg.train.steps, 20),
+        global_batch_size=DEVICES * min(cfg.train.microbatches, 2),
+        microbatches=min(cfg.train.microbatches, 2),
+        loss_chunks=chunks,
+        eval_every_steps=min(cfg.train.eval_every_steps, 10),
+        eval_batches=min(cfg.train.eval_batches, 2),
+    )
+    share = train.steps / cfg.train.steps
+    warmup = _part(cfg.optim.warmup_steps, share)
+    optim = dataclasses.replace(
+        cfg.optim,
+        lr=max(cfg.optim.lr, MIN_LR),
+        warmup_steps=warmup,
+        decay_steps=min(_part(cfg.optim.decay_steps, share), train.steps - warmup),
+    )
+    return dataclasses.replace(
+        cfg,
+        model=model,
+        data=dataclasses.replace(cfg.data, seq_len=seq_len),
+        train=train,
+        optim=optim,
+        mesh=MeshConfig(allow_replicated=cfg.mesh.allow_replicated),
+        init_from=None,
+    )
+
+
+def _sequence(cfg: Config) -> tuple[int, int]:
+    """Return the length of a row and the number of chunks of the loss."""
+    chunks = min(cfg.train.loss_chunks, 4)
+    target = min(cfg.data.seq_len, SEQ_LENS.get(cfg.model.attention, 128))
+    step = lcm(128 if target == 128 else DEVICES, chunks)
+    return step * ceil(target / step), chunks
+
+
+def _model(cfg: Config, seq_len: int) -> ModelConfig:
+    model = cfg.model
+    ratio = model.num_heads // model.num_kv_heads
+    kv_heads = _small(model.num_kv_heads, 2)
+    heads = kv_heads * _small(ratio, 4, below=True)
+    head_dim = min(model.head_dim, HEAD_DIMS.get(model.attention, 16 - model.head_dim % 2))
+    inner, was_inner = heads * head_dim, model.num_heads * model.head_dim
+    d_model = _multiple(inner)
+    if model.d_model != was_inner and d_model == inner:
+        d_model += 8 if model.d_model > was_inner or d_model == 8 else -8
+    share = seq_len / cfg.data.seq_len
+    rope = model.rope
+    if rope.scaling != "none":
+        rope = dataclasses.replace(rope, original_max_seq_len=_part(rope.original_max_seq_len, share))
+    return dataclasses.replace(
+        model,
+        vocab_size=_small(model.vocab_size, 64),
+        num_layers=min(model.num_layers, 2),
+        d_model=d_model,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        d_ff=_multiple(round(d_model * min(model.d_ff / model.d_model, 4))) + model.d_ff % 2,
+        max_seq_len=seq_len * min(ceil(model.max_seq_len / cfg.data.seq_len), 2),
+        rope=rope,
+        sliding_window=None if model.sliding_window is None else _part(model.sliding_window, share),
+    )
+
+
+def _small(size: int, target: int, below: bool = False) -> int:
+    """Return `size` if it is no larger than an even `target`, else `target`, or its odd neighbour if `size` is odd."""
+    return size if size <= target else target + (size % 2) * (-1 if below else 1)
+
+
+def _multiple(size: int) -> int:
+    """Return the nearest multiple of 8 above 0."""
+    return max(8 * round(size / 8), 8)
+
+
+def _part(count: int, share: float) -> int:
+    """Return that share of `count`, at least 1 unless `count` is 0."""
+    return max(round(count * share), min(count, 1))
