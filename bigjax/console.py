@@ -62,8 +62,8 @@ class Progress:
         self._line = progress_line(step, self._total, self._metrics, left_s)
         if self._live:
             self._live.update(self._line, refresh=True)
-        elif self._printed is None or now - self._printed[1] >= PLAIN_INTERVAL_S:
-            self._print(now)
+        elif self._printed is None or (now - self._printed[1] >= PLAIN_INTERVAL_S and step < self._total):
+            self._print(now)  # that of the last step waits for the last evaluation
 
     def close(self) -> None:
         """Leave the last line on the screen, or print it if it was not printed yet."""

@@ -65,20 +65,17 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    # Everything that the user can get wrong fails here, before anything is compiled.
+    # Everything that the user can get wrong fails before the folder is written to and before anything is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.layout(cfg.mesh, mesh, model.specs)
     sharding.check_batch(batch_size, cfg.train.microbatches, layout)
     sharding.check_sequence(cfg.data.seq_len, layout)
     folder = RunFolder(workdir)
-    resuming = folder.open(cfg)
-    if folder.complete:
+    if folder.complete and strict.fingerprint(folder.load_config()) == strict.fingerprint(cfg):
         say(f"{workdir} is complete: {finish.summary(folder)}")
         return 0
     text = data.build(cfg, sharding.local_rows(mesh, batch_size))
-    if jax.process_index() == 0:
-        data.save_tokenizer(text.tokenizer, folder.path)
 
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
         tx = optim.build(cfg.optim, model.specs, total_steps)
@@ -86,19 +83,25 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
         train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
         eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
+        initial, resuming = None, checkpoints.latest() is not None
+        if cfg.init_from is not None and not resuming:
+            source = RunFolder(Path(cfg.init_from))
+            _, initial = checkpoint.restore_part(source.checkpoints, "params", abstract.params)
+        # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
+        train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
+        folder.open(cfg)
+        if jax.process_index() == 0:
+            data.save_tokenizer(text.tokenizer, folder.path)
         identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
-        if resuming and checkpoints.latest() is not None:
+        if resuming:
             restored = checkpoints.restore(abstract)
             text.train.check(restored.data_state)
             state, start = restored.state, restored.step
         else:
             state, start = jax.jit(lambda: step.init_state(cfg, model, tx, layout))(), 0
-            if cfg.init_from is not None:
-                _, params = checkpoint.restore_part(
-                    RunFolder(Path(cfg.init_from)).checkpoints, "params", abstract.params
-                )
-                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-                state = state.replace(params=params, ema=ema)
+            if initial is not None:
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
+                state = state.replace(params=initial, ema=ema)
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:

@@ -11,35 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.models import attention_kernels as kernels
+from bigjax.models.attention_blocked import blocked
 from bigjax.models.attention_mask import AttentionError, Mask, ProbsDropout
 from bigjax.models.layers import keep_mask
 from bigjax.sharding import UNSHARDED, Layout
 
 
-def reference(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout: ProbsDropout | None = None, layout=UNSHARDED):
+def reference(
+    q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout: ProbsDropout | None = None, layout: Layout = UNSHARDED
+):
     """Materialise the scores; softmax in float32. Every other back end is tested against this one."""
     scores = _scores(q_BSHK, k_BTGK, softcap, layout)
     allowed = mask.dense(q_BSHK.shape[1])[:, :, None]
     return _combine(scores, allowed, v_BTGK, q_BSHK, dropout, layout)
-
-
-def blocked(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout: ProbsDropout | None = None, layout=UNSHARDED):
-    """Like `reference`, one block of queries at a time, never computing keys after the block's end."""
-    del dropout
-    num_blocks = _num_blocks(q_BSHK.shape[1])
-    size = q_BSHK.shape[1] // num_blocks
-    out = []
-    for start in range(0, q_BSHK.shape[1], size):
-        end = start + size
-        q, k, v = q_BSHK[:, start:end], k_BTGK[:, :end], v_BTGK[:, :end]
-        allowed = mask.dense(size, start, end)[:, :, None]
-        out.append(_combine(_scores(q, k, softcap, layout), allowed, v, q, None, layout))
-    return jnp.concatenate(out, axis=1)
-
-
-def _num_blocks(seq_len: int) -> int:
-    """Return the number of query blocks: the largest power of two up to 8 that leaves blocks of 64 or more."""
-    return max(n for n in (1, 2, 4, 8) if seq_len % n == 0 and (n == 1 or seq_len // n >= 64))
 
 
 def _grouped(q_BSHK: jax.Array, num_kv_heads: int, layout: Layout) -> jax.Array:
@@ -69,27 +53,47 @@ def _combine(scores, allowed, v_BTGK, q_BSHK, dropout: ProbsDropout | None, layo
     return jax.lax.reshape(out, (B, S, H, K), out_sharding=sharding)
 
 
-def match_kv_heads(kv_BTGK: jax.Array, num_heads: int, layout: Layout) -> jax.Array:
-    """Repeat kv heads that the mesh does not split until it can split them like the heads; else return them as they are.
+def cached(q_B1HK, k_BGKT, v_BGTK, allowed_BT, *, softcap=None, layout: Layout = UNSHARDED):
+    """Attend with one query a row to cached keys and values; the mesh splits G like H."""
+    B, _, H, K = q_B1HK.shape
+    G = k_BGKT.shape[1]
+    grouped = layout.act("batch", "heads", "seq", "head_dim")
+    q_BGQK = jax.lax.reshape(q_B1HK * K**-0.5, (B, G, H // G, K), out_sharding=grouped)
+    scores = jnp.einsum("BGQK,BGKT->BGQT", q_BGQK, k_BGKT, preferred_element_type=jnp.float32)
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    probs = jax.nn.softmax(jnp.where(allowed_BT[:, None, None], scores, -1e30), axis=-1)
+    out_BGQK = jnp.einsum("BGQT,BGTK->BGQK", probs.astype(v_BGTK.dtype), v_BGTK)
+    return jax.lax.reshape(out_BGQK, q_B1HK.shape, out_sharding=layout.act("batch", "seq", "heads", "head_dim"))
+
+
+def match_kv_heads(
+    k_BTGK: jax.Array, v_BTGK: jax.Array, num_heads: int, layout: Layout
+) -> tuple[jax.Array, jax.Array]:
+    """Repeat kv heads that the mesh leaves whole until it can split them like the heads.
 
     With 8 heads on 4 devices and 2 kv heads, each kv head is used twice: `(B, T, 4, K)`, one a device.
     """
-    B, T, G, K = kv_BTGK.shape
     if layout.over("heads") == layout.over("kv_heads"):
-        return kv_BTGK
-    ways = prod(layout.sizes[axis] for axis in layout.over("heads"))
-    repeated = lcm(G, ways)  # divides num_heads, as G and ways do
-    assert num_heads % repeated == 0
-    spread = jnp.broadcast_to(kv_BTGK[:, :, :, None], (B, T, G, repeated // G, K))
-    whole = jax.lax.reshape(spread, (B, T, repeated, K), out_sharding=layout.act("batch", "seq", "kv_heads", "head_dim"))
-    return layout.place(whole, "batch", "seq", "heads", "head_dim")
+        return k_BTGK, v_BTGK
+    B, T, G, K = k_BTGK.shape
+    repeated = lcm(G, prod(layout.sizes[axis] for axis in layout.over("heads")))
+    assert num_heads % repeated == 0, "both factors divide the heads"
+    whole = layout.act("batch", "seq", "kv_heads", "head_dim")
+
+    def repeat(x_BTGK):
+        spread = jnp.broadcast_to(x_BTGK[:, :, :, None], (B, T, G, repeated // G, K))
+        flat = jax.lax.reshape(spread, (B, T, repeated, K), out_sharding=whole)
+        return layout.place(flat, "batch", "seq", "heads", "head_dim")
+
+    return repeat(k_BTGK), repeat(v_BTGK)
 
 
 @dataclass(frozen=True)
 class Backend:
     """An attention function and what it honours; asking for more is an error, never ignored.
 
-    `attend(q_BSHK, k_BTGK, v_BTGK, mask, *, softcap, dropout, layout)` returns `(B, S, H, K)`. The mesh splits G like H.
+    `attend(q_BSHK, k_BTGK, v_BTGK, mask, *, softcap, dropout, layout)` returns `(B, S, H, K)`; the mesh splits its
+    kv heads like its heads.
     """
 
     attend: Callable[..., jax.Array]
@@ -134,7 +138,7 @@ def select(
             raise AttentionError(f"model.attention='{name}' does not support {field}; these do: {able}")
 
     def attend(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, layout=UNSHARDED):
-        k_BTGK, v_BTGK = (match_kv_heads(x, q_BSHK.shape[2], layout) for x in (k_BTGK, v_BTGK))
+        k_BTGK, v_BTGK = match_kv_heads(k_BTGK, v_BTGK, q_BSHK.shape[2], layout)
         return backend.attend(q_BSHK, k_BTGK, v_BTGK, mask, softcap=softcap, dropout=dropout, layout=layout)
 
     return attend

@@ -47,7 +47,7 @@ def cudnn(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, lay
     del softcap, dropout
     if target_platform() is None:
         raise AttentionError(
-            "model.attention='cudnn' needs a mesh with devices, attached or of a described topology, not an abstract one"
+            "model.attention='cudnn' needs a mesh with devices (a topology's will do), not an abstract one"
         )
     seq_len, head_dim = q_BSHK.shape[1], q_BSHK.shape[-1]
     if head_dim % 8 or head_dim > 256:

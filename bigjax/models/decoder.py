@@ -128,7 +128,8 @@ def apply(
         x_BSD, _ = jax.lax.scan(step, x_BSD, (blocks, jnp.arange(cfg.num_layers)))
     else:
         for index, layer in enumerate(blocks if isinstance(blocks, list) else param_tree.unstack(blocks)):
-            x_BSD = block(x_BSD, layer, index)
+            # Without the barrier XLA's CPU compiler recomputes the residual stream inside later fusions.
+            x_BSD = jax.lax.optimization_barrier(block(x_BSD, layer, index))
     return final_norm(params, x_BSD, cfg)
 
 
@@ -176,52 +177,72 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far.
+    """Keys and values of the tokens seen so far, one array a layer, in the compute dtype.
 
     Attributes:
-      k, v: `(L, B, T, G, K)` in the compute dtype, filled up to `length`.
+      k: `(B, G, K, T)` and v: `(B, G, T, K)`, filled up to `length`: what one query multiplies is contiguous.
       length: number of filled positions. starts_B: first real position of each row (rows are padded on the left).
     """
 
-    k: jax.Array
-    v: jax.Array
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
     length: jax.Array
     starts_B: jax.Array
 
 
-def init_cache(cfg: ModelConfig, starts_B: jax.Array, max_len: int) -> Cache:
-    """Return an empty cache for `max_len` tokens a row."""
-    shape = (cfg.num_layers, starts_B.shape[0], max_len, cfg.num_kv_heads, cfg.head_dim)
-    empty = jnp.zeros(shape, cfg.dtype)
-    return Cache(empty, empty, jnp.zeros((), jnp.int32), starts_B)
+def prefill(
+    params: Params, tokens_BS: jax.Array, starts_B: jax.Array, max_len: int, cfg: ModelConfig, layout: Layout = UNSHARDED
+) -> tuple[jax.Array, Cache]:
+    """Read prompts padded on the left; return hidden states `(B, S, D)` and a cache with room for `max_len` tokens.
+
+    Row b starts at position `starts_B[b]`; `params["blocks"]` must be a list of one tree per layer.
+    """
+    S = tokens_BS.shape[1]
+    positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
+    mask = attention.Mask((jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32), cfg.sliding_window)
+    room = ((0, 0), (0, 0), (0, 0), (0, max_len - S))
+
+    def attend(_, q, k, v):
+        k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
+        mixed = attention.blocked(q, k, v, mask, softcap=cfg.attn_softcap, layout=layout)
+        k_BGKT = jnp.pad(jnp.transpose(k, (0, 2, 3, 1)), room)
+        v_BGTK = jnp.pad(jnp.transpose(v, (0, 2, 1, 3)), (*room[:2], room[3], room[2]))
+        return mixed, (k_BGKT, v_BGTK)
+
+    x_BSD, k, v = _through_blocks(params, tokens_BS, positions_BS, cfg, layout, attend)
+    return x_BSD, Cache(k, v, jnp.array(S, jnp.int32), starts_B)
 
 
 def decode(
-    params: Params, tokens_BS: jax.Array, cache: Cache, cfg: ModelConfig, *, layout: Layout = UNSHARDED
+    params: Params, tokens_B1: jax.Array, cache: Cache, cfg: ModelConfig, layout: Layout = UNSHARDED
 ) -> tuple[jax.Array, Cache]:
-    """Feed the next S tokens of each row; return their hidden states `(B, S, D)` and the longer cache."""
-    S, T = tokens_BS.shape[1], cache.k.shape[2]
-    index_S = cache.length + jnp.arange(S)
-    positions_BS = jnp.maximum(index_S - cache.starts_B[:, None], 0)
-    allowed_BST = (jnp.arange(T) <= index_S[:, None]) & (jnp.arange(T) >= cache.starts_B[:, None, None])
+    """Read the next token of each row; return hidden states `(B, 1, D)` and the longer cache."""
+    index, T = cache.length, cache.v[0].shape[2]
+    allowed_BT = (jnp.arange(T) <= index) & (jnp.arange(T) >= cache.starts_B[:, None])
     if cfg.sliding_window is not None:
-        allowed_BST &= jnp.arange(T) > index_S[:, None] - cfg.sliding_window
-    rope = _rope(positions_BS, S, cfg)
+        allowed_BT &= jnp.arange(T) > index - cfg.sliding_window
 
-    def block(x, xs):
-        layer, k_cache, v_cache = xs
+    def attend(layer: int, q, k, v):
+        k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
+        k_BGKT = jax.lax.dynamic_update_slice_in_dim(cache.k[layer], jnp.transpose(k, (0, 2, 3, 1)), index, axis=3)
+        v_BGTK = jax.lax.dynamic_update_slice_in_dim(cache.v[layer], jnp.transpose(v, (0, 2, 1, 3)), index, axis=2)
+        mixed = attention.cached(q, k_BGKT, v_BGTK, allowed_BT, softcap=cfg.attn_softcap, layout=layout)
+        return mixed, (k_BGKT, v_BGTK)
 
-        def attend(q, k, v):
-            keys = jax.lax.dynamic_update_slice_in_dim(k_cache, k, cache.length, axis=1)
-            values = jax.lax.dynamic_update_slice_in_dim(v_cache, v, cache.length, axis=1)
-            out = attention.masked(q, keys, values, allowed_BST[:, None, None], softcap=cfg.attn_softcap, layout=layout)
-            return out, (keys, values)
+    x_B1D, k, v = _through_blocks(params, tokens_B1, index - cache.starts_B[:, None], cfg, layout, attend)
+    return x_B1D, Cache(k, v, index + 1, cache.starts_B)
 
-        return _block(x, layer, cfg, layout, rope, attend, (lambda y: y, lambda y: y))
 
+def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout, attend):
+    """Return the final hidden states and what `attend(layer, q, k, v)` keeps of each layer, all k and all v."""
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
-    x_BSD, (k, v) = jax.lax.scan(block, x_BSD, (params["blocks"], cache.k, cache.v))
-    return final_norm(params, x_BSD, cfg), cache._replace(k=k, v=v, length=cache.length + S)
+    rope = _rope(positions_BS, tokens_BS.shape[1], cfg)
+    kept = []
+    # Unrolled: a loop over stacked layers would copy its layer's weights and cache out of the stack for every token.
+    for index, layer in enumerate(params["blocks"]):
+        x_BSD, kv = _block(x_BSD, layer, cfg, layout, rope, partial(attend, index), (lambda y: y, lambda y: y))
+        kept.append(kv)
+    return final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)
 
 
 def _norm(x: jax.Array, p: dict, cfg: ModelConfig) -> jax.Array:

@@ -27,8 +27,8 @@ def shrink(cfg: Config) -> Config:
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
     - At most 2 layers. At most 2 kv heads, or 3 if their number is odd, so that what `tensor` did not divide it still
       does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
-    - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim where it
-      was and a step of 8 narrower or wider where it was not. `d_ff` keeps its ratio to `d_model`, up to 4.
+    - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
+      where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
       blocks, divisible by 8 and by the loss chunks (at most 4). A window and the length that rotary positions are
       stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.
@@ -84,7 +84,7 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
     inner, was_inner = heads * head_dim, model.num_heads * model.head_dim
     d_model = _multiple(inner)
     if model.d_model != was_inner and d_model == inner:
-        d_model += 8 if model.d_model > was_inner or d_model == 8 else -8
+        d_model += 8
     share = seq_len / cfg.data.seq_len
     rope = model.rope
     if rope.scaling != "none":

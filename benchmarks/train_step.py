@@ -1,0 +1,216 @@
+"""Time one train step on the CPU, alone or side by side with Hugging Face GPT-2 on eager PyTorch.
+
+    python -m benchmarks.train_step --workload=w1
+    python -m benchmarks.train_step --workload=w1 --against=hf [--peer_python=OTHER/bin/python]
+    python -m benchmarks.train_step --workload=w1 --launcher
+
+Every side is a process of its own and they take turns, a few steps each, so that a slow minute of a shared machine
+slows all of them. One JSON line a side: tokens_per_s and step_ms are of the median step, first_step_s runs from process
+start to the end of the first step, and ratio_to_hf is the median over the turns. With --launcher the same model is then
+trained by experiments.train, data, metrics and checkpoints included, and its median tokens/s reported.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+SIDES = ("bigjax", "hf")
+
+
+def main() -> None:
+    """Parse the command line, run the sides in turns, print a JSON line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=("w1", "w2"), required=True)
+    parser.add_argument("--against", choices=("hf",), help="another side to take turns with")
+    parser.add_argument("--launcher", action="store_true", help="also train through experiments.train")
+    parser.add_argument("--peer_python", default=sys.executable, help="the interpreter of the hf side")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="steps a turn")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        _work(args.worker, args.workload, args.steps * args.turns)
+        return
+    sides = [Side(name, args) for name in SIDES[: 2 if args.against else 1]]
+    for _ in range(args.turns):
+        for side in sides:
+            side.turn(args.steps)
+    for side in sides:
+        report = {"workload": args.workload, "side": side.name, **side.finish()}
+        if side is not sides[-1]:
+            medians = [[statistics.median(turn) for turn in each.turns] for each in sides]
+            ratios = [theirs / ours for ours, theirs in zip(*medians, strict=True)]
+            report["ratio_to_hf"] = round(statistics.median(ratios), 3)
+            report["ratio_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        print(json.dumps(report), flush=True)
+    if args.launcher:
+        print(
+            json.dumps(
+                {"workload": args.workload, "side": "launcher", **_launch(args.workload, args.steps * args.turns)}
+            )
+        )
+
+
+class Side:
+    """One process that times steps when asked to."""
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        self.name = name
+        self.turns: list[list[float]] = []
+        python = args.peer_python if name == "hf" else sys.executable
+        command = [python, "-m", "benchmarks.train_step", f"--workload={args.workload}", f"--worker={name}"]
+        command += [f"--steps={args.steps}", f"--turns={args.turns}"]
+        self._start = time.time()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._ready = self._read()
+
+    def turn(self, steps: int) -> None:
+        """Time `steps` steps."""
+        self._write({"steps": steps})
+        self.turns.append(self._read()["seconds"])
+
+    def finish(self) -> dict[str, Any]:
+        """End the process and return what it measured."""
+        self._write({"steps": 0})
+        last = self._read()
+        self._process.wait()
+        step_s = statistics.median(seconds for turn in self.turns for seconds in turn)
+        rate = self._ready["tokens_per_step"] / step_s
+        report = {"tokens_per_s": round(rate, 1), "step_ms": round(1000 * step_s, 1)}
+        report["first_step_s"] = round(self._ready["first_step_at"] - self._start, 2)
+        report["peak_rss_mb"] = last["peak_rss_mb"]
+        if "flops_per_step" in self._ready:
+            report["flops_per_step"] = self._ready["flops_per_step"]
+            report["mfu_of_matmul_peak"] = round(self._ready["flops_per_step"] / step_s / last["peak_flops"], 3)
+        return report | {"version": self._ready["version"]}
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        return json.loads(self._process.stdout.readline())
+
+
+def _work(name: str, workload: str, steps: int) -> None:
+    """Be one side: announce the first step, then time steps on request."""
+    import resource
+
+    # Only the protocol may reach stdout.
+    out, sys.stdout = sys.stdout, sys.stderr
+    step, ready, peak_flops = {"bigjax": _bigjax, "hf": _hf}[name](workload, steps)
+    print(json.dumps(ready), file=out, flush=True)
+    for _ in range(3):
+        step()
+    for line in sys.stdin:
+        asked = json.loads(line)["steps"]
+        if not asked:
+            break
+        seconds = []
+        for _ in range(asked):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps({"seconds": seconds}), file=out, flush=True)
+    peak_rss_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps({"peak_rss_mb": peak_rss_mb, "peak_flops": peak_flops()}), file=out, flush=True)
+
+
+def _bigjax(workload: str, steps: int):
+    """The train step of the library on a mesh of one device, as the launcher jits it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from bigjax import runtime
+
+    runtime.configure_jax()
+    import jax
+    import numpy as np
+
+    from benchmarks.workloads import workload as config_of
+    from bigjax import models, optim, sharding, step
+    from bigjax.science import flops
+
+    cfg = config_of(workload, steps)
+    mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+    jax.set_mesh(mesh)
+    model = models.build(cfg.model)
+    layout = sharding.layout(cfg.mesh, mesh, model.specs)
+    tx = optim.build(cfg.optim, model.specs, steps)
+    B, S = cfg.train.global_batch_size, cfg.data.seq_len
+    ids = np.random.default_rng(0).integers(0, cfg.model.vocab_size, (B, S + 1), dtype=np.int32)
+    arrays = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones((B, S), np.float32)}
+    state = [jax.jit(lambda: step.init_state(cfg, model, tx, layout))()]
+    train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
+
+    def one() -> None:
+        state[0], metrics = train_step(state[0], sharding.put_batch(arrays, mesh, B))
+        jax.block_until_ready((state[0], metrics))
+
+    one()
+    per_token = flops.model_flops_per_token(cfg.model, model.specs, S)
+    ready = {"first_step_at": time.time(), "tokens_per_step": B * S, "flops_per_step": per_token * B * S}
+    return one, ready | {"version": f"jax {jax.__version__}"}, lambda: flops.peak_flops(jax.devices())
+
+
+def _hf(workload: str, steps: int):
+    """GPT2LMHeadModel and torch.optim.AdamW, eager, on as many threads as there are cores."""
+    del steps
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from benchmarks.workloads import workload as config_of
+
+    cfg = config_of(workload, 1)
+    model_cfg, B, S = cfg.model, cfg.train.global_batch_size, cfg.data.seq_len
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=model_cfg.vocab_size,
+            n_positions=S,
+            n_embd=model_cfg.d_model,
+            n_layer=model_cfg.num_layers,
+            n_head=model_cfg.num_heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.optim.lr)
+    ids = torch.randint(0, model_cfg.vocab_size, (B, S))
+
+    def one() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+    one()
+    ready = {"first_step_at": time.time(), "tokens_per_step": B * S, "version": f"torch {torch.__version__}"}
+    return one, ready, lambda: None
+
+
+def _launch(workload: str, steps: int) -> dict[str, Any]:
+    """Train through the launcher on the packaged text and return its median speed."""
+    import tempfile
+    from pathlib import Path
+
+    from benchmarks.workloads import workload as config_of
+    from bigjax import runtime
+    from experiments import train
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    runtime.configure_jax()
+    with tempfile.TemporaryDirectory() as folder:
+        train.run(config_of(workload, steps), Path(folder) / "run")
+        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    rates = [row["perf/tokens_per_s"] for row in rows if "perf/tokens_per_s" in row]
+    return {"tokens_per_s": round(statistics.median(rates), 1), "steps": steps}
+
+
+if __name__ == "__main__":
+    main()

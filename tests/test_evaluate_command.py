@@ -1,0 +1,86 @@
+"""The evaluation command gives the figures of the run, and scores other text."""
+
+import json
+import math
+
+import pytest
+
+from tests.commands import TINY, Commands, contents, read, shared_cache
+
+EVALUATE = "experiments.evaluate"
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    return Commands(shared_cache(tmp_path_factory))
+
+
+@pytest.fixture(scope="module")
+def workdir(commands, tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    commands.run("experiments.train", *TINY, f"--workdir={folder}")
+    return folder
+
+
+def scores(done) -> dict:
+    (line,) = done.stdout.splitlines()
+    assert done.stderr == ""
+    return json.loads(line)
+
+
+def test_it_repeats_the_result_of_the_run_and_changes_nothing(commands, workdir):
+    before, result = contents(workdir), read(workdir / "result.json")
+    found = scores(commands.run(EVALUATE, f"--workdir={workdir}", "--batches=2"))
+    assert (found["step"], found["sources"]) == (8, ["shakespeare"])
+    assert found["loss"] == result["eval_loss"]
+    assert found["bits_per_byte"] == result["eval_bits_per_byte"]
+    assert found["tokens"] == result["eval_tokens"]
+    assert found["perplexity"] == pytest.approx(math.exp(result["eval_loss"]))
+    assert contents(workdir) == before
+
+
+def test_it_scores_the_training_text(commands, workdir):
+    found = scores(commands.run(EVALUATE, f"--workdir={workdir}", "--split=train", "--batches=3"))
+    assert found["tokens"] == 3 * 8 * 32
+    assert found["loss"] != read(workdir / "result.json")["eval_loss"]
+    assert found["loss"] == pytest.approx(read(workdir / "result.json")["train_loss"], rel=0.1)
+
+
+def test_it_scores_other_sources_on_another_mesh(commands, workdir, tmp_path):
+    (tmp_path / "a.txt").write_text("To be, or not to be, that is the question. " * 8)
+    (tmp_path / "b.jsonl").write_text('{"text": "Whether tis nobler in the mind to suffer"}\n')
+    sources = f"text:{tmp_path}/a.txt,jsonl:{tmp_path}/b.jsonl"
+    arguments = (f"--workdir={workdir}", f"--sources={sources}")
+    one = scores(commands.run(EVALUATE, *arguments))
+    two = scores(commands.run(EVALUATE, *arguments, "--config.mesh.tensor=2", devices=2))
+    assert one["sources"] == sources.split(",")
+    assert one["tokens"] == 8 * 43 - 1 + 40 - 1
+    assert two["tokens"] == one["tokens"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--workdir=RUN is missing: the folder of the run"),
+        (["--workdir=/nowhere"], "/nowhere is not the folder of a run: it has no config.json"),
+        (["--workdir=/nowhere", "--split=test"], "/nowhere is not the folder of a run: it has no config.json"),
+    ],
+)
+def test_without_a_run_it_says_what_is_missing(commands, arguments, message):
+    done = commands.run(EVALUATE, *arguments, code=2)
+    assert (done.stdout, done.stderr) == ("", f"error: {message}\n")
+
+
+def test_a_run_without_a_checkpoint_cannot_be_scored(commands, workdir, tmp_path):
+    (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    done = commands.run(EVALUATE, f"--workdir={tmp_path}", code=2)
+    assert done.stderr == f"error: there is no complete checkpoint in {tmp_path}/checkpoints\n"
+
+
+def test_an_unknown_split_is_explained(commands, workdir):
+    done = commands.run(EVALUATE, f"--workdir={workdir}", "--split=test", code=2)
+    assert done.stderr.count("\n") == 1
+    assert "split" in done.stderr
+    assert "Traceback" not in done.stderr

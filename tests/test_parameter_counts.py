@@ -1,0 +1,102 @@
+"""Parameter counts of every named config equal counts made elsewhere: transformers, publications, closed forms.
+
+Only declarations are counted; no array is made.
+"""
+
+import functools
+
+import pytest
+
+from bigjax import models, params, strict
+from bigjax.config import Config, ModelConfig
+from configs import gpt, llama, scaling
+
+PUBLISHED = {
+    # Counts of the released checkpoints.
+    ("gpt", "gpt2-small"): 124_439_808,
+    ("gpt", "gpt2-medium"): 354_823_168,
+    ("gpt", "gpt2-large"): 774_030_080,
+    ("gpt", "gpt2-xl"): 1_557_611_200,
+    ("llama", "1b"): 1_235_814_400,
+    ("llama", "8b"): 8_030_261_248,
+    ("llama", "70b"): 70_553_706_496,
+}
+MODULES = {"gpt": gpt, "llama": llama, "scaling": scaling}
+NAMED = [(module, arg) for module in MODULES for arg in MODULES[module].ARGUMENTS]
+
+
+@functools.cache
+def model_config(module: str, arg: str) -> ModelConfig:
+    return strict.from_dict(Config, MODULES[module].get_config(arg)).model
+
+
+def count(cfg: ModelConfig, without: tuple[str, ...] = ()) -> int:
+    return params.count(models.build(cfg).specs, without)
+
+
+@pytest.mark.parametrize("name", PUBLISHED, ids="/".join)
+def test_published(name):
+    assert count(model_config(*name)) == PUBLISHED[name]
+
+
+TABLE_2_1 = {
+    # Brown et al. 2020, table 2.1: layers, width, heads, head dim.
+    "gpt3-small": (12, 768, 12, 64),
+    "gpt3-medium": (24, 1024, 16, 64),
+    "gpt3-large": (24, 1536, 16, 96),
+    "gpt3-xl": (24, 2048, 24, 128),
+    "gpt3-2.7b": (32, 2560, 32, 80),
+    "gpt3-6.7b": (32, 4096, 32, 128),
+    "gpt3-13b": (40, 5140, 40, 128),
+    "gpt3-175b": (96, 12288, 96, 128),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_2_1)
+def test_gpt3(name):
+    """GPT-2's architecture: V = 50257, 2048 positions, an MLP of four times the width, biases everywhere."""
+    L, D, H, K = TABLE_2_1[name]
+    attention = 3 * (D * H * K + H * K) + (H * K * D + D)
+    mlp = (D * 4 * D + 4 * D) + (4 * D * D + D)
+    norms = 2 * 2 * D
+    assert count(model_config("gpt", name)) == (50257 + 2048) * D + L * (attention + mlp + norms) + 2 * D
+
+
+@pytest.mark.parametrize("name", scaling.ARGUMENTS)
+def test_scaling(name):
+    """Kaplan et al. 2020, table 1: 12 L D^2 in the blocks; plus two tables and the scales of norms."""
+    L, V, K = int(name[1:]), 4096, 64
+    D = 64 * L
+    assert count(model_config("scaling", name)) == 12 * L * D**2 + 2 * V * D + L * (2 * D + 2 * K) + D
+    assert count(model_config("scaling", name), without=("embedding", "norm")) == 12 * L * D**2 + V * D
+
+
+def transformers_count(cfg: ModelConfig) -> int:
+    torch = pytest.importorskip("torch", reason="counting transformers' parameters needs PyTorch")
+    from transformers import AutoModelForCausalLM
+
+    from tests.parity import hf_weights
+
+    hf_cfg = hf_weights.gpt2_config(cfg) if cfg.positions == "learned" else hf_weights.llama_config(cfg)
+    with torch.device("meta"):
+        return sum(w.numel() for w in AutoModelForCausalLM.from_config(hf_cfg).parameters())
+
+
+def has_a_twin(module: str, arg: str) -> bool:
+    """Whether transformers has the architecture: it lacks attention of another width than GPT-2's, and squared relu."""
+    cfg = model_config(module, arg)
+    return module != "scaling" and (module != "gpt" or cfg.num_heads * cfg.head_dim == cfg.d_model)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if has_a_twin(*name)], ids="/".join)
+def test_transformers_counts_the_same(name):
+    cfg = model_config(*name)
+    assert transformers_count(cfg) == count(cfg)
+
+
+def test_every_named_config_is_counted_here():
+    counted = {*PUBLISHED, *(("gpt", name) for name in TABLE_2_1), *(("scaling", name) for name in scaling.ARGUMENTS)}
+    aliases = {("gpt", alias) for alias in gpt.ALIASES}
+    assert counted | aliases == set(NAMED)
+    for alias, name in gpt.ALIASES.items():
+        assert model_config("gpt", alias) == model_config("gpt", name)
