@@ -6,6 +6,7 @@ A field is *maths* (it changes the numbers a run produces) unless it is declared
 """
 
 import dataclasses
+import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,9 @@ MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
 
 BATCH_AXES = ("slice", "data", "fsdp")
 """The mesh axes over which the batch is split."""
+
+SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
+"""The activations of a block that `model.remat` may name."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer. Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it."""
+    """A decoder-only transformer. Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
+
+    `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
+    but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated `SAVEABLE`.
+    """
 
     family: Literal["decoder"] = "decoder"
     vocab_size: int = bounded(256, minimum=2)
@@ -236,7 +244,8 @@ def _clashes(cfg: Config):
         yield "optim.schedule='inverse_sqrt' needs optim.warmup_steps of at least 1, not 0"
     if data.weights and len(data.weights) != len(data.sources):
         yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
-    if any(weight <= 0 for weight in data.weights):
+    yield from _remat_problems(model.remat)
+    if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if not data.sources:
         yield "data.sources is empty: name at least one source, such as 'shakespeare'"
@@ -248,6 +257,18 @@ def _clashes(cfg: Config):
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
     if mesh.shard_sequence and mesh.tensor == 1:
         yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
+
+
+def _remat_problems(remat: str):
+    kind, _, listed = remat.partition(":")
+    if remat in ("none", "dots", "full"):
+        return
+    if kind not in ("save", "offload"):
+        yield f"model.remat={remat!r} is not 'none', 'dots', 'full', 'save:NAMES' or 'offload:NAMES'"
+    for name in set(listed.split(",")) - set(SAVEABLE) if kind in ("save", "offload") else ():
+        near = difflib.get_close_matches(name, SAVEABLE, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        yield f"model.remat={remat!r} names {name!r}, which is not one of {', '.join(SAVEABLE)}{hint}"
 
 
 def replace(cfg: Config, **sections: dict) -> Config:

@@ -128,7 +128,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
                     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
                     writer.write(done, row | speed.read())
 
-            pending = None
+            pending, stopping, done = None, False, start
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)
                 with speed.waiting_for_data():
@@ -152,14 +152,16 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
                 if saving:
                     checkpoints.save(done, state, text.train.state(done), identity)
                 if stopping:
-                    checkpoints.wait()
-                    say(f"stopped after step {done} with a checkpoint; the same command continues")
-                    # Of several processes, one that got no signal itself stops with those that did.
-                    return interrupt.exit_code or 143
+                    break
 
-            checkpoints.wait()  # the last checkpoint is whole before the run is called complete
-            scores = evaluate(state)
-            writer.write(total_steps, {f"eval/{name}": value for name, value in scores.items()})
+            checkpoints.wait()  # the last checkpoint is whole before the run is called complete, or stopped
+            scores = {} if stopping else evaluate(state)
+            if scores:
+                writer.write(total_steps, {f"eval/{name}": value for name, value in scores.items()})
+        if stopping:
+            say(f"stopped after step {done} with a checkpoint; the same command continues")
+            # Of several processes, one that got no signal itself stops with those that did.
+            return interrupt.exit_code or 143
         weights = state.params if state.ema is None else state.ema
         finish.write(cfg, folder, model, layout, weights, text, scores, speed.average())
     return 0

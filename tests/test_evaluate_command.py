@@ -65,7 +65,6 @@ def test_it_scores_other_sources_on_another_mesh(commands, workdir, tmp_path):
     [
         ([], "--workdir=RUN is missing: the folder of the run"),
         (["--workdir=/nowhere"], "/nowhere is not the folder of a run: it has no config.json"),
-        (["--workdir=/nowhere", "--split=test"], "/nowhere is not the folder of a run: it has no config.json"),
     ],
 )
 def test_without_a_run_it_says_what_is_missing(commands, arguments, message):

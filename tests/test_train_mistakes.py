@@ -1,14 +1,13 @@
-"""What the training command answers to a mistake: one sentence and status 2, with nothing written and nothing compiled."""
+"""What the training command answers to a mistake: one sentence and status 2, before anything is written or compiled."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 from bigjax import runtime
 from experiments import cli, train
-from tests.commands import TINY, Commands, shared_cache
+from tests.commands import ROOT, TINY, Commands, shared_cache
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +18,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def refuse(cache, tmp_path, monkeypatch, capsys):
     """Call the command in this process, on its 8 devices; return what it answers."""
+    monkeypatch.chdir(ROOT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     # The settings of this process are those of the tests.
     monkeypatch.setattr(runtime, "configure_jax", lambda: None)
@@ -46,10 +46,13 @@ def write_text(folder: Path, *texts: str) -> str:
 
 
 MISTAKES = {
-    "unknown flag": (["--workdri=x"], "unknown flag --workdri: did you mean --workdir?"),
-    "unknown field": (["--config.train.stepz=9"], "--config.train.stepz is not a field .*: did you mean train.steps?"),
+    "unknown flag": (["--workdri=x"], "unknown flag --workdri: did you mean --workdir[?]"),
+    "unknown field": (
+        ["--config.train.stepz=9"],
+        "--config.train.stepz is not a field .*: did you mean train.steps[?]",
+    ),
     "wrong type": (["--config.train.steps=many"], "--config.train.steps=many is not an int at least 1"),
-    "missing file": (["--config=configs/quikstart.py"], "there is no config file .*: did you mean .*quickstart.py?"),
+    "missing file": (["--config=configs/quikstart.py"], "there is no config file .*: did you mean .*quickstart.py[?]"),
     "profile": (["--profile=9"], "--profile=9 is not a range of steps such as 10-12"),
     "processes": (["--num_processes=2"], "--coordinator_address and --process_id missing: .*"),
     "clash": (["--config.train.microbatches=3"], "train.global_batch_size=8 is not divisible by train.microbatches=3"),

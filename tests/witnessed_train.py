@@ -1,4 +1,4 @@
-"""The training command with a witness: what every step was given is recorded, and a signal may arrive between two steps.
+"""The training command with a witness: what every step was given is recorded, and a signal may arrive on the way.
 
     python -m tests.witnessed_train RECORD [SIGNAL@STEP] -- ARGUMENTS OF experiments.train
 

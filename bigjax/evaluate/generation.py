@@ -56,7 +56,9 @@ def generate(
     Raises:
       GenerationError: naming the argument that makes no sense, or the lengths that the model has no positions for.
     """
-    _check(model, prompts, max_new_tokens, temperature, top_k, top_p, key)
+    check(model, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    if temperature and key is None:
+        raise GenerationError(f"temperature={temperature} draws at random and needs a key")
     ways = prod(layout.sizes.get(axis, 1) for axis in BATCH_AXES)
     rows = -(-len(prompts) // ways) * ways
     length = _bucket(max(map(len, prompts)))
@@ -195,20 +197,27 @@ def _bucket(length: int) -> int:
     return max(MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
-def _check(model: Model, prompts, max_new_tokens, temperature, top_k, top_p, key) -> None:
+def check(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> None:
+    """Raise the GenerationError that `generate` would raise for these arguments."""
     cfg = model.cfg
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise GenerationError("a prompt is empty: it must have at least one token")
     if max_new_tokens < 1:
         raise GenerationError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if not 0 <= temperature < float("inf"):
-        raise GenerationError(f"temperature={temperature} must be 0 (the most likely token) or above")
+        raise GenerationError(f"temperature={temperature} must be 0 (the likeliest token) or above")
     if top_k is not None and top_k < 1:
         raise GenerationError(f"top_k={top_k} must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise GenerationError(f"top_p={top_p} must be above 0 and at most 1")
-    if temperature and key is None:
-        raise GenerationError(f"temperature={temperature} draws at random and needs a key")
     for row, prompt in enumerate(prompts):
         if not (0 <= min(prompt) and max(prompt) < cfg.vocab_size):
             raise GenerationError(f"prompt {row} has token ids outside 0 to model.vocab_size={cfg.vocab_size} minus 1")

@@ -1,0 +1,257 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from bigjax import models, sharding
+from bigjax import params as param_tree
+from bigjax.config import Config, DataConfig, ModelConfig, RopeConfig, TrainConfig
+from bigjax.evaluate import generation
+from bigjax.evaluate.generation import GenerationError, generate
+from tests.conftest import mesh_of
+
+V = 61
+GPT = ModelConfig(vocab_size=V, num_layers=2, d_model=32, num_heads=4, max_seq_len=96, init_std=0.3)
+LLAMA = dataclasses.replace(
+    GPT,
+    num_kv_heads=2,
+    positions="rotary",
+    norm="rmsnorm",
+    activation="swiglu",
+    bias="none",
+    tie_embeddings=False,
+    rope=RopeConfig(scaling="llama3", factor=4.0, original_max_seq_len=16),
+)
+GEMMA = dataclasses.replace(LLAMA, sliding_window=7, attn_softcap=5.0, final_softcap=3.0, qk_norm=True)
+CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA}
+PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 17, 40)]
+NEW = 20
+GREEDY = {"max_new_tokens": NEW, "temperature": 0}
+NUCLEUS = {"max_new_tokens": NEW, "temperature": 0.9, "top_k": 20, "top_p": 0.9}
+
+
+def random_model(cfg: ModelConfig):
+    model = models.build(cfg)
+    return model, param_tree.init(model.specs, jax.random.key(0))
+
+
+@pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
+def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
+    model, params = random_model(cfg)
+    together = generate(model, params, PROMPTS, **GREEDY)
+    for prompt, written in zip(PROMPTS, together, strict=True):
+        x_BSD = model.family.apply(params, jnp.asarray([prompt + written]), cfg)
+        best = np.argmax(model.family.logits(params, x_BSD, cfg)[0], axis=-1)
+        assert best[len(prompt) - 1 : -1].tolist() == written
+        # Padding on the left and the other rows change nothing.
+        assert generate(model, params, [prompt], **GREEDY) == [written]
+    assert len({tuple(written) for written in together}) > 1
+
+
+@pytest.mark.parametrize("cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig())], ids=str)
+def test_greedy_is_hugging_face_generate(cfg):
+    torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
+    from tests.parity import hf_weights
+
+    cfg = dataclasses.replace(cfg, max_seq_len=96)
+    peer = hf_weights.build(cfg)
+    model, params = models.build(cfg), hf_weights.weights(peer, cfg)
+    longest = max(map(len, PROMPTS))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    settings = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    expected = peer.generate(ids, attention_mask=mask, **settings)[:, longest:]
+    assert generate(model, params, PROMPTS, **GREEDY) == expected.tolist()
+
+
+def nucleus_by_definition(logits: np.ndarray, top_k: int | None, top_p: float | None) -> np.ndarray:
+    """Return the probabilities from which one row is sampled."""
+    order = np.argsort(-logits, kind="stable")[:top_k]
+    probs = np.exp(logits[order].astype(np.float64) - logits.max())
+    probs /= probs.sum()
+    kept, reached = [], 0.0
+    for token, p in zip(order, probs, strict=True):
+        kept.append(token)
+        reached += p
+        if top_p is not None and reached >= top_p:
+            break
+    out = np.zeros(len(logits))
+    out[kept] = probs[: len(kept)] / probs[: len(kept)].sum()
+    return out
+
+
+@pytest.mark.parametrize("top_k, top_p", [(None, None), (3, None), (None, 0.7), (5, 0.5), (100, 1.0), (None, 1e-6)])
+def test_samples_follow_the_definition(top_k, top_p):
+    draws, temperature = 20_000, 0.7
+    logits = np.random.default_rng(1).normal(size=12).astype(np.float32)
+    expected = nucleus_by_definition(logits / temperature, top_k, top_p)
+    rows = jnp.arange(draws)
+    logits_BV = jnp.broadcast_to(logits, (draws, 12))
+    tokens = generation.sample(logits_BV, jax.random.key(0), rows, temperature, top_k, top_p)
+    counts = np.bincount(tokens, minlength=12)
+    assert (counts[expected == 0] == 0).all()
+    np.testing.assert_allclose(counts / draws, expected, atol=4 * 0.5 / draws**0.5)
+
+
+def test_sampling_depends_on_key_and_row_only():
+    model, params = random_model(GPT)
+    key = jax.random.key(7)
+    first = generate(model, params, PROMPTS, key=key, **NUCLEUS)
+    assert generate(model, params, PROMPTS, key=key, **NUCLEUS) == first
+    assert generate(model, params, PROMPTS[:2], key=key, **NUCLEUS) == first[:2]
+    assert generate(model, params, PROMPTS, key=jax.random.key(8), **NUCLEUS) != first
+    same_prompt = generate(model, params, [PROMPTS[0]] * 3, key=key, **NUCLEUS)
+    assert len({tuple(written) for written in same_prompt}) == 3
+
+
+@pytest.mark.parametrize(
+    "cfg, axes",
+    [
+        (GPT, {"data": 2, "fsdp": 2, "tensor": 2}),
+        (GEMMA, {"fsdp": 2, "tensor": 4, "shard_sequence": True, "allow_replicated": ("kv_heads",)}),
+    ],
+    ids=["2x2x2", "kv heads whole"],
+)
+def test_mesh_writes_the_same(cfg, axes, monkeypatch):
+    model, params = random_model(cfg)
+    prompts, key = PROMPTS[:3], jax.random.key(7)
+    expected = [generate(model, params, prompts, key=key, **settings) for settings in (GREEDY, NUCLEUS)]
+    mesh_cfg, mesh = mesh_of(**axes)
+    with jax.set_mesh(mesh):
+        layout = sharding.layout(mesh_cfg, mesh, model.specs)
+        stored = jax.tree.map(lambda spec: NamedSharding(mesh, layout.param(spec)), model.specs)
+        params = jax.device_put(params, stored)
+        actual = [generate(model, params, prompts, key=key, layout=layout, **s) for s in (GREEDY, NUCLEUS)]
+        monkeypatch.setattr(generation, "_fits", lambda *_: False)
+        assert generate(model, params, prompts, layout=layout, **GREEDY) == expected[0]
+    assert actual == expected
+
+
+def test_a_row_ends_before_eos():
+    model, params = random_model(GPT)
+    whole = generate(model, params, PROMPTS, **GREEDY)
+    eos_id = whole[0][4]
+    ended = generate(model, params, PROMPTS, eos_id=eos_id, **GREEDY)
+    assert ended == [row[: row.index(eos_id)] if eos_id in row else row for row in whole]
+    assert len(ended[0]) <= 4
+
+
+def test_lengths_of_one_bucket_share_a_program():
+    model, params = random_model(dataclasses.replace(GPT, num_layers=1))
+    generation._program.cache_clear()
+    with jax.log_compiles(False):
+        for length, new in ((3, 5), (31, 30), (7, 32)):
+            written = generate(model, params, [[1] * length], max_new_tokens=new, temperature=0)
+            assert len(written[0]) == new
+    assert generation._program.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"prompts": []}, "a prompt is empty"),
+        ({"prompts": [[1], []]}, "a prompt is empty"),
+        ({"prompts": [[1], [V]]}, r"prompt 1 has token ids outside 0 to model\.vocab_size=61"),
+        ({"prompts": [[-1]]}, "prompt 0 has token ids"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"temperature": -0.1}, "temperature=-0.1 must be 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be 0"),
+        ({"temperature": 1.0}, "temperature=1.0 draws at random and needs a key"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
+        ({"prompts": [[1] * 40], "max_new_tokens": 57}, r"40 tokens and max_new_tokens=57 .* model\.max_seq_len=96"),
+    ],
+)
+def test_errors_name_the_argument(changed, message):
+    model = models.build(GPT)
+    with pytest.raises(GenerationError, match=message):
+        generate(model, None, **({"prompts": [[1]], "max_new_tokens": 4, "temperature": 0.0} | changed))
+
+
+def test_rotary_positions_have_no_end():
+    model, params = random_model(dataclasses.replace(LLAMA, max_seq_len=8, num_layers=1))
+    assert len(generate(model, params, [[1] * 8], max_new_tokens=8, temperature=0)[0]) == 8
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    """The folder of a run of a byte model that has kept its starting weights and their average."""
+    from bigjax import checkpoint, data, optim, step
+    from bigjax.data.tokenizers import ByteTokenizer
+    from bigjax.run_folder import RunFolder
+
+    model_cfg = ModelConfig(num_layers=1, d_model=16, num_heads=2, max_seq_len=64, init_std=0.3)
+    cfg = Config(model=model_cfg, data=DataConfig(seq_len=32), train=TrainConfig(steps=1, global_batch_size=8))
+    cfg = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, ema_decay=0.9))
+    folder = RunFolder(tmp_path_factory.mktemp("run") / "r")
+    folder.open(cfg)
+    data.save_tokenizer(ByteTokenizer(), folder.path)
+    mesh = sharding.make_mesh(cfg.mesh)
+    model = models.build(cfg.model)
+    layout = sharding.layout(cfg.mesh, mesh, model.specs)
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
+        tx = optim.build(cfg.optim, model.specs, 1)
+        state = jax.jit(lambda: step.init_state(cfg, model, tx, layout))()
+        # The two differ, so that the text tells which was read.
+        state = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
+        checkpoints.save(1, state, {}, {})
+    expected = generate(model, jax.device_get(state.ema), [list(b"To be")], max_new_tokens=9, temperature=0)[0]
+    return folder.path, "To be" + ByteTokenizer().decode(expected)
+
+
+def command(argv: list[str]) -> None:
+    from experiments import cli
+    from experiments import generate as module
+
+    cli.main(
+        module.main,
+        doc=module.__doc__ or "",
+        define_flags=module.define_flags,
+        examples=module.EXAMPLES,
+        config_of_run=True,
+        argv=["generate", *argv],
+    )
+
+
+def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_run, capsys):
+    folder, expected = trained_run
+    command([f"--workdir={folder}", "--prompt=To be", "--temperature=0", "--max_new_tokens=9"])
+    assert capsys.readouterr().out == f"{expected}\n"
+    sampled = [f"--workdir={folder}", "--prompt=To be", "--num_samples=3", "--max_new_tokens=9", "--top_p=0.9"]
+    texts = []
+    for seed in (1, 1, 2):
+        command([*sampled, f"--seed={seed}"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert len(texts[0].split("\n--------\n")) == 3
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--prompt="], "--prompt is empty"),
+        ([], "--prompt is missing"),
+        (["--prompt=a", "--temperature=-1"], "temperature=-1.0 must be 0"),
+        (["--prompt=a", "--top_p=0"], "top_p=0.0 must be above 0"),
+        (["--prompt=a", "--top_k=0"], "top_k=0 must be at least 1"),
+        (["--prompt=a", "--num_samples=0"], "--num_samples=0 must be at least 1"),
+        (["--prompt=a", "--max_new_tokens=64"], "model.max_seq_len=64"),
+        (["--prompt=a", "--workdir=/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_command_says_what_is_wrong(trained_run, flags, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command([f"--workdir={trained_run[0]}", *flags])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_help_shows_the_flags(capsys):
+    command(["--help"])
+    shown = capsys.readouterr().out
+    assert "--prompt=VALUE" in shown and "experiments.generate --workdir" in shown
