@@ -5,7 +5,8 @@
 
 The model is w1 of `benchmarks.workloads` with 1024 positions, in float32. Every side is a process of its own and they
 take turns, so that a slow minute of a shared machine slows all of them. One JSON line: per side and batch size the
-tokens a second of the median turn, prompt included, after a turn to warm up; `ratio_to_hf` is the median over the turns.
+tokens a second of the median turn, reading the prompt included, after a turn to warm up; `ratio_to_hf` is the median
+over the turns.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Score a trained run: loss in nats per token, perplexity and bits per byte, with its newest checkpoint.
 
-Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in --config.mesh.fsdp=4.
+Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
+--config.mesh.fsdp=4.
 """
 
 import json

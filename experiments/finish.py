@@ -8,6 +8,7 @@ import jax
 from bigjax import metrics, params, plots, strict
 from bigjax.config import Config
 from bigjax.data import TextData
+from bigjax.evaluate import generation
 from bigjax.models import Model
 from bigjax.run_folder import RunFolder
 from bigjax.science.flops import model_flops_per_token
@@ -29,6 +30,11 @@ def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, t
     if start:
         lines.append(f"resuming after step {start:,}")
     return "\n".join(lines)
+
+
+def scored(folder: RunFolder, step: int) -> bool:
+    """Return whether an earlier session, which ended before its result, has written the scores of `step`."""
+    return any(row["step"] == step and "eval/loss" in row for row in metrics.read_rows(folder.metrics))
 
 
 def write(
@@ -72,23 +78,30 @@ def write(
         print(f"sample:\n{sampled}")
 
 
+def check_sample(cfg: Config, model: Model, text: TextData) -> None:
+    """Raise GenerationError before the run if the sample after it would not fit the model."""
+    if cfg.log.sample_tokens:
+        generation.check(model, [_prompt(cfg, text)], max_new_tokens=cfg.log.sample_tokens)
+
+
 def sample(cfg: Config, model: Model, layout: Layout, weights: Any, text: TextData) -> str:
     """Return `log.sample_prompt` and what the model writes after it; a pure function of the weights and the seed."""
-    from bigjax.evaluate import generation
-
-    prompt = cfg.log.sample_prompt or "\n"
-    ids = text.tokenizer.encode(prompt).tolist()
+    prompt = _prompt(cfg, text)
     (written,) = generation.generate(
         model,
         weights,
-        [ids],
+        [prompt],
         max_new_tokens=cfg.log.sample_tokens,
         temperature=0.8,
         key=jax.random.key(cfg.train.seed),
         eos_id=text.tokenizer.eos_id,
         layout=layout,
     )
-    return prompt + text.tokenizer.decode(written)
+    return text.tokenizer.decode(prompt + written)
+
+
+def _prompt(cfg: Config, text: TextData) -> list[int]:
+    return text.tokenizer.encode(cfg.log.sample_prompt or "\n").tolist()
 
 
 def summary(folder: RunFolder) -> str:

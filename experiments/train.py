@@ -76,6 +76,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
         say(f"{workdir} is complete: {finish.summary(folder)}")
         return 0
     text = data.build(cfg, sharding.local_rows(mesh, batch_size))
+    finish.check_sample(cfg, model, text)
 
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
         tx = optim.build(cfg.optim, model.specs, total_steps)
@@ -156,7 +157,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
 
             checkpoints.wait()  # the last checkpoint is whole before the run is called complete, or stopped
             scores = {} if stopping else evaluate(state)
-            if scores:
+            if scores and not finish.scored(folder, total_steps):
                 writer.write(total_steps, {f"eval/{name}": value for name, value in scores.items()})
         if stopping:
             say(f"stopped after step {done} with a checkpoint; the same command continues")

@@ -49,7 +49,7 @@ class Commands:
     def __init__(self, cache: Path):
         self._cache = cache
 
-    def start(self, module: str, *arguments: object, devices: int = 1, options: tuple[str, ...] = ()):
+    def start(self, module: str, *arguments: object, devices: int = 1, options: tuple[str, ...] = (), cwd: Path = ROOT):
         """Start a command on `devices` virtual devices; `options` go to Python itself."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
         environment |= {
@@ -58,10 +58,11 @@ class Commands:
             "JAX_COMPILATION_CACHE_DIR": str(self._cache / "compiled"),
             "XDG_CACHE_HOME": str(self._cache),
             "PYTHONWARNINGS": "error",
+            "PYTHONPATH": str(ROOT),
         }
         return subprocess.Popen(
             [sys.executable, *options, "-m", module, *map(str, arguments)],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

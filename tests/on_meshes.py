@@ -1,8 +1,9 @@
 """What the tests of sharding share: every config made small, meshes by name, one training step on each.
 
-Compiled programs are kept for the life of the process.
+Compiled programs and their results are kept for the life of the process.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from functools import cache
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 import configs
 from bigjax import config, models, optim, params, sharding, step, strict
@@ -20,20 +21,22 @@ from bigjax.config import MESH_AXES, Config
 from bigjax.preflight.shrink import shrink
 from tests.conftest import mesh_of
 
-MESHES = {
+MESHES: dict[str, dict[str, Any]] = {
     "one device": {"num_devices": 1},
     "data 8": {"data": 8},
     "fsdp 8": {"data": 1, "fsdp": 8},
-    "fsdp 4, tensor 2": {"data": 1, "fsdp": 4, "tensor": 2},
+    "fsdp 4, tensor 2, sequence": {"data": 1, "fsdp": 4, "tensor": 2, "shard_sequence": True},
     "data 2, fsdp 2, tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
-    "data 2, fsdp 2, tensor 2, sequence": {"data": 2, "fsdp": 2, "tensor": 2, "shard_sequence": True},
 }
 """`mesh_of` arguments. The first is what the others are compared with."""
 
 ONE_DEVICE, *MANY_DEVICES = MESHES
 
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-"""Cuts the seconds to compile a training step for a CPU to a third; which sums are formed stays the same."""
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
+"""Halves the seconds a program takes to compile for a CPU; what it sums in which order stays the same."""
+
+COMPILE_STEP = COMPILE_QUICKLY | ({"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {})
+"""Halves them again, where the option exists. It rounds differently on every mesh, so it is not for initial bits."""
 
 
 def discovered() -> dict[str, Config]:
@@ -41,19 +44,27 @@ def discovered() -> dict[str, Config]:
     found = {}
     for module_info in pkgutil.iter_modules(configs.__path__):
         module = importlib.import_module(f"configs.{module_info.name}")
-        for argument in getattr(module, "ARGUMENTS", (None,)):
-            name = module_info.name if argument is None else f"{module_info.name}:{argument}"
-            found[name] = strict.from_dict(Config, module.get_config(*(() if argument is None else (argument,))))
+        if hasattr(module, "ARGUMENTS"):
+            sources = {f"{module_info.name}:{argument}": module.get_config(argument) for argument in module.ARGUMENTS}
+        else:
+            sources = {module_info.name: module.get_config()}
+        found |= {name: strict.from_dict(Config, source) for name, source in sources.items()}
     return found
 
 
-def shrunk() -> dict[str, Config]:
-    """Return every config of configs/ shrunk, in float32; of those that become equal, the first."""
-    small = {name: config.replace(shrink(cfg), model={"dtype": "float32"}) for name, cfg in discovered().items()}
+def distinct(cfgs: dict[str, Config]) -> dict[str, Config]:
+    """Return the first of the configs that are equal."""
     first: dict[Config, str] = {}
-    for name, cfg in small.items():
+    for name, cfg in cfgs.items():
         first.setdefault(cfg, name)
     return {name: cfg for cfg, name in first.items()}
+
+
+def shrunk() -> dict[str, Config]:
+    """Return every config of configs/ shrunk, in float32."""
+    return distinct(
+        {name: config.replace(shrink(cfg), model={"dtype": "float32"}) for name, cfg in discovered().items()}
+    )
 
 
 def abstract_mesh(mesh_cfg: config.MeshConfig, num_devices: int) -> AbstractMesh:
@@ -63,7 +74,10 @@ def abstract_mesh(mesh_cfg: config.MeshConfig, num_devices: int) -> AbstractMesh
 
 
 def packed_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random rows of several documents each, with padding at the end and tokens of weight 0 in between."""
+    """Return random rows of several documents each, with padding at the end and tokens of weight 0 in between.
+
+    As in training, documents are told apart only where `data.document_mask` is set.
+    """
     rng = np.random.default_rng(seed)
     rows, length = cfg.train.global_batch_size, cfg.data.seq_len
     tokens = rng.integers(0, cfg.model.vocab_size, (rows, length + 1), dtype=np.int32)
@@ -71,57 +85,66 @@ def packed_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:
     ends = rng.integers(3 * length // 4, length + 1, rows)
     padding = np.arange(length) >= ends[:, None]
     first = np.maximum.accumulate(np.where(starts, np.arange(length), 0), axis=1)
-    return {
+    batch = {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
         "weights": np.where(padding, 0, rng.random((rows, length)) < 0.9).astype(np.float32),
-        "segments": np.where(padding, 0, np.cumsum(starts, axis=1)).astype(np.int32),
-        "positions": (np.arange(length) - first).astype(np.int32),
     }
-
-
-def recording(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return `tx` with the gradients it was last given as the first entry of its state."""
-    record = optax.GradientTransformation(
-        lambda tree: jax.tree.map(jnp.zeros_like, tree), lambda grads, state, tree=None: (grads, grads)
-    )
-    return optax.chain(record, tx)
+    if cfg.data.document_mask:
+        batch["segments"] = np.where(padding, 0, np.cumsum(starts, axis=1)).astype(np.int32)
+        batch["positions"] = (np.arange(length) - first).astype(np.int32)
+    return batch
 
 
 class Program(NamedTuple):
-    """A training run that is ready to start on one mesh."""
+    """A training run on one mesh, compiled at the first call."""
 
-    cfg: Config
     mesh: jax.sharding.Mesh
     layout: sharding.Layout
     model: models.Model
-    init: Any
+    tx: optax.GradientTransformation
     step: Any
 
+    def place(self, cfg: Config) -> dict[str, jax.Array]:
+        """Return `packed_batch` on the mesh."""
+        return sharding.put_batch(packed_batch(cfg), self.mesh, cfg.train.global_batch_size)
 
-@cache
-def program(cfg: Config, mesh_name: str = ONE_DEVICE, optimizer: bool = True) -> Program:
-    """Return the initialisation and the training step of `cfg` on a mesh, to be compiled at the first call.
 
-    Without `optimizer` a step changes no parameter.
-    """
+def program(cfg: Config, mesh_name: str = ONE_DEVICE, tx: optax.GradientTransformation | None = None) -> Program:
+    """Return the training step of `cfg` on a mesh, with another optimizer if given."""
     mesh_cfg, mesh = mesh_of(**{"allow_replicated": cfg.mesh.allow_replicated, **MESHES[mesh_name]})
-    cfg = config.Config(**{**vars(cfg), "mesh": mesh_cfg})
+    cfg = dataclasses.replace(cfg, mesh=mesh_cfg)
     model = models.build(cfg.model)
     layout = sharding.layout(mesh_cfg, mesh, model.specs)
     sharding.check_batch(cfg.train.global_batch_size, cfg.train.microbatches, layout)
     sharding.check_sequence(cfg.data.seq_len, layout)
-    inner = optim.build(cfg.optim, model.specs, cfg.train.steps) if optimizer else optax.set_to_zero()
-    tx = recording(inner)
-    init = jax.jit(lambda: step.init_state(cfg, model, tx, layout), compiler_options=COMPILE_QUICKLY)
-    train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), compiler_options=COMPILE_QUICKLY)
-    return Program(cfg, mesh, layout, model, init, train_step)
+    tx = optim.build(cfg.optim, model.specs, cfg.train.steps) if tx is None else tx
+    train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), compiler_options=COMPILE_STEP)
+    return Program(mesh, layout, model, tx, train_step)
+
+
+def initial(cfg: Config, mesh_name: str = ONE_DEVICE) -> dict[str, np.ndarray]:
+    """Return the initial parameters of `cfg` computed on a mesh, by name, on the host."""
+    # Options that declare no parameter are left out, so that equal parameters are drawn once.
+    model = dataclasses.replace(
+        cfg.model, dropout=0.0, layers="scan", remat="none", final_softcap=None, attention="reference"
+    )
+    return _initial(Config(model=model, data=cfg.data, mesh=cfg.mesh), mesh_name)
+
+
+@cache
+def _initial(cfg: Config, mesh_name: str) -> dict[str, np.ndarray]:
+    run = program(cfg, mesh_name, optax.identity())
+    with jax.set_mesh(run.mesh):
+        init = jax.jit(
+            lambda: step.init_state(cfg, run.model, run.tx, run.layout).params, compiler_options=COMPILE_QUICKLY
+        )
+        return params.names(jax.device_get(init()))
 
 
 class Result(NamedTuple):
     """What one training step did, by parameter name, on the host."""
 
-    initial: dict[str, np.ndarray]
     grads: dict[str, np.ndarray]
     updated: dict[str, np.ndarray]
     ema: dict[str, np.ndarray]
@@ -129,13 +152,33 @@ class Result(NamedTuple):
 
 
 @cache
-def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, optimizer: bool = True) -> Result:
-    """Take the first step of `cfg` on a mesh, on `packed_batch`."""
-    run = program(cfg, mesh_name, optimizer)
+def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False) -> Result:
+    """Take the first step of `cfg` on a mesh, on `packed_batch`, from the initial parameters of one device.
+
+    Without `update` the step only computes gradients.
+    """
+    model = models.build(cfg.model)
+    inner = optim.build(cfg.optim, model.specs, cfg.train.steps) if update else optax.set_to_zero()
+    run = program(cfg, mesh_name, optax.chain(_record(), inner))
     with jax.set_mesh(run.mesh):
-        state = run.init()
-        batch = sharding.put_batch(packed_batch(cfg), run.mesh, cfg.train.global_batch_size)
-        after, metrics = run.step(state, batch)
-        trees = jax.device_get((state.params, after.opt_state[0], after.params, after.ema))
+        where = jax.tree.map(lambda spec: NamedSharding(run.mesh, run.layout.param(spec)), model.specs)
+        flat, tree = jax.tree.leaves(where), jax.tree.structure(where)
+        values = initial(cfg).values()
+        started = jax.tree.unflatten(tree, [jax.device_put(w, s) for w, s in zip(values, flat, strict=True)])
+        average = started if cfg.optim.ema_decay is not None else None
+        start = jax.jit(
+            lambda p, ema: step.TrainState(jnp.zeros((), jnp.int32), p, run.tx.init(p), ema),
+            compiler_options=COMPILE_QUICKLY,
+        )
+        after, metrics = run.step(start(started, average), run.place(cfg))
+        trees = jax.device_get((after.opt_state[0], after.params, after.ema))
         scalars = {name: float(metrics[name]) for name in ("loss", "nll", "z_loss", "tokens", "grad_norm")}
     return Result(*(params.names(tree) for tree in trees), scalars)
+
+
+def _record() -> optax.GradientTransformation:
+    """Return a transformation that keeps the gradients it was last given as its state."""
+    return optax.GradientTransformation(
+        lambda tree: jax.tree.map(jnp.zeros_like, tree), lambda grads, state, tree=None: (grads, grads)
+    )
+

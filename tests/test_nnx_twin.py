@@ -62,14 +62,13 @@ class Block(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if cfg.positions == "rotary":
             q, k = rotate(q, cfg.rope.theta), rotate(k, cfg.rope.theta)
-        heads = []
-        for head in range(cfg.num_heads):
-            group = head * cfg.num_kv_heads // cfg.num_heads
-            scores = jnp.matmul(q[:, :, head], k[:, :, group].swapaxes(1, 2)) / cfg.head_dim**0.5
-            if cfg.attn_softcap:
-                scores = cfg.attn_softcap * nnx.tanh(scores / cfg.attn_softcap)
-            heads.append(jnp.matmul(nnx.softmax(jnp.where(mask, scores, -jnp.inf)), v[:, :, group]))
-        return self.o(jnp.stack(heads, axis=2))
+        k, v = (jnp.repeat(y, cfg.num_heads // cfg.num_kv_heads, axis=2) for y in (k, v))
+        q, k, v = (y.swapaxes(1, 2) for y in (q, k, v))
+        scores = jnp.matmul(q, k.swapaxes(2, 3)) / cfg.head_dim**0.5
+        if cfg.attn_softcap:
+            scores = cfg.attn_softcap * nnx.tanh(scores / cfg.attn_softcap)
+        mixed = jnp.matmul(nnx.softmax(jnp.where(mask[:, None], scores, -jnp.inf)), v)
+        return self.o(mixed.swapaxes(1, 2))
 
 
 class Twin(nnx.Module):

@@ -19,7 +19,9 @@ from tests.parity import quick_jit
 
 ROWS, SEQ_LEN = 4, 8
 BASE = Config(
-    model=ModelConfig(vocab_size=31, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, d_ff=24, max_seq_len=8),
+    model=ModelConfig(
+        vocab_size=31, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, d_ff=24, max_seq_len=8, bias="none"
+    ),
     data=DataConfig(seq_len=SEQ_LEN),
     train=TrainConfig(global_batch_size=ROWS, steps=10),
     # One update moves the parameters by the gradient.
@@ -80,7 +82,7 @@ def named_start(seed: int = 0, **fields) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     "added",
-    [{"qk_norm": True}, {"tie_embeddings": False}, {"activation": "swiglu"}],
+    [{"qk_norm": True}, {"tie_embeddings": False}, {"bias": "all"}],
     ids=lambda fields: next(iter(fields)),
 )
 def test_adding_a_parameter_does_not_change_how_others_start(added):
@@ -113,7 +115,7 @@ def test_no_two_draws_are_the_same():
 def test_standard_deviations_are_as_declared():
     """0.02, and 0.02 / sqrt(2 L) into the residual stream (Radford et al. 2019); n draws give it to 1 / sqrt(2 n)."""
     sizes = {"vocab_size": 997, "d_model": 64, "num_layers": 4, "max_seq_len": 256, "d_ff": 256}
-    drawn = named_start(**sizes, tie_embeddings=False, qk_norm=True, init_std=0.03)
+    drawn = named_start(**sizes, tie_embeddings=False, qk_norm=True, bias="all", init_std=0.03)
     for name, w in drawn.items():
         if name.endswith("bias"):
             assert not w.any()

@@ -152,6 +152,15 @@ def test_a_run_cut_short_goes_on_with_other_plumbing(commands, finished, cut_sho
         assert new[name] == old[name], name
 
 
+def test_a_run_killed_before_its_result_only_writes_that(commands, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / "result.json").unlink()
+    commands.run(TRAIN, *TINY, f"--workdir={workdir}")
+    assert rows(workdir) == rows(finished[0])
+    old, new = read(finished[0] / "result.json"), read(workdir / "result.json")
+    assert {name for name in old if old[name] != new[name]} <= {"tokens_per_s", "wall_s"}
+
+
 def test_init_from_starts_from_the_weights_of_another_run(commands, finished, tmp_path):
     workdir, _ = finished
     commands.run(TRAIN, *TINY, f"--config.init_from={workdir}", f"--workdir={tmp_path}/new")

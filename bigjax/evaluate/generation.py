@@ -42,8 +42,8 @@ def generate(
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt, up to and without `eos_id`.
 
-    Row r's n-th token depends on `key`, r and n only, besides its own prompt. Prompts and buffers are padded to powers of
-    two, so calls of about the same lengths share one compiled program.
+    Row r's n-th token depends on `key`, r and n only, besides its own prompt. Prompts and buffers are padded to powers
+    of two, so calls of about the same lengths share one compiled program.
 
     Args:
       prompts: token ids, of any lengths.
@@ -219,7 +219,7 @@ def check(
     if top_p is not None and not 0 < top_p <= 1:
         raise GenerationError(f"top_p={top_p} must be above 0 and at most 1")
     for row, prompt in enumerate(prompts):
-        if not (0 <= min(prompt) and max(prompt) < cfg.vocab_size):
+        if min(prompt) < 0 or max(prompt) >= cfg.vocab_size:
             raise GenerationError(f"prompt {row} has token ids outside 0 to model.vocab_size={cfg.vocab_size} minus 1")
     longest = max(map(len, prompts))
     if cfg.positions == "learned" and longest + max_new_tokens > cfg.max_seq_len:

@@ -191,7 +191,12 @@ class Cache(NamedTuple):
 
 
 def prefill(
-    params: Params, tokens_BS: jax.Array, starts_B: jax.Array, max_len: int, cfg: ModelConfig, layout: Layout = UNSHARDED
+    params: Params,
+    tokens_BS: jax.Array,
+    starts_B: jax.Array,
+    max_len: int,
+    cfg: ModelConfig,
+    layout: Layout = UNSHARDED,
 ) -> tuple[jax.Array, Cache]:
     """Read prompts padded on the left; return hidden states `(B, S, D)` and a cache with room for `max_len` tokens.
 

@@ -1,0 +1,133 @@
+"""A mesh changes where numbers live, not which: every config, option and optimizer against one device.
+
+Float32 throughout. A sum of n terms in another order differs by about sqrt(n) machine epsilons of its size (errors of
+random sign); the longest here have under 2^13 terms (512 tokens, or 128 features of 2 layers, forward and backward).
+"""
+
+import numpy as np
+import pytest
+
+from bigjax import models, params
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from tests.on_meshes import MANY_DEVICES, ONE_DEVICE, initial, one_step, shrunk
+
+EPSILON = float(np.finfo(np.float32).eps)
+TOLERANCE = EPSILON * (2**13) ** 0.5
+"""1.1e-5, relative to the norm of the tensor."""
+
+CONFIGS = shrunk()
+
+
+def gradient_tolerance(grads: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return how far each gradient may be off, in 2-norm.
+
+    The second part is for tensors whose gradient cancels to nothing, such as that of a bias on the keys, which softmax
+    does not see: what is left is the rounding of the numbers it was summed from.
+    """
+    total = np.sqrt(sum(np.sum(np.square(g)) for g in grads.values()))
+    return {name: TOLERANCE * float(np.linalg.norm(g)) + EPSILON * float(total) for name, g in grads.items()}
+
+
+def assert_same_loss_and_gradients(cfg: Config, mesh_name: str, update: bool) -> None:
+    expected, actual = one_step(cfg, ONE_DEVICE, update), one_step(cfg, mesh_name, update)
+    assert actual.metrics == pytest.approx(expected.metrics, rel=TOLERANCE)
+    assert actual.metrics["tokens"] == expected.metrics["tokens"] > 0
+    assert actual.grads.keys() == expected.grads.keys()
+    allowed = gradient_tolerance(expected.grads)
+    off = {name: float(np.linalg.norm(actual.grads[name] - g)) for name, g in expected.grads.items()}
+    assert {name: (off[name], allowed[name]) for name in off if not off[name] <= allowed[name]} == {}
+
+
+@pytest.mark.parametrize("mesh_name", MANY_DEVICES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_initial_parameters_have_the_same_bits(name, mesh_name):
+    expected, actual = initial(CONFIGS[name]), initial(CONFIGS[name], mesh_name)
+    assert actual.keys() == expected.keys()
+    for parameter, value in expected.items():
+        np.testing.assert_array_equal(actual[parameter], value, err_msg=parameter)
+
+
+@pytest.mark.parametrize("mesh_name", MANY_DEVICES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_has_the_loss_and_gradients_of_one_device(name, mesh_name):
+    assert_same_loss_and_gradients(CONFIGS[name], mesh_name, update=False)
+
+
+def variant(optimizer: str, model: dict | None = None, **train) -> Config:
+    """Return a run whose dimensions of 128 and more make Adafactor factor its second moments."""
+    common = {"vocab_size": 130, "d_model": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "d_ff": 160}
+    return Config(
+        model=ModelConfig(**common, num_layers=2, max_seq_len=32, tie_embeddings=False, **(model or {})),
+        data=DataConfig(seq_len=32),
+        train=TrainConfig(steps=10, global_batch_size=16, **train),
+        optim=OptimConfig(name=optimizer, lr=1e-2, schedule="constant", ema_decay=0.75),
+    )
+
+
+VARIANTS = {
+    "adamw, z-loss and label smoothing": variant("adamw", z_loss=1e-2, label_smoothing=0.1),
+    "adam, 2 microbatches": variant("adam", microbatches=2),
+    "sgd, loss in 4 chunks": variant("sgd", {"final_softcap": 5.0}, loss_chunks=4, z_loss=1e-2, label_smoothing=0.1),
+    "adafactor, unrolled, full remat": variant("adafactor", {"layers": "unroll", "remat": "full"}),
+    "lion, dropout": variant("lion", {"dropout": 0.2}, microbatches=2),
+    "muon, blocked attention": variant("muon", {"attention": "blocked"}, loss_chunks=2),
+}
+"""One optimizer each, and options that change how loss and gradients are computed."""
+
+
+@pytest.mark.parametrize("mesh_name", MANY_DEVICES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_option_has_the_loss_and_gradients_of_one_device(name, mesh_name):
+    assert_same_loss_and_gradients(VARIANTS[name], mesh_name, update=True)
+
+
+@pytest.mark.parametrize("mesh_name", MANY_DEVICES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_optimizer_makes_the_update_of_one_device(name, mesh_name):
+    cfg = VARIANTS[name]
+    before = initial(cfg)
+    expected, actual = one_step(cfg, ONE_DEVICE, True), one_step(cfg, mesh_name, True)
+    gradient_error = gradient_tolerance(expected.grads)
+    specs = params.names(models.build(cfg.model).specs)
+    for parameter, start in before.items():
+        grad, error = expected.grads[parameter], gradient_error[parameter]
+        update = expected.updated[parameter] - start
+        assert np.any(update), parameter
+        # Storing the sum of parameter and update rounds it, to half an epsilon on each mesh.
+        rounding = EPSILON * np.abs(start).max()
+        difference = actual.updated[parameter] - expected.updated[parameter]
+        if cfg.optim.name == "muon" and specs[parameter].kind == "matrix":
+            for layer in range(cfg.model.num_layers):
+                allowed = muon_tolerance(cfg, specs[parameter], error / np.linalg.norm(grad[layer]))
+                assert np.linalg.norm(difference[layer]) <= allowed + rounding * start[layer].size ** 0.5, parameter
+        elif cfg.optim.name == "sgd":
+            # Linear in the gradient; clipping scales by the global norm, which is as far off again.
+            assert np.all(np.abs(difference) <= cfg.optim.lr * 2 * error + rounding), parameter
+        else:
+            # u = g / f(|g|), where f is |g| itself or a mean of it over rows and over columns: an error e of g moves u
+            # by up to e / |g| for each of the three, and by no more than a change of sign.
+            with np.errstate(divide="ignore"):
+                moved = np.minimum(3 * error / np.abs(grad), 2)
+            assert np.all(np.abs(difference) <= np.abs(update).max() * moved + rounding), parameter
+
+
+def muon_tolerance(cfg: Config, spec: params.ParamSpec, relative_error: float) -> float:
+    """Return how far the update of one matrix may be off, in 2-norm.
+
+    Muon divides a matrix by its norm (which doubles a relative error) and applies 3.4445 x - 4.775 x^3 + 2.0315 x^5 five
+    times to its singular values, whose slope on [0, 1] is at most 3.4445 (Jordan et al. 2024).
+    """
+    fan_in = np.prod([size for size, axis in zip(spec.shape, spec.axes, strict=True) if axis in spec.contracts])
+    fan_out = spec.size / spec.shape[0] / fan_in
+    return cfg.optim.muon_lr * max(1.0, fan_out / fan_in) ** 0.5 * 3.4445**5 * 2 * relative_error
+
+
+@pytest.mark.parametrize("mesh_name", [ONE_DEVICE, *MANY_DEVICES])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_averaged_parameters_follow_their_definition(name, mesh_name):
+    cfg = VARIANTS[name]
+    after, decay = one_step(cfg, mesh_name, True), cfg.optim.ema_decay
+    for parameter, start in initial(cfg).items():
+        average = decay * start + (1 - decay) * after.updated[parameter]
+        # Two products and a sum, each rounded once.
+        np.testing.assert_allclose(after.ema[parameter], average, rtol=0, atol=3 * EPSILON * np.abs(average).max())
