@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 PROMPT_TOKENS = 32
 
@@ -108,8 +109,16 @@ def _hf(new_tokens: int) -> tuple[str, Callable[[int], None]]:
 
     cfg = workload("w1", 1).model
     torch.manual_seed(0)
-    sizes = {"n_embd": cfg.d_model, "n_layer": cfg.num_layers, "n_head": cfg.num_heads}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=cfg.vocab_size, n_positions=1024, **sizes)).eval()
+    # Typed Any: the annotations of transformers hide what its mixins add.
+    model: Any = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=cfg.vocab_size,
+            n_positions=1024,
+            n_embd=cfg.d_model,
+            n_layer=cfg.num_layers,
+            n_head=cfg.num_heads,
+        )
+    ).eval()
 
     def run(batch: int) -> None:
         ids = torch.arange(1, batch + 1)[:, None].repeat(1, PROMPT_TOKENS)

@@ -5,7 +5,7 @@ Legend: B batch, S sequence, D model, V vocab.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,8 @@ def _sums(log_z, label_logit, mean_logit, weights, label_smoothing: float, z_los
     nll = log_z - label_logit
     smoothed = nll + label_smoothing * (label_logit - mean_logit) if label_smoothing else nll
     z = z_loss * jnp.square(log_z)
-    return CrossEntropy(*(jnp.sum(per_token * weights) for per_token in (smoothed + z, nll, z)), jnp.sum(weights))
+    total, nll, z = (jnp.sum(per_token * weights) for per_token in (smoothed + z, nll, z))
+    return CrossEntropy(total, nll, z, jnp.sum(weights))
 
 
 def chunked_cross_entropy(
@@ -91,8 +92,7 @@ class _Options:
     layout: Layout
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunked(x, w, labels, weights, options: _Options) -> CrossEntropy:
+def _chunked_primal(x, w, labels, weights, options: _Options) -> CrossEntropy:
     return _sharded(x, w, labels, weights, options, with_gradient=False)[0]
 
 
@@ -106,6 +106,7 @@ def _chunked_backward(options: _Options, gradients, cotangent: CrossEntropy):
     return dx * cotangent.total.astype(dx.dtype), dw * cotangent.total.astype(dw.dtype), None, None
 
 
+_chunked: Any = jax.custom_vjp(_chunked_primal, nondiff_argnums=(4,))
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
@@ -117,11 +118,11 @@ def _sharded(x, w, labels, weights, options: _Options, *, with_gradient: bool):
     if not vocab_axes + batch_axes:
         return local(x, w, labels, weights)
     x_spec, w_spec = layout.act("batch", "seq", "embed"), layout.act("vocab", "embed")
-    row_spec, scalar = layout.act("batch", "seq"), P()
+    row_spec, sums_spec = layout.act("batch", "seq"), CrossEntropy(*[cast(Any, P())] * 4)
     return jax.shard_map(
         local,
         in_specs=(x_spec, w_spec, row_spec, row_spec),
-        out_specs=(CrossEntropy(scalar, scalar, scalar, scalar), (x_spec, w_spec) if with_gradient else None),
+        out_specs=(sums_spec, (x_spec, w_spec) if with_gradient else None),
         check_vma=False,
     )(x, w, labels, weights)
 
@@ -158,7 +159,8 @@ def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradi
         return dw + jnp.einsum("BSV,BSD->VD", dlogits, x, preferred_element_type=jnp.float32), (sums, dx)
 
     pieces = (_split(x, options.chunks), _split(labels, options.chunks), _split(weights, options.chunks))
-    dw, (sums, dx) = jax.lax.scan(chunk, jnp.zeros(w.shape, jnp.float32) if with_gradient else None, pieces)
+    empty: Any = jnp.zeros(w.shape, jnp.float32) if with_gradient else None
+    dw, (sums, dx) = jax.lax.scan(chunk, empty, pieces)
     sums = CrossEntropy(*(jnp.sum(per_chunk) for per_chunk in sums))
     if batch:
         sums, dw = jax.lax.psum((sums, dw), batch)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bigjax.config import OptimConfig
+from bigjax.matrices import axes_of, is_spec, per_matrix
 from bigjax.params import ParamSpec, kind_mask
 
 DECAYED_KINDS = ("embedding", "head", "matrix")
@@ -47,18 +48,20 @@ def build(cfg: OptimConfig, specs: Any, steps: int) -> optax.GradientTransformat
 
     Weight decay is decoupled and scaled by the learning rate (AdamW, Adafactor, Lion, Muon), or added to the gradient
     as in PyTorch (SGD, Adam). Muon (Jordan et al. 2024) updates the parameters of kind `matrix` with `muon_lr`, on the
-    same schedule, and AdamW all others with `lr`.
+    same schedule, and AdamW all others with `lr`. Adafactor (Shazeer & Stern 2018) sees each layer's matrix by itself.
     """
     rate = schedule(cfg, steps)
-    masks = {
+    builders = {
         "adamw": lambda: _decoupled(cfg, specs, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), rate),
         "adam": lambda: _coupled(cfg, specs, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), rate),
         "sgd": lambda: _coupled(cfg, specs, optax.trace(cfg.momentum, cfg.nesterov), rate),
         "lion": lambda: _decoupled(cfg, specs, optax.scale_by_lion(cfg.b1, cfg.b2), rate),
-        "adafactor": lambda: _decoupled(cfg, specs, optax.chain(optax.adafactor(None), optax.scale(-1.0)), rate),
+        "adafactor": lambda: _decoupled(
+            cfg, specs, per_matrix(optax.chain(optax.adafactor(None), optax.scale(-1.0)), specs), rate
+        ),
         "muon": lambda: _muon(cfg, specs, rate),
     }
-    parts = [masks[cfg.name]()]
+    parts = [builders[cfg.name]()]
     if cfg.grad_clip is not None:
         parts.insert(0, optax.clip_by_global_norm(cfg.grad_clip))
     factors = jax.tree.map(lambda spec: getattr(cfg.lr_multipliers, spec.kind), specs)
@@ -81,15 +84,18 @@ def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
     def dimensions(tree):
         # Parameters of other optimizers are masked out of `tree`; only its matrices get dimension numbers.
         return jax.tree.map(
-            lambda spec, leaf: optax.contrib.MuonDimensionNumbers(*_matrix_axes(spec)) if _is_array(leaf) else leaf,
+            lambda spec, leaf: optax.contrib.MuonDimensionNumbers(*axes_of(spec)) if _is_array(leaf) else leaf,
             specs,
             tree,
-            is_leaf=_is_spec,
+            is_leaf=is_spec,
         )
 
+    # Optax's own momentum is bias-corrected; Jordan's is not. Without momentum its transformation needs no state.
+    sign = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=dimensions)
     orthogonal = optax.chain(
-        optax.contrib.scale_by_muon(beta=cfg.muon_momentum, nesterov=True, weight_dimension_numbers=dimensions),
-        optax.stateless(lambda updates, _: jax.tree.map(_scale_by_shape, specs, updates, is_leaf=_is_spec)),
+        optax.trace(cfg.muon_momentum, nesterov=True),
+        optax.stateless(lambda updates, _: sign.update(updates, sign.init(updates))[0]),
+        optax.stateless(lambda updates, _: jax.tree.map(_scale_by_shape, specs, updates, is_leaf=is_spec)),
     )
     matrices = optax.chain(
         _on_auto_axes(orthogonal),
@@ -98,7 +104,7 @@ def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
     )
     labels = jax.tree.map(lambda spec: "matrix" if spec.kind == "matrix" else "rest", specs)
     mask = lambda params: jax.tree.map(  # noqa: E731
-        lambda spec, leaf: spec.kind in DECAYED_KINDS if _is_array(leaf) else leaf, specs, params, is_leaf=_is_spec
+        lambda spec, leaf: spec.kind in DECAYED_KINDS if _is_array(leaf) else leaf, specs, params, is_leaf=is_spec
     )
     rest = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=mask)
     return optax.partition({"matrix": matrices, "rest": rest}, labels)
@@ -108,23 +114,12 @@ def _scale_by_shape(spec: ParamSpec, update: Any) -> Any:
     """Scale an orthogonal update by sqrt(max(1, fan_out / fan_in)) (Jordan et al. 2024)."""
     if not _is_array(update):
         return update
-    fan_in, fan_out = (prod(spec.shape[i] for i in axes) for axes in _matrix_axes(spec))
+    fan_in, fan_out = (prod(spec.shape[i] for i in axes) for axes in axes_of(spec))
     return update * max(1.0, fan_out / fan_in) ** 0.5
-
-
-def _is_spec(leaf: Any) -> bool:
-    return isinstance(leaf, ParamSpec)
 
 
 def _is_array(leaf: Any) -> bool:
     return not isinstance(leaf, optax.MaskedNode)
-
-
-def _matrix_axes(spec: ParamSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return which axes form the rows (contracted) and the columns of a matrix; a layers axis counts matrices."""
-    inputs = tuple(i for i, axis in enumerate(spec.axes) if axis in spec.contracts)
-    outputs = tuple(i for i, axis in enumerate(spec.axes) if axis not in spec.contracts and axis != "layers")
-    return inputs, outputs
 
 
 def _on_auto_axes(tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -134,6 +129,7 @@ def _on_auto_axes(tx: optax.GradientTransformation) -> optax.GradientTransformat
         if jax.sharding.get_abstract_mesh().empty:
             return tx.update(updates, state, params)
         specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
-        return jax.sharding.auto_axes(lambda u, s: tx.update(u, s, None), out_sharding=specs)(updates, state)
+        inside: Any = jax.sharding.auto_axes(lambda u, s: tx.update(u, s, None), out_sharding=specs)
+        return inside(updates, state)
 
     return optax.GradientTransformation(tx.init, update)

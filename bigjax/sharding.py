@@ -5,7 +5,7 @@ head_dim, vocab, positions, layers, vector (a vector of model width, such as a n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -31,9 +31,6 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
 }
 """Where parameters are stored. Every logical axis of a parameter must stand here."""
 
-LARGE_PARAM_RULES: Mapping[str, tuple[str, ...]] = {"vector": ("fsdp",)}
-"""What else is split in a parameter above `REPLICATION_LIMIT_BYTES`: the vectors of all layers, stacked."""
-
 ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
     **PARAM_RULES,
     "embed": (),
@@ -48,6 +45,10 @@ REPLICATE_IF_INDIVISIBLE = ("vocab",)
 
 REPLICATION_LIMIT_BYTES = 2**20
 """A parameter larger than this must not be whole on every device when `fsdp` is above 1."""
+
+VECTOR_KINDS = ("norm", "bias")
+"""Kinds whose parameters have no axis that the rules give to `fsdp`. Above the limit, which only the vectors of many
+layers stacked can reach, `fsdp` splits their first axis that it divides; if there is none, that is noted."""
 
 
 class ShardingError(UserError):
@@ -100,23 +101,30 @@ class Layout:
     Attributes:
       sizes: devices along each mesh axis; empty when there is no mesh.
       params, activations: logical axis -> mesh axes of size above 1.
-      large_params: what replaces `params` in parameters above `REPLICATION_LIMIT_BYTES`.
       notes: one sentence for every axis that a rule left whole.
     """
 
     sizes: Mapping[str, int]
     params: Mapping[str, tuple[str, ...]]
     activations: Mapping[str, tuple[str, ...]]
-    large_params: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
     def param(self, spec: ParamSpec) -> P | None:
         """Return where a parameter is stored."""
-        return _partition(spec.axes, self.large_params if _is_large(spec) else self.params) if self.sizes else None
+        if not self.sizes:
+            return None
+        entries = [self.params[axis] for axis in spec.axes]
+        if _is_large(spec) and spec.kind in VECTOR_KINDS and self.sizes["fsdp"] > 1:
+            for i in range(int(spec.stacked), len(entries)):
+                ways = prod(self.sizes[mesh_axis] for mesh_axis in (*entries[i], "fsdp"))
+                if spec.shape[i] % ways == 0:
+                    entries[i] = (*entries[i], "fsdp")
+                    break
+        return _partition(spec.axes, entries)
 
     def act(self, *axes: str) -> P | None:
         """Return where an activation with these logical axes lives; pass it as `out_sharding`."""
-        return _partition(axes, self.activations) if self.sizes else None
+        return _partition(axes, [self.activations[axis] for axis in axes]) if self.sizes else None
 
     def place(self, x: jax.Array, *axes: str) -> jax.Array:
         """Move an activation to where these logical axes live."""
@@ -134,12 +142,11 @@ class Layout:
         return tuple(mesh_axis for axis in axes for mesh_axis in self.activations.get(axis, ()))
 
 
-UNSHARDED = Layout({}, {}, {}, {})
+UNSHARDED = Layout({}, {}, {})
 """The layout outside any mesh."""
 
 
-def _partition(axes: tuple[str, ...], rules: Mapping[str, tuple[str, ...]]) -> P:
-    entries = [rules[axis] for axis in axes]
+def _partition(axes: tuple[str, ...], entries: list[tuple[str, ...]]) -> P:
     used = [mesh_axis for entry in entries for mesh_axis in entry]
     if len(set(used)) != len(used):
         raise ShardingError(f"logical axes {axes} would use a mesh axis twice: {used}")
@@ -152,34 +159,34 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     `supported` names the reserved mesh axes (stage, expert, context) that the model can use.
 
     Raises:
-      ShardingError: for a reserved axis the model does not support, an axis that does not divide a dimension,
-        or a parameter above 1 MiB that `fsdp` leaves whole on every device.
+      ShardingError: for a reserved axis the model does not support, a logical axis without a rule, an axis that does
+        not divide a dimension, or a parameter above 1 MiB that `fsdp` leaves whole on every device.
     """
     sizes = dict(mesh.shape)
     for axis in ("stage", "expert", "context"):
         if sizes[axis] > 1 and axis not in supported:
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
     rules = {name: _present(axes, sizes) for name, axes in PARAM_RULES.items()}
-    large = {name: _present(axes, sizes) for name, axes in {**PARAM_RULES, **LARGE_PARAM_RULES}.items()}
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
     if cfg.shard_sequence:
         activations["residual_seq"] = _present(("tensor",), sizes)
     notes = []
     for name, spec in names(specs).items():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
-            mesh_axes = large[axis] if _is_large(spec) else rules[axis]
-            if length % prod(sizes[mesh_axis] for mesh_axis in mesh_axes) == 0:
+            if axis not in rules:
+                raise ShardingError(f"{name}: there is no rule for axis '{axis}'; the axes with rules are {', '.join(rules)}")
+            if length % prod(sizes[mesh_axis] for mesh_axis in rules[axis]) == 0:
                 continue
-            clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(mesh_axes, sizes)}"
+            clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(rules[axis], sizes)}"
             if axis not in REPLICATE_IF_INDIVISIBLE and axis not in cfg.allow_replicated:
                 raise ShardingError(
                     f"{clash}; change the mesh or the size, or leave it whole with mesh.allow_replicated=('{axis}',)"
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")
-            rules[axis] = large[axis] = activations[axis] = ()
-    resolved = Layout(sizes, rules, activations, large, tuple(notes))
-    _check_replication(cfg, resolved, specs)
-    return resolved
+            rules[axis] = activations[axis] = ()
+    resolved = Layout(sizes, rules, activations)
+    notes += _check_replication(cfg, resolved, specs)
+    return replace(resolved, notes=tuple(notes))
 
 
 def _is_large(spec: ParamSpec) -> bool:
@@ -194,17 +201,22 @@ def _describe(axes: tuple[str, ...], sizes: Mapping[str, int]) -> str:
     return " * ".join(f"mesh.{axis}={sizes[axis]}" for axis in axes)
 
 
-def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> None:
-    fsdp = resolved.sizes["fsdp"]
-    if fsdp == 1:
-        return
+def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> list[str]:
+    """Raise for a parameter that is too large to be whole on every device; return a note for every such vector."""
+    notes = []
     for name, spec in names(specs).items():
-        split = any(resolved.large_params[axis] for axis in spec.axes)
-        if not split and _is_large(spec) and name not in cfg.allow_replicated:
+        entries = resolved.param(spec)  # also finds a mesh axis used twice
+        if any(entries or ()) or resolved.sizes["fsdp"] == 1 or not _is_large(spec) or name in cfg.allow_replicated:
+            continue
+        where = f"whole on every device although mesh.fsdp={resolved.sizes['fsdp']}"
+        if spec.kind in VECTOR_KINDS:
+            notes.append(f"{name} {spec.shape} stays {where}, which divides none of its axes")
+        else:
             raise ShardingError(
-                f"{name} ({4 * spec.size / 2**20:.1f} MiB) would be whole on every device although mesh.fsdp={fsdp}; "
+                f"{name} ({4 * spec.size / 2**20:.1f} MiB) would be {where}; "
                 f"give one of its axes {spec.axes} a rule, or allow it with mesh.allow_replicated=('{name}',)"
             )
+    return notes
 
 
 def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> None:
@@ -227,8 +239,8 @@ def check_sequence(seq_len: int, resolved: Layout) -> None:
 
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
     """Return the sharding of a batch array whose leading axis is the global batch."""
-    rules = {"batch": _present(BATCH_AXES, dict(mesh.shape)), "rest": ()}
-    return NamedSharding(mesh, _partition(("batch", *("rest",) * (ndim - 1)), rules))
+    rows = _present(BATCH_AXES, dict(mesh.shape))
+    return NamedSharding(mesh, _partition(("batch", "seq")[:ndim], [rows, *[()] * (ndim - 1)]))
 
 
 def local_rows(mesh: jax.sharding.Mesh, global_batch_size: int) -> slice:

@@ -1,6 +1,6 @@
 """Does everything work here? A small GPT learns Shakespeare on two CPU cores in under 5 minutes.
 
-    python -m experiments.train --config=configs/quickstart.py
+python -m experiments.train --config=configs/quickstart.py
 """
 
 from ml_collections import ConfigDict

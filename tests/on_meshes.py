@@ -181,4 +181,3 @@ def _record() -> optax.GradientTransformation:
     return optax.GradientTransformation(
         lambda tree: jax.tree.map(jnp.zeros_like, tree), lambda grads, state, tree=None: (grads, grads)
     )
-

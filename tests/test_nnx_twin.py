@@ -144,11 +144,11 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_twin(name):
     cfg = ModelConfig(**CONFIGS[name])
-    model, twin = models.build(cfg), Twin(cfg, nnx.Rngs(0))
-    graph, state = nnx.split(twin)
-    rng = np.random.default_rng(0)
-    # Noise gives biases and norms values of their own, and embeddings a size that matters.
-    state = jax.tree.map(lambda w: w + 0.2 * rng.standard_normal(w.shape).astype(np.float32), state)
+    model, rng = models.build(cfg), np.random.default_rng(0)
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Twin(cfg, nnx.Rngs(0))))
+    # Norms and biases are not left at the ones and zeros they start from.
+    drawn = lambda w: jnp.asarray(0.25 * rng.standard_normal(w.shape) + (0.5 if w.ndim == 1 else 0.0), jnp.float32)  # noqa: E731
+    state = jax.tree.map(drawn, abstract)
     tokens = rng.integers(0, cfg.vocab_size, (3, 15))
     segments = np.array([[1] * 15, [1] * 4 + [2] * 11, [1] * 7 + [2] * 1 + [0] * 7])
     direction = rng.standard_normal((3, 15, cfg.vocab_size)).astype(np.float32)

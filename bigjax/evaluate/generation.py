@@ -122,15 +122,15 @@ def _program(
         # A single token cannot be split along the sequence.
         layout = replace(layout, activations={**layout.activations, "residual_seq": ()})
 
-    def next_token(params, x_B1D, n, settings):
-        logits_BV = layout.place(family.logits(params, x_B1D, cfg, layout)[:, 0], "batch", "seq")
+    def next_token(head, x_B1D, n, settings):
+        logits_BV = layout.place(family.next_logits(head, x_B1D[:, 0], cfg, layout), "batch", "seq")
         if greedy:
             return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         rows_B = layout.place(jnp.arange(x_B1D.shape[0]), "batch")
         key = jax.random.fold_in(settings["key"], n)
         return sample(logits_BV, key, rows_B, settings["temperature"], top_k, settings["top_p"] if nucleus else None)
 
-    def loop(params, tokens_BS, starts_B, settings):
+    def loop(params, head, tokens_BS, starts_B, settings):
         B, S = tokens_BS.shape
         tokens_BS, starts_B, done_B = (
             layout.place(tokens_BS, "batch", "seq"),
@@ -143,7 +143,7 @@ def _program(
 
         def add(n, x_B1D, done_B, out_BN, counts_B, cache):
             """Choose the n-th token of each row and write it down."""
-            token_B = next_token(params, x_B1D, n, settings)
+            token_B = next_token(head, x_B1D, n, settings)
             done_B |= token_B == settings["eos_id"]
             out_BN = jax.lax.dynamic_update_slice_in_dim(out_BN, token_B[:, None], n, axis=1)
             return n + 1, token_B, done_B, out_BN, counts_B + ~done_B, cache
@@ -165,18 +165,19 @@ def _program(
     prepare, loop = jax.jit(partial(_prepare, model, layout), static_argnums=1), jax.jit(loop)
 
     def run(params, *inputs):
-        return loop(prepare(params, _fits(model, layout)), *inputs)
+        return loop(*prepare(params, _fits(model, layout)), *inputs)
 
     return run
 
 
-def _prepare(model: Model, layout: Layout, params: Any, gather: bool) -> Any:
-    """Return the parameters as the loop reads them: in the compute dtype, one tree a layer, gathered from `fsdp`."""
+def _prepare(model: Model, layout: Layout, params: Any, gather: bool) -> tuple[Any, list[jax.Array]]:
+    """Return the parameters as the loop reads them, in the compute dtype and one tree a layer, and the output matrix."""
     if gather:
         params = layout.gather(params, model.specs, model.cfg.dtype)
     else:
         params = jax.tree.map(lambda w: w.astype(model.cfg.dtype), params)
-    return {**params, "blocks": param_tree.unstack(params["blocks"])}
+    head = model.family.head_pieces(params, model.cfg, layout)
+    return {**params, "blocks": param_tree.unstack(params["blocks"])}, head
 
 
 def _fits(model: Model, layout: Layout) -> bool:

@@ -66,9 +66,7 @@ def cached(q_B1HK, k_BGKT, v_BGTK, allowed_BT, *, softcap=None, layout: Layout =
     return jax.lax.reshape(out_BGQK, q_B1HK.shape, out_sharding=layout.act("batch", "seq", "heads", "head_dim"))
 
 
-def match_kv_heads(
-    k_BTGK: jax.Array, v_BTGK: jax.Array, num_heads: int, layout: Layout
-) -> tuple[jax.Array, jax.Array]:
+def match_kv_heads(k_BTGK: jax.Array, v_BTGK: jax.Array, num_heads: int, layout: Layout) -> tuple[jax.Array, jax.Array]:
     """Repeat kv heads that the mesh leaves whole until it can split them like the heads.
 
     With 8 heads on 4 devices and 2 kv heads, each kv head is used twice: `(B, T, 4, K)`, one a device.

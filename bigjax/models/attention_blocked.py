@@ -9,7 +9,6 @@ Legend: B batch, S queries of a block, T keys it meets, G kv heads, Q heads per 
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -54,8 +53,7 @@ class _Options:
         return list(zip(first, bounds[:-1], bounds[1:], strict=False))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q, k, v, segments_BS, options: _Options) -> jax.Array:
+def _primal(q, k, v, segments_BS, options: _Options) -> jax.Array:
     return _forward(q, k, v, segments_BS, options)[0]
 
 
@@ -110,4 +108,5 @@ def _backward(options: _Options, residuals, dout):
     return jnp.concatenate(dq, axis=3) * scaled.shape[-1] ** -0.5, *(jnp.concatenate(d, axis=2) for d in (dk, dv)), None
 
 
+_attend: Any = jax.custom_vjp(_primal, nondiff_argnums=(4,))
 _attend.defvjp(_forward, _backward)

@@ -5,6 +5,7 @@ Legend: B batch, S query positions, T key positions, H heads, G kv heads, K head
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,10 +89,8 @@ def splash(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, la
 
         attend = _splash_kernel(seq_len, q.shape[2], mask.window, block, softcap, interpret)
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
-        if segments is None:
-            out = jax.vmap(attend)(q, k, v)
-        else:
-            out = jax.vmap(attend)(q, k, v, splash_kernel.SegmentIds(segments, segments))
+        documents = () if segments is None else (splash_kernel.SegmentIds(segments, segments),)
+        out: Any = jax.vmap(attend)(q, k, v, *documents)
         return jnp.swapaxes(out, 1, 2)
 
     return _on_shards(kernel, q_BSHK, k_BTGK, v_BTGK, mask, layout)

@@ -20,6 +20,9 @@ from bigjax.sharding import UNSHARDED, Layout
 
 Params = Any
 
+HEAD_PIECES = 4
+"""How many pieces of the output matrix a generated token is multiplied by, where the mesh does not split it."""
+
 
 def specs(cfg: ModelConfig) -> dict:
     """Declare every parameter. Residual projections start smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
@@ -171,6 +174,23 @@ def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = 
     return softcap(out, cfg.final_softcap)
 
 
+def head_pieces(params: Params, cfg: ModelConfig, layout: Layout) -> list[jax.Array]:
+    """Return the output matrix as `next_logits` reads it: transposed, `(D, V)`, in pieces along V.
+
+    Reading `(V, D)` for one token takes a CPU twice as long, and it multiplies by several pieces at a time.
+    """
+    w_DV = jnp.swapaxes(unembedding(params, cfg, layout), 0, 1)
+    whole = bool(layout.over("vocab")) or cfg.vocab_size % HEAD_PIECES
+    return [w_DV] if whole else jnp.split(w_DV, HEAD_PIECES, axis=1)
+
+
+def next_logits(pieces: list[jax.Array], x_BD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
+    """Return logits `(B, V)` in float32 of one position a row; the same numbers as `logits`."""
+    multiply = partial(jnp.einsum, "BD,DV->BV", preferred_element_type=jnp.float32)
+    out = [multiply(x_BD, w_DV, out_sharding=layout.act("batch", "vocab")) for w_DV in pieces]
+    return softcap(jnp.concatenate(out, axis=-1), cfg.final_softcap)
+
+
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     """Return `cap * tanh(x / cap)`, or `x` when there is no cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)
@@ -231,6 +251,8 @@ def decode(
         k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
         k_BGKT = jax.lax.dynamic_update_slice_in_dim(cache.k[layer], jnp.transpose(k, (0, 2, 3, 1)), index, axis=3)
         v_BGTK = jax.lax.dynamic_update_slice_in_dim(cache.v[layer], jnp.transpose(v, (0, 2, 1, 3)), index, axis=2)
+        # Without the barrier XLA writes each array once to read it and once to keep it, and copies it in between.
+        k_BGKT, v_BGTK = jax.lax.optimization_barrier((k_BGKT, v_BGTK))
         mixed = attention.cached(q, k_BGKT, v_BGTK, allowed_BT, softcap=cfg.attn_softcap, layout=layout)
         return mixed, (k_BGKT, v_BGTK)
 

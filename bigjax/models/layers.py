@@ -5,7 +5,6 @@ Legend: B batch, S sequence, D model, F mlp, H heads, K head dim, L layers.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,8 +25,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return _normalise(x, scale, eps, False)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _normalise(x: jax.Array, scale: jax.Array, eps: float, centre: bool) -> jax.Array:
+def _normalise_primal(x: jax.Array, scale: jax.Array, eps: float, centre: bool) -> jax.Array:
     """Both norms, with a gradient of its own that keeps only x and one or two numbers a row.
 
     On 2 CPU cores and JAX 0.12 that made a byte-level step 1.07 times as fast as automatic differentiation.
@@ -54,6 +52,7 @@ def _normalise_backward(eps: float, centre: bool, residuals, dy):
     return (dx * inverse).astype(x.dtype), jnp.sum(dy * normal, axis=rows).astype(scale.dtype)
 
 
+_normalise: Any = jax.custom_vjp(_normalise_primal, nondiff_argnums=(2, 3))
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 

@@ -1,0 +1,68 @@
+"""Run an optax transformation on every layer's matrix by itself, seen as `(fan in, fan out)`.
+
+Some rules are about matrices: Adafactor factors second moments into rows and columns and scales by the norm of one
+parameter. Our parameters stack layers and keep heads apart, `(layers, embed, heads, head_dim)`.
+"""
+
+from math import prod
+from typing import Any
+
+import jax
+import optax
+
+from bigjax.params import ParamSpec
+
+
+def axes_of(spec: ParamSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which axes form the rows (contracted) and the columns of a matrix; a layers axis counts matrices."""
+    inputs = tuple(i for i, axis in enumerate(spec.axes) if axis in spec.contracts)
+    outputs = tuple(i for i, axis in enumerate(spec.axes) if axis not in spec.contracts and axis != "layers")
+    return inputs, outputs
+
+
+def is_spec(leaf: Any) -> bool:
+    """Whether a node of a tree of specs is a leaf."""
+    return isinstance(leaf, ParamSpec)
+
+
+def per_matrix(tx: optax.GradientTransformation, specs: Any) -> optax.GradientTransformation:
+    """Return `tx` as it acts on each parameter of each layer, matrices seen as two-dimensional.
+
+    Its state is a tree like the parameters with one state of `tx` at each, stacked over the layers.
+    """
+
+    def init(params):
+        return jax.tree.map(lambda spec, w: _each_layer(spec, tx.init)(_fold(spec, w)), specs, params, is_leaf=is_spec)
+
+    def update(updates, state, params=None):
+        def one(spec, u, s, w):
+            u, s = _each_layer(spec, tx.update)(_fold(spec, u), s, _fold(spec, w))
+            return _unfold(spec, u), s
+
+        both = jax.tree.map(one, specs, updates, state, params, is_leaf=is_spec)
+        return tuple(jax.tree.map(lambda _, pair: pair[i], specs, both, is_leaf=is_spec) for i in (0, 1))  # noqa: B023
+
+    return optax.GradientTransformation(init, update)
+
+
+def _each_layer(spec: ParamSpec, function):
+    return jax.vmap(function) if spec.stacked else function
+
+
+def _order(spec: ParamSpec) -> tuple[int, ...]:
+    inputs, outputs = axes_of(spec)
+    return (*range(int(spec.stacked)), *inputs, *outputs)
+
+
+def _fold(spec: ParamSpec, w: jax.Array) -> jax.Array:
+    if spec.kind != "matrix":
+        return w
+    rows, columns = (prod(spec.shape[i] for i in axes) for axes in axes_of(spec))
+    return w.transpose(_order(spec)).reshape(*spec.shape[: int(spec.stacked)], rows, columns)
+
+
+def _unfold(spec: ParamSpec, u: jax.Array) -> jax.Array:
+    if spec.kind != "matrix":
+        return u
+    order = _order(spec)
+    return u.reshape([spec.shape[i] for i in order]).transpose(sorted(range(len(order)), key=order.__getitem__))

@@ -1,0 +1,130 @@
+"""Every config, in full size, lowers its training step for 64 TPUs and for 64 GPUs that need not exist."""
+
+import re
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bigjax import config, models, optim, params, sharding, step
+from bigjax.config import BATCH_AXES, Config
+from bigjax.sharding import REPLICATION_LIMIT_BYTES, ShardingError
+from tests.on_meshes import abstract_mesh, discovered, distinct
+
+CONFIGS = distinct(discovered())
+SPLITS = [(2, 8, 4), (4, 8, 2), (4, 4, 4), (8, 4, 2), (2, 4, 4)]
+"""Devices along data, fsdp and tensor, most wanted first: every axis is at work, and parameters are split the most.
+
+They are 64 devices, except in the last, for runs of 8 rows with 4 heads, which are too small for more than 32.
+"""
+
+
+class Lowering:
+    """The abstract training step of a config on the first split that fits its sizes."""
+
+    def __init__(self, cfg: Config):
+        self.cfg, self.mesh, self.layout = first_fit(cfg)
+        self.model = models.build(cfg.model)
+        self.tx = optim.build(cfg.optim, self.model.specs, cfg.train.steps)
+        self.state = step.abstract_state(self.cfg, self.model, self.tx, self.layout, self.mesh)
+
+    def trace(self) -> Any:
+        """Return the traced step."""
+        shape = (self.cfg.train.global_batch_size, self.cfg.data.seq_len)
+        where = sharding.batch_sharding(self.mesh, 2)
+        names = ["tokens", "targets", *(["segments", "positions"] if self.cfg.data.document_mask else [])]
+        batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in names}
+        batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+        with jax.sharding.use_abstract_mesh(self.mesh):
+            train_step = step.make_train_step(self.cfg, self.model, self.tx, self.layout)
+            return jax.jit(train_step, donate_argnums=0).trace(self.state, batch)
+
+
+def first_fit(cfg: Config):
+    """Return `cfg` with the mesh of the first of `SPLITS` that its sizes allow, that mesh and the layout on it."""
+    problems = []
+    for data, fsdp, tensor in SPLITS:
+        cfg = config.replace(cfg, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+        mesh = abstract_mesh(cfg.mesh, data * fsdp * tensor)
+        try:
+            layout = sharding.layout(cfg.mesh, mesh, models.build(cfg.model).specs)
+            sharding.check_batch(cfg.train.global_batch_size, cfg.train.microbatches, layout)
+            return cfg, mesh, layout
+        except ShardingError as problem:
+            problems.append(str(problem))
+    raise AssertionError(f"no split fits: {problems}")
+
+
+def axes_of(x: Any) -> set[str]:
+    """Return the mesh axes that split an abstract array."""
+    entries = [entry if isinstance(entry, tuple) else (entry,) for entry in x.sharding.spec]
+    return {axis for entry in entries for axis in entry if axis is not None}
+
+
+def arrays_in(jaxpr: Any) -> Iterator[Any]:
+    """Yield the type of every intermediate array, but not of those that `shard_map` shows one device's part of."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval for variable in equation.outvars)
+        if equation.primitive.name != "shard_map":
+            for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns")):
+                if hasattr(value, "eqns"):
+                    yield from arrays_in(value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_lowers_with_its_batch_split(name):
+    lowering = Lowering(CONFIGS[name])
+    traced = lowering.trace()
+    rows, length = lowering.cfg.train.global_batch_size, lowering.cfg.data.seq_len
+    activations = [x for x in arrays_in(traced.jaxpr) if x.shape[:2] == (rows, length)]
+    assert len(activations) > 50
+    whole = [x for x in activations if not {"data", "fsdp"} <= axes_of(x)]
+    assert whole == []
+    for platform in ("tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = re.findall(rf"%arg\d+: tensor<{rows}x{length}x[if]32> {{[^%]*?<@mesh, \[(.*?)\]>", text)
+        assert found == ['{"data", "fsdp"}, {}'] * (5 if lowering.cfg.data.document_mask else 3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_large_array_of_the_state_is_split_over_fsdp(name):
+    lowering = Lowering(config.replace(CONFIGS[name], optim={"ema_decay": 0.99}))
+    whole = [
+        (path, x.shape)
+        for path, x in params.names(lowering.state).items()
+        if prod(x.shape) * x.dtype.itemsize > REPLICATION_LIMIT_BYTES and "fsdp" not in axes_of(x)
+    ]
+    assert whole == []
+    for axis in BATCH_AXES[1:]:
+        assert lowering.layout.sizes[axis] > 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lion", "muon", "adafactor"])
+def test_optimizer_state_lies_where_its_parameters_lie(optimizer):
+    lowering = Lowering(config.replace(CONFIGS["gpt:gpt3-175b"], optim={"name": optimizer, "ema_decay": 0.99}))
+    stored = params.names(lowering.state.params)
+    moments = 0
+    for path, x in {**params.names(lowering.state.opt_state), **params.names(lowering.state.ema)}.items():
+        owner = next((name for name in stored if path == name or path.endswith(f"/{name}")), None)
+        if owner is None or x.shape == (1,):
+            assert prod(x.shape) < 100, f"{path} {x.shape} belongs to no parameter"
+        elif x.shape == stored[owner].shape:
+            moments += 1
+            assert x.sharding.spec == stored[owner].sharding.spec, path
+        else:  # Adafactor's means over an axis
+            assert axes_of(x) == expected_axes(x, stored[owner]), path
+    # Adafactor keeps the second moments of vectors whole.
+    per_parameter = {"adamw": 2, "adam": 2}.get(optimizer, 1)
+    assert moments >= len(stored) * (1 if optimizer == "adafactor" else 1 + per_parameter)
+
+
+def expected_axes(mean: Any, parameter: Any) -> set[str]:
+    """Return the mesh axes of a parameter that are left when one axis is averaged out."""
+    for removed in range(len(parameter.shape)):
+        left = [i for i in range(len(parameter.shape)) if i != removed]
+        if mean.shape == tuple(parameter.shape[i] for i in left):
+            return {parameter.sharding.spec[i] for i in left} - {None}
+    raise AssertionError(f"{mean.shape} is no mean of {parameter.shape}")
