@@ -6,6 +6,7 @@ head_dim, vocab, positions, layers, vector (a vector of model width, such as a n
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -174,7 +175,9 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     for name, spec in names(specs).items():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
             if axis not in rules:
-                raise ShardingError(f"{name}: there is no rule for axis '{axis}'; the axes with rules are {', '.join(rules)}")
+                raise ShardingError(
+                    f"{name}: there is no rule for axis '{axis}'; the axes with rules are {', '.join(rules)}"
+                )
             if length % prod(sizes[mesh_axis] for mesh_axis in rules[axis]) == 0:
                 continue
             clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(rules[axis], sizes)}"
@@ -244,10 +247,20 @@ def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
 
 
 def local_rows(mesh: jax.sharding.Mesh, global_batch_size: int) -> slice:
-    """Return the contiguous rows of every global batch that this process's devices hold."""
+    """Return the contiguous rows of every global batch that this process's devices hold.
+
+    Raises:
+      ShardingError: if the order of the devices leaves rows of other processes in between.
+    """
     indices = batch_sharding(mesh, 1).addressable_devices_indices_map((global_batch_size,)).values()
-    bounds = [index[0].indices(global_batch_size) for index in indices if index]
-    return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+    bounds = sorted({index[0].indices(global_batch_size)[:2] for index in indices if index})
+    for (_, stop), (start, _) in pairwise(bounds):
+        if start > stop:
+            raise ShardingError(
+                f"this process holds rows up to {stop} and from {start} of a batch, but not those in between; "
+                "give the mesh axes of the batch other sizes, so that every process holds a block of rows"
+            )
+    return slice(bounds[0][0], bounds[-1][1])
 
 
 def put_batch(

@@ -25,11 +25,12 @@ def get_config() -> ConfigDict:
                 bias="none",
                 qk_norm=True,
                 attention="blocked",
+                layers="unroll",
             ),
             data=DataConfig(tokenizer="bpe:2048", seq_len=256, document_mask=False),
-            train=TrainConfig(steps=800, global_batch_size=8, loss_chunks=4, eval_every_steps=200),
-            optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, schedule="wsd", warmup_steps=20, decay_steps=300),
-            checkpoint=CheckpointConfig(every_steps=200),
+            train=TrainConfig(steps=180, global_batch_size=16, loss_chunks=4),
+            optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, schedule="wsd", warmup_steps=20, decay_steps=120),
+            checkpoint=CheckpointConfig(every_steps=60),
             log=LogConfig(sample_prompt="ROMEO.\n", sample_tokens=200),
         )
     )

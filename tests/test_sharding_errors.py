@@ -59,7 +59,14 @@ def test_axes_that_the_model_does_not_know(axis):
 @pytest.mark.parametrize(
     ("fields", "axes", "tensor", "axis", "size", "by"),
     [
-        ({"d_model": 64, "num_heads": 6, "num_kv_heads": 2, "head_dim": 8}, {"tensor": 4}, "blocks/attn/k", "kv_heads", 2, "mesh.tensor=4"),
+        (
+            {"d_model": 64, "num_heads": 6, "num_kv_heads": 2, "head_dim": 8},
+            {"tensor": 4},
+            "blocks/attn/k",
+            "kv_heads",
+            2,
+            "mesh.tensor=4",
+        ),
         ({"d_model": 64, "num_kv_heads": 2}, {"tensor": 4}, "blocks/attn/k", "kv_heads", 2, "mesh.tensor=4"),
         ({"d_model": 64, "d_ff": 99}, {"tensor": 2}, "blocks/mlp/down", "mlp", 99, "mesh.tensor=2"),
         ({"d_model": 60}, {"fsdp": 8}, "blocks/attn/k", "embed", 60, "mesh.fsdp=8"),
@@ -69,7 +76,9 @@ def test_an_axis_that_does_not_divide_a_dimension(fields, axes, tensor, axis, si
     specs = model_specs(**fields)
     with pytest.raises(ShardingError) as error:
         layout_of(specs, **axes)
-    problem = f"axis {axis} of size {size} is not divisible by {by}; change the mesh or the size, or leave it whole with "
+    problem = (
+        f"axis {axis} of size {size} is not divisible by {by}; change the mesh or the size, or leave it whole with "
+    )
     assert problem + f"mesh.allow_replicated=('{axis}',)" in str(error.value)
     assert str(error.value).startswith(f"{tensor}: ")
 
@@ -164,8 +173,25 @@ def test_a_sequence_that_does_not_divide():
     with fails("data.seq_len=30 is not divisible by mesh.tensor=4 (mesh.shard_sequence=True)"):
         sharding.check_sequence(30, layout_of({}, tensor=4, shard_sequence=True))
     sharding.check_sequence(30, layout_of({}, tensor=4))
-    with pytest.raises(ConfigError, match=r"mesh\.shard_sequence=True splits the sequence over mesh\.tensor, which is 1"):
+    with pytest.raises(
+        ConfigError, match=r"mesh\.shard_sequence=True splits the sequence over mesh\.tensor, which is 1"
+    ):
         Config(mesh=MeshConfig(shard_sequence=True))
+
+
+class Scattered:
+    """A sharding that gives this process rows 0-1 and 4-5, as an order of devices along the network might."""
+
+    def addressable_devices_indices_map(self, shape):
+        return {0: (slice(0, 2),), 1: (slice(4, 6),), 2: (slice(4, 6),)}
+
+
+def test_rows_of_a_process_that_are_not_one_block(monkeypatch):
+    _, mesh = mesh_of(data=4, tensor=2)
+    assert sharding.local_rows(mesh, 8) == slice(0, 8)
+    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh, ndim: Scattered())
+    with fails("this process holds rows up to 2 and from 4 of a batch, but not those in between"):
+        sharding.local_rows(mesh, 8)
 
 
 @pytest.mark.parametrize("make", [step.make_train_step, step.make_eval_step])

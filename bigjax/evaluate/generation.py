@@ -171,7 +171,7 @@ def _program(
 
 
 def _prepare(model: Model, layout: Layout, params: Any, gather: bool) -> tuple[Any, list[jax.Array]]:
-    """Return the parameters as the loop reads them, in the compute dtype and one tree a layer, and the output matrix."""
+    """Return the parameters as the loop reads them (compute dtype, one tree a layer) and the output matrix."""
     if gather:
         params = layout.gather(params, model.specs, model.cfg.dtype)
     else:

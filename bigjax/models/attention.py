@@ -53,17 +53,41 @@ def _combine(scores, allowed, v_BTGK, q_BSHK, dropout: ProbsDropout | None, layo
     return jax.lax.reshape(out, (B, S, H, K), out_sharding=sharding)
 
 
-def cached(q_B1HK, k_BGKT, v_BGTK, allowed_BT, *, softcap=None, layout: Layout = UNSHARDED):
-    """Attend with one query a row to cached keys and values; the mesh splits G like H."""
+def cached(
+    q_B1HK, k_B1GK, v_B1GK, k_BGKT, v_BGTK, index, allowed_BT, *, softcap=None, layout: Layout = UNSHARDED
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Attend with one query a row to itself and to `allowed_BT` of what is cached; then cache it at `index`.
+
+    Returns the mixed values and the caches with the new key and value. The mesh splits G like H.
+    """
     B, _, H, K = q_B1HK.shape
     G = k_BGKT.shape[1]
     grouped = layout.act("batch", "heads", "seq", "head_dim")
     q_BGQK = jax.lax.reshape(q_B1HK * K**-0.5, (B, G, H // G, K), out_sharding=grouped)
-    scores = jnp.einsum("BGQK,BGKT->BGQT", q_BGQK, k_BGKT, preferred_element_type=jnp.float32)
-    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-    probs = jax.nn.softmax(jnp.where(allowed_BT[:, None, None], scores, -1e30), axis=-1)
-    out_BGQK = jnp.einsum("BGQT,BGTK->BGQK", probs.astype(v_BGTK.dtype), v_BGTK)
-    return jax.lax.reshape(out_BGQK, q_B1HK.shape, out_sharding=layout.act("batch", "seq", "heads", "head_dim"))
+    k_BGK1, v_BG1K = jnp.transpose(k_B1GK, (0, 2, 3, 1)), jnp.transpose(v_B1GK, (0, 2, 1, 3))
+
+    def scores(keys):
+        out = jnp.einsum("BGQK,BGKT->BGQT", q_BGQK, keys, preferred_element_type=jnp.float32)
+        return out if softcap is None else softcap * jnp.tanh(out / softcap)
+
+    own = scores(k_BGK1)
+    past = jnp.where(allowed_BT[:, None, None], scores(k_BGKT), -1e30)
+    highest = jnp.maximum(own, past.max(axis=-1, keepdims=True))
+    own, past = jnp.exp(own - highest), jnp.exp(past - highest)
+    total = own + past.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum("BGQT,BGTK->BGQK", past.astype(v_BGTK.dtype), v_BGTK, preferred_element_type=jnp.float32)
+    out_BGQK = ((mixed + own * v_BG1K) / total).astype(q_B1HK.dtype)
+    # What is written depends on what was read (a NaN goes on into the cache), so XLA on CPU must read first and can
+    # then write in place; else it copies the whole cache for every token.
+    broken_BGK = jnp.isnan(out_BGQK).any(axis=2)
+    k_BGK1 = jnp.where(broken_BGK[..., None], jnp.nan, k_BGK1)
+    v_BG1K = jnp.where(broken_BGK[:, :, None], jnp.nan, v_BG1K)
+    caches = (
+        jax.lax.dynamic_update_slice_in_dim(k_BGKT, k_BGK1, index, axis=3),
+        jax.lax.dynamic_update_slice_in_dim(v_BGTK, v_BG1K, index, axis=2),
+    )
+    out = jax.lax.reshape(out_BGQK, q_B1HK.shape, out_sharding=layout.act("batch", "seq", "heads", "head_dim"))
+    return out, caches
 
 
 def match_kv_heads(k_BTGK: jax.Array, v_BTGK: jax.Array, num_heads: int, layout: Layout) -> tuple[jax.Array, jax.Array]:

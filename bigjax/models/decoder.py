@@ -242,19 +242,15 @@ def decode(
     params: Params, tokens_B1: jax.Array, cache: Cache, cfg: ModelConfig, layout: Layout = UNSHARDED
 ) -> tuple[jax.Array, Cache]:
     """Read the next token of each row; return hidden states `(B, 1, D)` and the longer cache."""
-    index, T = cache.length, cache.v[0].shape[2]
-    allowed_BT = (jnp.arange(T) <= index) & (jnp.arange(T) >= cache.starts_B[:, None])
+    index, positions_T = cache.length, jnp.arange(cache.v[0].shape[2])
+    past_BT = (positions_T < index) & (positions_T >= cache.starts_B[:, None])
     if cfg.sliding_window is not None:
-        allowed_BT &= jnp.arange(T) > index - cfg.sliding_window
+        past_BT &= positions_T > index - cfg.sliding_window
 
     def attend(layer: int, q, k, v):
         k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
-        k_BGKT = jax.lax.dynamic_update_slice_in_dim(cache.k[layer], jnp.transpose(k, (0, 2, 3, 1)), index, axis=3)
-        v_BGTK = jax.lax.dynamic_update_slice_in_dim(cache.v[layer], jnp.transpose(v, (0, 2, 1, 3)), index, axis=2)
-        # Without the barrier XLA writes each array once to read it and once to keep it, and copies it in between.
-        k_BGKT, v_BGTK = jax.lax.optimization_barrier((k_BGKT, v_BGTK))
-        mixed = attention.cached(q, k_BGKT, v_BGTK, allowed_BT, softcap=cfg.attn_softcap, layout=layout)
-        return mixed, (k_BGKT, v_BGTK)
+        caches = cache.k[layer], cache.v[layer]
+        return attention.cached(q, k, v, *caches, index, past_BT, softcap=cfg.attn_softcap, layout=layout)
 
     x_B1D, k, v = _through_blocks(params, tokens_B1, index - cache.starts_B[:, None], cfg, layout, attend)
     return x_B1D, Cache(k, v, index + 1, cache.starts_B)
