@@ -35,7 +35,7 @@ def per_matrix(tx: optax.GradientTransformation, specs: Any) -> optax.GradientTr
         return jax.tree.map(lambda spec, w: _each_layer(spec, tx.init)(_fold(spec, w)), specs, params, is_leaf=is_spec)
 
     def update(updates, state, params=None):
-        def one(spec, u, s, w):
+        def one(spec: ParamSpec, u: Any, s: Any, w: Any):
             u, s = _each_layer(spec, tx.update)(_fold(spec, u), s, _fold(spec, w))
             return _unfold(spec, u), s
 
@@ -45,7 +45,7 @@ def per_matrix(tx: optax.GradientTransformation, specs: Any) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
-def _each_layer(spec: ParamSpec, function):
+def _each_layer(spec: ParamSpec, function: Any) -> Any:
     return jax.vmap(function) if spec.stacked else function
 
 

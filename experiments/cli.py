@@ -55,6 +55,10 @@ def main(
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         status = getattr(error, "exit_code", UserError.exit_code)
+    except KeyboardInterrupt:
+        # Once it trains, a run turns Ctrl-C into a checkpoint; before that there is nothing to save.
+        print("interrupted", file=sys.stderr)
+        status = 130
     if status:
         sys.exit(status)
 
