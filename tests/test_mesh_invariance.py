@@ -6,10 +6,11 @@ random sign); the longest here have under 2^13 terms (512 tokens, or 128 feature
 
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from bigjax import models, params
+from bigjax import models, params, sharding
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from tests.on_meshes import MANY_DEVICES, ONE_DEVICE, initial, one_step, shrunk
+from tests.on_meshes import MANY_DEVICES, ONE_DEVICE, Result, initial, one_step, program, shrunk
 
 EPSILON = float(np.finfo(np.float32).eps)
 TOLERANCE = EPSILON * (2**13) ** 0.5
@@ -31,8 +32,7 @@ def gradient_tolerance(grads: dict[str, np.ndarray]) -> dict[str, float]:
     return {name: TOLERANCE * float(np.linalg.norm(g)) + EPSILON * float(total) for name, g in grads.items()}
 
 
-def assert_same_loss_and_gradients(cfg: Config, mesh_name: str, update: bool) -> None:
-    expected, actual = one_step(cfg, ONE_DEVICE, update), one_step(cfg, mesh_name, update)
+def assert_same_loss_and_gradients(expected: Result, actual: Result) -> None:
     assert actual.metrics == pytest.approx(expected.metrics, rel=TOLERANCE)
     assert actual.metrics["tokens"] == expected.metrics["tokens"] > 0
     assert actual.grads.keys() == expected.grads.keys()
@@ -53,7 +53,17 @@ def test_initial_parameters_have_the_same_bits(name, mesh_name):
 @pytest.mark.parametrize("mesh_name", MANY_DEVICES)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_the_loss_and_gradients_of_one_device(name, mesh_name):
-    assert_same_loss_and_gradients(CONFIGS[name], mesh_name, update=False)
+    assert_same_loss_and_gradients(one_step(CONFIGS[name]), one_step(CONFIGS[name], mesh_name))
+
+
+def test_vectors_large_enough_to_be_split_have_the_gradients_of_one_device(monkeypatch):
+    # With a limit that the vectors of two layers exceed and those of one do not, as those of many layers do in earnest.
+    monkeypatch.setattr(sharding, "REPLICATION_LIMIT_BYTES", 200)
+    cfg, mesh_name = CONFIGS["gpt:d12"], "fsdp 4, tensor 2, sequence"
+    run = program(cfg, mesh_name)
+    biases = run.model.specs["blocks"]["attn"]["q_bias"], run.model.specs["blocks"]["mlp"]["up_bias"]
+    assert [run.layout.param(bias) for bias in biases] == [P(None, "tensor", "fsdp"), P(None, ("tensor", "fsdp"))]
+    assert_same_loss_and_gradients(one_step(cfg), one_step.__wrapped__(cfg, mesh_name))
 
 
 def variant(optimizer: str, model: dict | None = None, **train) -> Config:
@@ -84,7 +94,8 @@ VARIANT_MESHES = [mesh_name for mesh_name in MANY_DEVICES if "tensor" in mesh_na
 @pytest.mark.parametrize("mesh_name", VARIANT_MESHES)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_option_has_the_loss_and_gradients_of_one_device(name, mesh_name):
-    assert_same_loss_and_gradients(VARIANTS[name], mesh_name, update=True)
+    cfg = VARIANTS[name]
+    assert_same_loss_and_gradients(one_step(cfg, ONE_DEVICE, True), one_step(cfg, mesh_name, True))
 
 
 @pytest.mark.parametrize("mesh_name", VARIANT_MESHES)
