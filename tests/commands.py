@@ -22,6 +22,7 @@ TINY = (
     "--config.model.d_model=32",
     "--config.model.num_heads=2",
     "--config.data.seq_len=32",
+    "--config.train.global_batch_size=8",
     "--config.train.steps=8",
     "--config.optim.warmup_steps=1",
     "--config.optim.decay_steps=2",

@@ -197,7 +197,7 @@ def test_the_first_line_is_printed_before_jax_is_imported(commands, tmp_path):
     [
         (["--help"], "Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite"),
         ([*TINY, "--print_config"], "train.steps = 8\n"),
-        ([*TINY, "--diff=configs/quickstart.py"], "maths     train.steps: 8 -> 800\n"),
+        ([*TINY, "--diff=configs/quickstart.py"], "maths     train.steps: 8 -> 180\n"),
     ],
 )
 def test_questions_are_answered_without_running(commands, tmp_path, arguments, expected):
