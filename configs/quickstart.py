@@ -1,8 +1,8 @@
 """Does everything work here? A small GPT learns Shakespeare on two CPU cores in under 5 minutes.
 
 Run `python -m experiments.train --config=configs/quickstart.py`. Expect 2.25 held-out bits per byte after 180 steps of
-4,096 tokens, which took 3 min 54 s (JAX 0.10.2): a byte-level BPE of 2,048 tokens sees more text per FLOP than bytes do,
-and Muon learns more from each of the few steps there is time for.
+4,096 tokens, which took 3 min 54 s (JAX 0.10.2): a BPE of 2,048 tokens sees more text per FLOP than bytes do, and
+Muon learns more from each of the few steps there is time for.
 """
 
 from ml_collections import ConfigDict
