@@ -15,7 +15,7 @@ def workload(name: str, steps: int) -> Config:
         "w1": _gpt2(50304, 6, 384, 6, attention="blocked", layers="unroll"),
         "w2": _gpt2(256, 4, 256, 4, attention="blocked", layers="unroll"),
     }
-    batch_size, chunks = {"w1": (8, 8), "w2": (16, 1)}[name]
+    batch_size, chunks = {"w1": (8, 4), "w2": (16, 1)}[name]
     return Config(
         model=models[name],
         data=DataConfig(tokenizer="bytes", seq_len=256, document_mask=False),

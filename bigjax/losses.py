@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from bigjax.models.layers import soft_cap
 from bigjax.sharding import UNSHARDED, Layout
 
 
@@ -132,41 +133,66 @@ def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradi
     B, S, D = x.shape
     size, smoothing, cap = S // options.chunks, options.label_smoothing, options.final_softcap
     num_classes = w.shape[0] * (jax.lax.axis_size(vocab) if vocab else 1)
-    first_class = jax.lax.axis_index(vocab) * w.shape[0] if vocab else 0
-    class_V = first_class + jnp.arange(w.shape[0])
+    class_V = (jax.lax.axis_index(vocab) * w.shape[0] if vocab else 0) + jnp.arange(w.shape[0])
+    # The gradient of a logit is (probability - 1 where it is the label), times the weight. In float32 the two terms go
+    # through the products apart, so the logits are read and written less often; in fewer bits they would not cancel.
+    apart = x.dtype == jnp.float32 and not smoothing and cap is None
 
     def over_vocab(reduce, value):
         return reduce(value, vocab) if vocab else value
 
     def chunk(dw, piece):
         x, labels, weights = piece
-        logits = jnp.einsum("BSD,VD->BSV", x, w, preferred_element_type=jnp.float32)
-        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        logits = soft_cap(jnp.einsum("BSD,VD->BSV", x, w, preferred_element_type=jnp.float32), cap)
         peak = over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1))
-        log_z = peak + jnp.log(over_vocab(jax.lax.psum, jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1)))
+        unscaled = jnp.exp(logits - peak[..., None])
+        z = over_vocab(jax.lax.psum, jnp.sum(unscaled, axis=-1))
+        log_z = peak + jnp.log(z)
         is_label = class_V == labels[..., None]
-        label_logit = over_vocab(jax.lax.psum, jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1))
+        if apart:
+            w_label = _rows(w, labels - class_V[0])
+            label_logit = over_vocab(jax.lax.psum, jnp.sum(x * w_label, axis=-1))
+        else:
+            label_logit = over_vocab(jax.lax.psum, jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1))
         mean_logit = over_vocab(jax.lax.psum, jnp.sum(logits, axis=-1)) / num_classes if smoothing else 0.0
         sums = _sums(log_z, label_logit, mean_logit, weights, smoothing, options.z_loss)
         if not with_gradient:
             return dw, (sums, None)
-        probs = jnp.exp(logits - log_z[..., None]) * (1 + 2 * options.z_loss * log_z[..., None])
-        target = jnp.where(is_label, 1.0 - smoothing, 0.0) + smoothing / num_classes
-        dlogits = (probs - target) * weights[..., None]
-        dlogits = dlogits if cap is None else dlogits * (1 - jnp.square(logits / cap))
-        dlogits = dlogits.astype(x.dtype)
-        dx = over_vocab(jax.lax.psum, jnp.einsum("BSV,VD->BSD", dlogits, w))
-        return dw + jnp.einsum("BSV,BSD->VD", dlogits, x, preferred_element_type=jnp.float32), (sums, dx)
+        scale = (1 + 2 * options.z_loss * log_z)[..., None] * weights[..., None] / z[..., None]
+        if apart:
+            dx = jnp.einsum("BSV,VD->BSD", unscaled, w) * scale - weights[..., None] * w_label
+            dw += jnp.einsum("BSV,BSD->VD", unscaled, x * scale)
+        else:
+            target = jnp.where(is_label, 1.0 - smoothing, 0.0) + smoothing / num_classes
+            dlogits = unscaled * scale - target * weights[..., None]
+            dlogits = dlogits if cap is None else dlogits * (1 - jnp.square(logits / cap))
+            dlogits = dlogits.astype(x.dtype)
+            dx = jnp.einsum("BSV,VD->BSD", dlogits, w)
+            dw += jnp.einsum("BSV,BSD->VD", dlogits, x, preferred_element_type=jnp.float32)
+        return dw, (sums, over_vocab(jax.lax.psum, dx))
 
     pieces = (_split(x, options.chunks), _split(labels, options.chunks), _split(weights, options.chunks))
     empty: Any = jnp.zeros(w.shape, jnp.float32) if with_gradient else None
     dw, (sums, dx) = jax.lax.scan(chunk, empty, pieces)
+    if with_gradient and apart:
+        dw = dw.at[_index(w, labels - class_V[0])].add(-weights[..., None] * x, mode="drop")
     sums = CrossEntropy(*(jnp.sum(per_chunk) for per_chunk in sums))
     if batch:
         sums, dw = jax.lax.psum((sums, dw), batch)
     if not with_gradient:
         return sums, None
     return sums, (jnp.swapaxes(dx, 0, 1).reshape(B, options.chunks * size, D), dw.astype(w.dtype))
+
+
+def _index(w_VD: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the row of each label in this device's part of the vocabulary, V where it lies in another part."""
+    V = w_VD.shape[0]
+    return jnp.where((labels >= 0) & (labels < V), labels, V)
+
+
+def _rows(w_VD: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the row of each label, zeros where it lies in another part of the vocabulary."""
+    return w_VD.at[_index(w_VD, labels)].get(mode="fill", fill_value=0)
 
 
 def _split(x: jax.Array, chunks: int) -> jax.Array:

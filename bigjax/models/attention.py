@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from bigjax.models import attention_kernels as kernels
 from bigjax.models.attention_blocked import blocked
 from bigjax.models.attention_mask import AttentionError, Mask, ProbsDropout
-from bigjax.models.layers import keep_mask
+from bigjax.models.layers import keep_mask, soft_cap
 from bigjax.sharding import UNSHARDED, Layout
 
 
@@ -37,7 +37,7 @@ def _scores(q_BSHK, k_BTGK, softcap, layout: Layout) -> jax.Array:
     """Return scaled scores `(B, G, H/G, S, T)` in float32."""
     q = _grouped(q_BSHK * q_BSHK.shape[-1] ** -0.5, k_BTGK.shape[2], layout)
     scores = jnp.einsum("BSGQK,BTGK->BGQST", q, k_BTGK, preferred_element_type=jnp.float32)
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    return soft_cap(scores, softcap)
 
 
 def _combine(scores, allowed, v_BTGK, q_BSHK, dropout: ProbsDropout | None, layout: Layout) -> jax.Array:
@@ -68,7 +68,7 @@ def cached(
 
     def scores(keys):
         out = jnp.einsum("BGQK,BGKT->BGQT", q_BGQK, keys, preferred_element_type=jnp.float32)
-        return out if softcap is None else softcap * jnp.tanh(out / softcap)
+        return soft_cap(out, softcap)
 
     own = scores(k_BGK1)
     past = jnp.where(allowed_BT[:, None, None], scores(k_BGKT), -1e30)

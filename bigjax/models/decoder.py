@@ -171,7 +171,7 @@ def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = 
         preferred_element_type=jnp.float32,
         out_sharding=layout.act("batch", "seq", "vocab"),
     )
-    return softcap(out, cfg.final_softcap)
+    return layers.soft_cap(out, cfg.final_softcap)
 
 
 def head_pieces(params: Params, cfg: ModelConfig, layout: Layout) -> list[jax.Array]:
@@ -188,12 +188,7 @@ def next_logits(pieces: list[jax.Array], x_BD: jax.Array, cfg: ModelConfig, layo
     """Return logits `(B, V)` in float32 of one position a row; the same numbers as `logits`."""
     multiply = partial(jnp.einsum, "BD,DV->BV", preferred_element_type=jnp.float32)
     out = [multiply(x_BD, w_DV, out_sharding=layout.act("batch", "vocab")) for w_DV in pieces]
-    return softcap(jnp.concatenate(out, axis=-1), cfg.final_softcap)
-
-
-def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """Return `cap * tanh(x / cap)`, or `x` when there is no cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
+    return layers.soft_cap(jnp.concatenate(out, axis=-1), cfg.final_softcap)
 
 
 class Cache(NamedTuple):

@@ -66,6 +66,11 @@ def activation(name: str, hidden: jax.Array, gate: jax.Array | None = None) -> j
     return jax.nn.gelu(hidden, approximate=name == "gelu_tanh")  # Hendrycks & Gimpel 2016
 
 
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Return `cap * tanh(x / cap)` (Gemma Team 2024, section 2), or `x` when there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def rope_frequencies(cfg: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
     """Return the angular frequency of each rotated pair `(K/2,)` and the factor on cos and sin.
 
