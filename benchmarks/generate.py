@@ -82,6 +82,9 @@ def _work(build: Callable[[int], tuple[str, Callable[[int], None]]], new_tokens:
 
 def _bigjax(new_tokens: int) -> tuple[str, Callable[[int], None]]:
     os.environ["JAX_PLATFORMS"] = "cpu"
+    from bigjax import runtime
+
+    runtime.configure_jax()
     import jax
 
     from benchmarks.workloads import workload

@@ -14,10 +14,8 @@ import jax
 from bigjax.config import LogConfig
 from bigjax.console import Progress
 from bigjax.json_files import dumps, write_text
+from bigjax.objectives import Sums
 from bigjax.run_folder import RunFolder
-
-Sums = Mapping[str, tuple[Any, Any]]
-"""Name -> (sum, count), scalars on device or host. Adding both before dividing makes averages exact under any split."""
 
 
 def add(a: Sums, b: Sums) -> Sums:

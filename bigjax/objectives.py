@@ -15,6 +15,7 @@ from bigjax.models import Model
 from bigjax.sharding import UNSHARDED, Layout
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+"""Name -> (sum, count), scalars. Adding both before dividing makes averages exact under any split."""
 
 
 def causal_lm(

@@ -1,6 +1,7 @@
 """Optax chains and learning-rate schedules from the configuration."""
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -51,14 +52,14 @@ def build(cfg: OptimConfig, specs: Any, steps: int) -> optax.GradientTransformat
     same schedule, and AdamW all others with `lr`. Adafactor (Shazeer & Stern 2018) sees each layer's matrix by itself.
     """
     rate = schedule(cfg, steps)
+    coupled, decoupled = (partial(_with_decay, cfg, specs, rate, decoupled=which) for which in (False, True))
+    adafactor = optax.chain(optax.adafactor(None), optax.scale(-1.0))
     builders = {
-        "adamw": lambda: _decoupled(cfg, specs, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), rate),
-        "adam": lambda: _coupled(cfg, specs, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), rate),
-        "sgd": lambda: _coupled(cfg, specs, optax.trace(cfg.momentum, cfg.nesterov), rate),
-        "lion": lambda: _decoupled(cfg, specs, optax.scale_by_lion(cfg.b1, cfg.b2), rate),
-        "adafactor": lambda: _decoupled(
-            cfg, specs, per_matrix(optax.chain(optax.adafactor(None), optax.scale(-1.0)), specs), rate
-        ),
+        "adamw": lambda: decoupled(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)),
+        "adam": lambda: coupled(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)),
+        "sgd": lambda: coupled(optax.trace(cfg.momentum, cfg.nesterov)),
+        "lion": lambda: decoupled(optax.scale_by_lion(cfg.b1, cfg.b2)),
+        "adafactor": lambda: decoupled(per_matrix(adafactor, specs)),
         "muon": lambda: _muon(cfg, specs, rate),
     }
     parts = [builders[cfg.name]()]
@@ -70,14 +71,11 @@ def build(cfg: OptimConfig, specs: Any, steps: int) -> optax.GradientTransformat
     return optax.chain(*parts)
 
 
-def _decoupled(cfg: OptimConfig, specs: Any, direction: optax.GradientTransformation, rate) -> Any:
+def _with_decay(cfg: OptimConfig, specs: Any, rate, direction: optax.GradientTransformation, *, decoupled: bool) -> Any:
+    """Add weight decay to what `direction` returns (decoupled, Loshchilov & Hutter 2019) or to what it is given."""
     decay = optax.add_decayed_weights(cfg.weight_decay, kind_mask(specs, DECAYED_KINDS))
-    return optax.chain(direction, decay, optax.scale_by_learning_rate(rate))
-
-
-def _coupled(cfg: OptimConfig, specs: Any, direction: optax.GradientTransformation, rate) -> Any:
-    decay = optax.add_decayed_weights(cfg.weight_decay, kind_mask(specs, DECAYED_KINDS))
-    return optax.chain(decay, direction, optax.scale_by_learning_rate(rate))
+    parts = (direction, decay) if decoupled else (decay, direction)
+    return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
 
 def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:

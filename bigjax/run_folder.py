@@ -1,4 +1,7 @@
-"""The folder of one run: what is in it, and whether it belongs to the config that is about to run."""
+"""The folder of one run: what is in it, and whether it belongs to the config that is about to run.
+
+Reading a config does not import JAX, so that a command can show it at once.
+"""
 
 import json
 import platform
@@ -10,11 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from bigjax import strict
 from bigjax.config import Config
-from bigjax.errors import UserError
+from bigjax.errors import ConfigError, UserError
 from bigjax.json_files import write_json
 
 PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers")
@@ -91,6 +92,8 @@ class RunFolder:
         Raises:
             UserError: the folder belongs to a config with other maths, or is not the folder of a run.
         """
+        import jax
+
         existing = self.config.is_file()
         changed = self._changed_plumbing(config) if existing else {}
         if not existing and self._is_foreign():
@@ -112,19 +115,30 @@ class RunFolder:
         """Return the config of the run.
 
         Raises:
-            UserError: the folder has no `config.json`, or it is not one.
-            ConfigError: the config has fields that this version of the code does not know.
+            UserError: there is no readable `config.json`, or its config does not fit this version of the schema.
         """
         try:
-            mapping = json.loads(self.config.read_text())["config"]
+            record = json.loads(self.config.read_text())
+            cfg = strict.from_dict(Config, record["config"])
         except FileNotFoundError:
             raise UserError(f"{self.path} is not the folder of a run: it has no config.json") from None
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.config} is not the config of a run") from None
-        return strict.from_dict(Config, mapping)
+        except ConfigError as error:
+            raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.config} cannot be read: {error!r}") from error
+        fingerprint = strict.fingerprint(cfg)
+        if record.get("fingerprint", fingerprint) != fingerprint:
+            print(
+                f"note: {self.config} records fingerprint {record['fingerprint']}, this version of the schema gives "
+                f"{fingerprint}",
+                file=sys.stderr,
+            )
+        return cfg
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`, which declares the run finished; NaN and infinities become strings."""
+        import jax
+
         if jax.process_index() == 0:
             write_json(self.result, result)
 
@@ -146,6 +160,8 @@ class RunFolder:
 
 def describe_session() -> dict[str, Any]:
     """Return what is needed to repeat a start: command, code, versions and devices, but no host name."""
+    import jax
+
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv,

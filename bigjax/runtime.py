@@ -10,7 +10,7 @@ from bigjax.data.cache import cache_folder
 
 
 def configure_jax() -> None:
-    """Keep compiled programs on disk, freed memory in a process that computes on a CPU, and an unused TPU library quiet.
+    """Keep compiled programs on disk and, on a CPU, freed memory in the process; keep an unused TPU library quiet.
 
     The compilation cache lies in the user's cache folder unless `JAX_COMPILATION_CACHE_DIR` says otherwise.
     """

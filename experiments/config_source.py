@@ -3,7 +3,6 @@
 import difflib
 import importlib.util
 import inspect
-import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +10,8 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from bigjax import strict
-from bigjax.config import Config
-from bigjax.errors import ConfigError, UserError
+from bigjax.errors import UserError
+from bigjax.run_folder import RunFolder
 
 
 def load(source: str) -> ConfigDict:
@@ -24,7 +23,7 @@ def load(source: str) -> ConfigDict:
     if not source:
         raise UserError("a config is missing: give FILE[:ARG] or the folder of a run")
     if Path(source).is_dir():
-        return strict.to_config_dict(load_run(Path(source)))
+        return strict.to_config_dict(RunFolder(Path(source)).load_config())
     file, _, argument = source.partition(":")
     module = _load_module(file)
     get_config = getattr(module, "get_config", None)
@@ -43,31 +42,6 @@ def load(source: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
     return config.lock()
-
-
-def load_run(folder: Path) -> Config:
-    """Return the config recorded in the folder of a run.
-
-    Raises:
-        UserError: the folder holds no readable `config.json`, or its config does not fit this version of the schema.
-    """
-    path = folder / "config.json"
-    try:
-        record = json.loads(path.read_text())
-        cfg = strict.from_dict(Config, record["config"])
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not the folder of a run: it has no config.json") from None
-    except ConfigError as error:
-        raise UserError(f"{path} does not fit this version of the schema:\n{error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error!r}") from error
-    fingerprint = strict.fingerprint(cfg)
-    if record.get("fingerprint", fingerprint) != fingerprint:
-        print(
-            f"note: {path} records fingerprint {record['fingerprint']}, this version of the schema gives {fingerprint}",
-            file=sys.stderr,
-        )
-    return cfg
 
 
 def _load_module(file: str) -> ModuleType:

@@ -7,6 +7,7 @@ Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was no
 folder); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
-                state = state.replace(params=initial, ema=ema)
+                state = dataclasses.replace(state, params=initial, ema=ema)
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:

@@ -7,6 +7,7 @@ import pytest
 from bigjax import strict
 from bigjax.config import Config, replace
 from bigjax.errors import UserError
+from bigjax.run_folder import RunFolder
 from experiments import config_source
 
 CONFIG_FILE = """
@@ -59,7 +60,7 @@ def test_a_run_folder_gives_its_config(tmp_path, capsys):
     cfg = replace(Config(), optim={"lr": 0.5, "grad_clip": None})
     record = {"config": strict.to_dict(cfg), "fingerprint": strict.fingerprint(cfg)}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert config_source.load_run(tmp_path) == cfg
+    assert RunFolder(tmp_path).load_config() == cfg
     assert strict.from_dict(Config, config_source.load(str(tmp_path))) == cfg
     assert capsys.readouterr().err == ""
 
@@ -67,7 +68,7 @@ def test_a_run_folder_gives_its_config(tmp_path, capsys):
 def test_a_run_of_another_schema_is_noticed(tmp_path, capsys):
     record = {"config": {"train": {"steps": 5}}, "fingerprint": "0123456789abcdef"}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert config_source.load_run(tmp_path).train.steps == 5
+    assert RunFolder(tmp_path).load_config().train.steps == 5
     assert "config.json records fingerprint 0123456789abcdef, this version of the schema" in capsys.readouterr().err
 
 
@@ -83,5 +84,5 @@ def test_a_run_of_another_schema_is_noticed(tmp_path, capsys):
 def test_a_broken_record_is_explained(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError) as caught:
-        config_source.load_run(tmp_path)
+        RunFolder(tmp_path).load_config()
     assert message in str(caught.value)

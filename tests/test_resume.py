@@ -16,8 +16,8 @@ from bigjax import models, optim, sharding, step
 from bigjax.checkpoint import Checkpoints, Restored
 from bigjax.config import Config, replace
 from bigjax.json_files import write_json
+from bigjax.run_folder import RunFolder
 from bigjax.strict import fingerprint, from_dict, to_dict
-from experiments import config_source
 from tests.commands import TINY, Commands, contents, read, rows, shared_cache
 from tests.conftest import mesh_of
 
@@ -91,7 +91,7 @@ def batches(folder: Path) -> list[dict]:
 
 
 def last_checkpoint(folder: Path) -> Restored:
-    cfg = config_source.load_run(folder / "run")
+    cfg = RunFolder(folder / "run").load_config()
     mesh_cfg, mesh = mesh_of(1)
     model = models.build(cfg.model)
     layout = sharding.layout(mesh_cfg, mesh, model.specs)
@@ -187,7 +187,7 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_evidence(commands, tmp_
 
 
 def rewrite_config(run: Path, **sections) -> Config:
-    cfg = replace(config_source.load_run(run), **sections)
+    cfg = replace(RunFolder(run).load_config(), **sections)
     write_json(
         run / "config.json", {"config": to_dict(cfg), "fingerprint": fingerprint(from_dict(Config, to_dict(cfg)))}
     )

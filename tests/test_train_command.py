@@ -8,8 +8,9 @@ import pytest
 
 from bigjax import data, metrics, sharding, step
 from bigjax.evaluate.scoring import score
+from bigjax.run_folder import RunFolder
 from bigjax.strict import fingerprint
-from experiments import config_source, trained
+from experiments import trained
 from tests.commands import TINY, Commands, contents, read, rows, shared_cache
 
 TRAIN = "experiments.train"
@@ -38,7 +39,7 @@ def cut_short(finished, tmp_path):
 
 def test_a_run_records_its_config_and_what_it_ran_on(finished):
     workdir, _ = finished
-    cfg = config_source.load_run(workdir)
+    cfg = RunFolder(workdir).load_config()
     assert (cfg.train.steps, cfg.model.d_model, cfg.model.positions) == (8, 32, "rotary")
     assert read(workdir / "config.json")["fingerprint"] == fingerprint(cfg)
     (session,) = read(workdir / "environment.json")["sessions"]
@@ -63,7 +64,7 @@ def test_a_run_writes_a_row_of_metrics_for_every_step_and_every_evaluation(finis
 
 def test_a_run_ends_with_its_result(finished):
     workdir, _ = finished
-    result, cfg = read(workdir / "result.json"), config_source.load_run(workdir)
+    result, cfg = read(workdir / "result.json"), RunFolder(workdir).load_config()
     assert result["fingerprint"] == fingerprint(cfg)
     assert (result["steps"], result["tokens"]) == (8, 8 * 8 * 32)
     block = 4 * 32 * 32 + 2 * 32 * 128  # attention matrices and the MLP
@@ -146,7 +147,7 @@ def test_a_run_cut_short_goes_on_with_other_plumbing(commands, finished, cut_sho
         "log.every_steps": [1, 2],
         "log.plot": [True, False],
     }
-    assert config_source.load_run(cut_short).log.every_steps == 2
+    assert RunFolder(cut_short).load_config().log.every_steps == 2
     old, new = read(finished[0] / "result.json"), read(cut_short / "result.json")
     for name in ("eval_loss", "eval_bits_per_byte", "sample", "params_total", "fingerprint", "flops"):
         assert new[name] == old[name], name
@@ -164,7 +165,7 @@ def test_a_run_killed_before_its_result_only_writes_that(commands, finished, tmp
 def test_init_from_starts_from_the_weights_of_another_run(commands, finished, tmp_path):
     workdir, _ = finished
     commands.run(TRAIN, *TINY, f"--config.init_from={workdir}", f"--workdir={tmp_path}/new")
-    cfg = config_source.load_run(tmp_path / "new")
+    cfg = RunFolder(tmp_path / "new").load_config()
     assert expected_first_loss(workdir) == pytest.approx(rows(tmp_path / "new")[0]["train/loss"], rel=1e-5)
     assert cfg.init_from == str(workdir)
     # All else is that of a new run.
@@ -174,7 +175,7 @@ def test_init_from_starts_from_the_weights_of_another_run(commands, finished, tm
 
 def expected_first_loss(workdir) -> float:
     """The loss of a run's last weights on its first batch."""
-    run = trained.load(workdir, config_source.load_run(workdir))
+    run = trained.load(workdir, RunFolder(workdir).load_config())
     size = run.cfg.train.global_batch_size
     text = data.build(run.cfg, sharding.local_rows(run.mesh, size))
     with jax.set_mesh(run.mesh):
