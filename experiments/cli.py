@@ -86,12 +86,17 @@ def required(flag_values: flags.FlagValues, name: str) -> Any:
     return flag_values[name].value
 
 
+def config_of(argv: Sequence[str]) -> str | None:
+    """Return what the command line gives as --config."""
+    return _take_config(list(argv))[1]
+
+
 def default_workdir(argv: Sequence[str]) -> str:
     """Return the run folder of a command line without --workdir.
 
     It is `runs/NAME` or `runs/NAME-ARG` after `--config=.../NAME.py:ARG`, or the folder itself if --config is a run's.
     """
-    source = _take_config(list(argv))[1] or ""
+    source = config_of(argv) or ""
     if Path(source).is_dir():
         return source
     file, _, argument = source.partition(":")

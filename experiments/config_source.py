@@ -1,8 +1,9 @@
-"""Where a config comes from: a config file with an optional argument, or the folder of a run."""
+"""Where a config comes from: a config file with an optional argument, the folder of a run, or a preset of a plan."""
 
 import difflib
 import importlib.util
 import inspect
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from bigjax.run_folder import RunFolder
 
 
 def load(source: str) -> ConfigDict:
-    """Return the locked ConfigDict of `FILE[:ARG]`, or the one recorded in the folder of a run.
+    """Return the locked ConfigDict of `FILE[:ARG]`, of `PRESET.json`, or the one recorded in the folder of a run.
 
     Raises:
         UserError: there is no such file or folder, or the file's `get_config` refuses the argument.
@@ -24,6 +25,8 @@ def load(source: str) -> ConfigDict:
         raise UserError("a config is missing: give FILE[:ARG] or the folder of a run")
     if Path(source).is_dir():
         return strict.to_config_dict(RunFolder(Path(source)).load_config())
+    if source.endswith(".json"):
+        return _load_preset(Path(source))
     file, _, argument = source.partition(":")
     module = _load_module(file)
     get_config = getattr(module, "get_config", None)
@@ -42,6 +45,22 @@ def load(source: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
     return config.lock()
+
+
+def _load_preset(path: Path) -> ConfigDict:
+    """Return the config that a preset names, with the preset's changes: `{"config": ..., "changes": {path: value}}`."""
+    try:
+        preset = json.loads(path.read_text())
+        config, changes = load(preset["config"]), dict(preset["changes"])
+    except FileNotFoundError:
+        raise UserError(f"there is no preset {str(path)!r}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {error!r}") from error
+    try:
+        config.update_from_flattened_dict(changes)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} changes what {preset['config']} does not have: {error}") from error
+    return config
 
 
 def _load_module(file: str) -> ModuleType:

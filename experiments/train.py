@@ -4,7 +4,8 @@ The run folder holds the resolved config, the environment, metrics, checkpoints 
 same command again continues a run that was cut short, or says that it is complete.
 
 Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite (see nonfinite.json in the run
-folder); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
+folder), or something is silently replicated (with --plan); 5 the step does not fit (with --plan); 130 after Ctrl-C and
+143 after SIGTERM, both with a checkpoint saved.
 """
 
 import dataclasses
@@ -30,6 +31,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags of this command."""
     flags.DEFINE_string("workdir", None, "the run folder; by default runs/NAME of the config", flag_values=flag_values)
     flags.DEFINE_string("profile", None, "trace the steps FIRST-LAST into WORKDIR/profile", flag_values=flag_values)
+    flags.DEFINE_bool(
+        "plan", False, "first show what the compiled step needs, and stop if it does not fit", flag_values=flag_values
+    )
     cli.define_distributed_flags(flag_values)
 
 
@@ -43,10 +47,10 @@ def main(flag_values: flags.FlagValues) -> int:
 
     runtime.configure_jax()
     cli.initialize_distributed(flag_values)
-    return run(cfg, workdir, profile)
+    return run(cfg, workdir, profile, plan=flag_values.plan)
 
 
-def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
+def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool = False) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; return the exit status."""
     import jax
     import jax.numpy as jnp
@@ -90,7 +94,14 @@ def run(cfg: Config, workdir: Path, profile: range | None = None) -> int:
             source = RunFolder(Path(cfg.init_from))
             _, initial = checkpoint.restore_part(source.checkpoints, "params", abstract.params)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
-        train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
+        traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
+        if plan:
+            from bigjax.preflight import page, planner
+
+            train_step, report = planner.of_traced(cfg, traced, mesh, str(workdir))
+            say(page.render(report))
+            if status := planner.exit_code(report):
+                return status
         folder.open(cfg)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)

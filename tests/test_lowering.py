@@ -6,11 +6,12 @@ from math import prod
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 
-from bigjax import config, models, optim, params, sharding, step
+from bigjax import config, params
 from bigjax.config import BATCH_AXES, Config
+from bigjax.preflight import program
+from bigjax.preflight.program import Program
 from bigjax.sharding import REPLICATION_LIMIT_BYTES, ShardingError
 from tests.on_meshes import abstract_mesh, discovered, distinct
 
@@ -22,37 +23,13 @@ They are 64 devices, except in the last, for runs of 8 rows with 4 heads, which 
 """
 
 
-class Lowering:
-    """The abstract training step of a config on the first split that fits its sizes."""
-
-    def __init__(self, cfg: Config):
-        self.cfg, self.mesh, self.layout = first_fit(cfg)
-        self.model = models.build(cfg.model)
-        self.tx = optim.build(cfg.optim, self.model.specs, cfg.train.steps)
-        self.state = step.abstract_state(self.cfg, self.model, self.tx, self.layout, self.mesh)
-
-    def trace(self) -> Any:
-        """Return the traced step."""
-        shape = (self.cfg.train.global_batch_size, self.cfg.data.seq_len)
-        where = sharding.batch_sharding(self.mesh, 2)
-        names = ["tokens", "targets", *(["segments", "positions"] if self.cfg.data.document_mask else [])]
-        batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in names}
-        batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
-        with jax.sharding.use_abstract_mesh(self.mesh):
-            train_step = step.make_train_step(self.cfg, self.model, self.tx, self.layout)
-            return jax.jit(train_step, donate_argnums=0).trace(self.state, batch)
-
-
-def first_fit(cfg: Config):
-    """Return `cfg` with the mesh of the first of `SPLITS` that its sizes allow, that mesh and the layout on it."""
+def first_fit(cfg: Config) -> Program:
+    """Return the program of `cfg` on the first of `SPLITS` that its sizes allow."""
     problems = []
     for data, fsdp, tensor in SPLITS:
         cfg = config.replace(cfg, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
-        mesh = abstract_mesh(cfg.mesh, data * fsdp * tensor)
         try:
-            layout = sharding.layout(cfg.mesh, mesh, models.build(cfg.model).specs)
-            sharding.check_batch(cfg.train.global_batch_size, cfg.train.microbatches, layout)
-            return cfg, mesh, layout
+            return program.build(cfg, abstract_mesh(cfg.mesh, data * fsdp * tensor))
         except ShardingError as problem:
             problems.append(str(problem))
     raise AssertionError(f"no split fits: {problems}")
@@ -84,7 +61,7 @@ def test_every_config_lowers_with_its_batch_split(name):
     if cfg.train.global_batch_size == cfg.data.seq_len:
         # A shape must tell rows from positions, below.
         cfg = config.replace(cfg, train={"global_batch_size": 2 * cfg.train.global_batch_size})
-    lowering = Lowering(cfg)
+    lowering = first_fit(cfg)
     traced = lowering.trace()
     rows, length = lowering.cfg.train.global_batch_size, lowering.cfg.data.seq_len
     activations = [x for x in arrays_in(traced.jaxpr) if x.shape[:2] == (rows, length)]
@@ -99,7 +76,7 @@ def test_every_config_lowers_with_its_batch_split(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_large_array_of_the_state_is_split_over_fsdp(name):
-    lowering = Lowering(config.replace(CONFIGS[name], optim={"ema_decay": 0.99}))
+    lowering = first_fit(config.replace(CONFIGS[name], optim={"ema_decay": 0.99}))
     whole = [
         (path, x.shape)
         for path, x in params.names(lowering.state).items()
@@ -112,7 +89,7 @@ def test_every_large_array_of_the_state_is_split_over_fsdp(name):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "lion", "muon", "adafactor"])
 def test_optimizer_state_lies_where_its_parameters_lie(optimizer):
-    lowering = Lowering(config.replace(CONFIGS["gpt:gpt3-175b"], optim={"name": optimizer, "ema_decay": 0.99}))
+    lowering = first_fit(config.replace(CONFIGS["gpt:gpt3-175b"], optim={"name": optimizer, "ema_decay": 0.99}))
     stored = params.names(lowering.state.params)
     moments = dict.fromkeys(stored, 0)
     for path, x in {**params.names(lowering.state.opt_state), **params.names(lowering.state.ema)}.items():

@@ -1,0 +1,133 @@
+"""What one device holds of a decoder's training step, from the config and the layout alone: sizes, no arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm, prod
+from types import SimpleNamespace
+from typing import Any
+
+from bigjax import models, sharding
+from bigjax.config import BATCH_AXES, Config
+from bigjax.models.attention_blocked import MAX_BLOCKS, MIN_BLOCK
+from bigjax.models.attention_kernels import SPLASH_BLOCKS
+from bigjax.params import ParamSpec, names
+from bigjax.sharding import Layout
+
+CUDNN_BLOCK = 128
+"""Side of the tiles in which FlashAttention on a GPU skips what lies above the diagonal (Dao 2023, section 3.3)."""
+
+FUSED_ATTENTION = ("splash", "cudnn")
+"""Back ends whose scores never leave the chip."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One device's part of one microbatch; counts of rows, heads and features are those on the device.
+
+    Attributes:
+      specs: every parameter by its name. item: bytes of a number in the compute dtype.
+      rows, seq_len: of tokens. residual_len: positions of the residual stream, fewer with `mesh.shard_sequence`.
+      kv_heads: as projected. attended_kv_heads: as attention sees them, after `match_kv_heads`.
+      scores: pairs of query and key that attention computes per head and row; blocks above the diagonal are skipped by
+        the back ends that can. largest_scores: those that exist at the same time.
+    """
+
+    cfg: Config
+    layout: Layout
+    specs: Mapping[str, ParamSpec]
+    item: int
+    rows: int
+    seq_len: int
+    residual_len: int
+    heads: int
+    kv_heads: int
+    attended_kv_heads: int
+    d_ff: int
+    vocab: int
+    scores: int
+    largest_scores: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one microbatch on this device."""
+        return self.rows * self.seq_len
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.cfg.model.activation == "swiglu"
+
+    @property
+    def stored_scores(self) -> bool:
+        """Whether attention writes its scores to memory."""
+        return self.cfg.model.attention not in FUSED_ATTENTION
+
+    def ways(self, *mesh_axes: str) -> int:
+        """Return the number of devices along the given mesh axes."""
+        return prod(self.layout.sizes[axis] for axis in mesh_axes)
+
+    def stored(self, spec: ParamSpec) -> int:
+        """Return the elements of a parameter that this device stores."""
+        return prod(self.stored_shape(spec))
+
+    def stored_shape(self, spec: ParamSpec) -> tuple[int, ...]:
+        """Return the shape of the part of a parameter that this device stores."""
+        entries = [(e,) if isinstance(e, str) else (e or ()) for e in self.layout.param(spec) or ()]
+        return tuple(size // self.ways(*entry) for size, entry in zip(spec.shape, entries, strict=True))
+
+    def used(self, spec: ParamSpec) -> int:
+        """Return the elements of a parameter on this device while it is used, gathered from `fsdp`."""
+        return spec.size // self.ways(*(axis for name in spec.axes for axis in self.layout.activations[name]))
+
+
+def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
+    """Resolve `cfg` on a mesh with these sizes of the seven axes.
+
+    Raises:
+      ShardingError: as `sharding.layout`, `check_batch` and `check_sequence`.
+    """
+    model, train = cfg.model, cfg.train
+    tree = models.build(model).specs
+    mesh: Any = SimpleNamespace(shape=mesh_sizes)
+    layout = sharding.layout(cfg.mesh, mesh, tree)
+    sharding.check_batch(train.global_batch_size, train.microbatches, layout)
+    sharding.check_sequence(cfg.data.seq_len, layout)
+
+    def local(size: int, axis: str) -> int:
+        return size // prod(mesh_sizes[mesh_axis] for mesh_axis in layout.over(axis))
+
+    split_alike = layout.over("heads") == layout.over("kv_heads")
+    repeated = model.num_kv_heads if split_alike else lcm(model.num_kv_heads, mesh_sizes["tensor"])
+    pairs = _pairs(cfg)
+    return Share(
+        cfg=cfg,
+        layout=layout,
+        specs=names(tree),
+        item=2 if model.dtype == "bfloat16" else 4,
+        rows=train.global_batch_size // train.microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
+        seq_len=cfg.data.seq_len,
+        residual_len=local(cfg.data.seq_len, "residual_seq"),
+        heads=local(model.num_heads, "heads"),
+        kv_heads=local(model.num_kv_heads, "kv_heads"),
+        attended_kv_heads=local(repeated, "heads"),
+        d_ff=local(model.d_ff, "mlp"),
+        vocab=local(model.vocab_size, "vocab"),
+        scores=sum(pairs),
+        largest_scores=max(pairs),
+    )
+
+
+def _pairs(cfg: Config) -> list[int]:
+    """Return how many scores of one head and row each block of queries computes."""
+    seq_len, backend = cfg.data.seq_len, cfg.model.attention
+    if backend in ("reference", "xla"):
+        return [seq_len * seq_len]
+    if backend == "blocked":
+        count = max(1, min(MAX_BLOCKS, seq_len // MIN_BLOCK))
+    else:
+        sizes = SPLASH_BLOCKS if backend == "splash" else (CUDNN_BLOCK,)
+        count = seq_len // next((size for size in sizes if seq_len % size == 0), seq_len)
+    bounds = [seq_len * i // count for i in range(count + 1)]
+    reach = seq_len if cfg.model.sliding_window is None else cfg.model.sliding_window - 1
+    first = [max(bound for bound in bounds if bound <= max(0, start - reach)) for start in bounds]
+    return [(end - start) * (end - low) for low, start, end in zip(first, bounds, bounds[1:], strict=False)]

@@ -1,0 +1,217 @@
+"""Changes of a config that leave its maths alone: other meshes, remat, microbatches, loss chunks, attention kernels."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from jax.sharding import AbstractMesh, AxisType
+
+from bigjax import config, models, sharding
+from bigjax.config import BATCH_AXES, MESH_AXES, Config
+from bigjax.errors import UserError
+from bigjax.preflight import analytic, links, roofline
+from bigjax.preflight.analytic import Estimate
+from bigjax.preflight.chips import Topology
+from bigjax.preflight.roofline import Roofline
+
+REMATS = ("none", "save:qkv,attn_mixed,mlp_hidden", "dots", "save:qkv,attn_mixed", "full")
+"""What a search tries, from the most memory to the least."""
+
+KERNELS = {"tpu": "splash", "gpu": "cudnn"}
+"""The attention kernel of a platform that never stores the scores."""
+
+Changes = dict[str, Any]
+"""Path of a field -> new value, as in `--config.PATH=VALUE`."""
+
+
+def apply(cfg: Config, changes: Changes) -> Config:
+    """Return `cfg` with `changes`, e.g. `{"model.remat": "full", "mesh.fsdp": 64}`.
+
+    Raises:
+      ConfigError: the fields clash.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        section, _, name = path.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return config.replace(cfg, **sections)
+
+
+def flags(changes: Changes) -> str:
+    """Return the changes as they are pasted into a command line."""
+    parts = []
+    for path, value in changes.items():
+        if isinstance(value, bool):
+            parts.append(f"--config.{path}" if value else f"--noconfig.{path}")
+        else:
+            parts.append(f"--config.{path}={value}")
+    return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A config on a topology, by the analytic model: per chip memory, and seconds a step."""
+
+    changes: Changes
+    cfg: Config
+    estimate: Estimate
+    roofline: Roofline
+    needed_bytes_per_chip: int
+
+    @property
+    def seconds(self) -> float:
+        """The middle of the estimate of a step's time."""
+        return self.roofline.step_seconds_estimate["mid"]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The estimate, and for equal ones the sum over compute, memory and links: how little is left to overlap."""
+        return round(self.seconds, 6), sum(self.roofline.seconds.values())
+
+
+def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
+    """Judge `cfg` with `changes` on `topology` in milliseconds.
+
+    Raises:
+      UserError: the changed config does not fit the mesh.
+    """
+    changed = apply(cfg, changes)
+    sizes = sharding.mesh_shape(changed.mesh, topology.num_devices)
+    mesh = abstract_mesh(sizes)
+    specs = models.build(changed.model).specs
+    layout = sharding.layout(changed.mesh, mesh, specs)
+    sharding.check_batch(changed.train.global_batch_size, changed.train.microbatches, layout)
+    sharding.check_sequence(changed.data.seq_len, layout)
+    estimate = analytic.estimate(changed, sizes, topology.platform)
+    moved = links.bytes_by_link(estimate.collectives, sizes, topology.devices_per_slice)
+    work = roofline.Work(
+        model_flops=estimate.model_flops,
+        compiled_flops=estimate.compiled_flops,
+        hbm_bytes=estimate.hbm_bytes,
+        hbm_bytes_min=estimate.hbm_bytes_min,
+        ici_bytes=moved["ici"],
+        dcn_bytes=moved["dcn"],
+        dtype=changed.model.dtype,
+    )
+    per_chip = topology.num_devices // topology.num_chips
+    found = roofline.roofline(work, topology)
+    return Candidate(changes, changed, estimate, found, estimate.total_bytes * per_chip)
+
+
+def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
+    """Return a mesh of devices that do not exist."""
+    return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+
+
+def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
+    """Yield every way to give the devices of a slice to data, fsdp and tensor, tensor within a fast domain."""
+    per_slice = topology.num_devices // topology.num_slices
+    for tensor in _divisors(per_slice):
+        if tensor > min(topology.devices_per_slice, cfg.model.num_heads):
+            continue
+        for fsdp in _divisors(per_slice // tensor):
+            changes: Changes = {
+                "mesh.slice": topology.num_slices,
+                "mesh.data": per_slice // tensor // fsdp,
+                "mesh.fsdp": fsdp,
+                "mesh.tensor": tensor,
+            }
+            for shard_sequence in (False, True) if tensor > 1 else (False,):
+                yield {**changes, "mesh.shard_sequence": shard_sequence}
+
+
+def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
+    """Yield every mesh x remat x microbatches that `cfg` can have on `topology`, judged by the analytic model."""
+    rows = cfg.train.global_batch_size
+    for mesh in meshes(cfg, topology):
+        ways = prod(mesh[f"mesh.{axis}"] for axis in BATCH_AXES)
+        if rows % ways:
+            continue
+        for remat in REMATS:
+            for microbatches in _divisors(rows // ways):
+                changes = {**mesh, "model.remat": remat, "train.microbatches": microbatches}
+                try:
+                    yield candidate(cfg, changes, topology)
+                except UserError:
+                    break
+
+
+def savings(cfg: Config, topology: Topology, needed_bytes_per_chip: int) -> list[dict[str, Any]]:
+    """Return what would save memory, the most first: single changes, then all of them together.
+
+    Savings are differences of the analytic model; `fits` subtracts them from `needed_bytes_per_chip`.
+    """
+    base = candidate(cfg, {}, topology)
+    hbm = topology.chip.hbm_bytes
+    found = []
+    for changes in _single_changes(cfg, topology):
+        try:
+            saved = base.needed_bytes_per_chip - candidate(cfg, changes, topology).needed_bytes_per_chip
+        except UserError:
+            continue
+        if saved > 0.01 * hbm:
+            found.append((saved, changes))
+    found.sort(key=lambda pair: -pair[0])
+    together: Changes = {}
+    for _, changes in found:
+        if not set(changes) & set(together):
+            together |= changes
+    rows = found[:5]
+    if len(found) > 1:
+        try:
+            saved = base.needed_bytes_per_chip - candidate(cfg, together, topology).needed_bytes_per_chip
+            rows.append((saved, together))
+        except UserError:
+            pass
+    return [
+        {
+            "change": flags(changes),
+            "saves_bytes_per_chip": saved,
+            "fits": needed_bytes_per_chip - saved <= hbm,
+            "source": "analytic",
+        }
+        for saved, changes in rows
+    ]
+
+
+def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
+    sizes = sharding.mesh_shape(cfg.mesh, topology.num_devices)
+    if cfg.model.remat != "full":
+        yield {"model.remat": "full"}
+    if cfg.model.attention != KERNELS.get(topology.platform) and topology.platform in KERNELS:
+        yield {"model.attention": KERNELS[topology.platform]}
+    for chunks in (8, 16, 4):
+        if cfg.train.loss_chunks < chunks and cfg.data.seq_len % chunks == 0:
+            yield {"train.loss_chunks": chunks}
+            break
+    rows = cfg.train.global_batch_size // prod(sizes[axis] for axis in BATCH_AXES) // cfg.train.microbatches
+    if rows > 1:
+        yield {"train.microbatches": cfg.train.microbatches * rows}
+    for source, target in (("data", "fsdp"), ("fsdp", "tensor"), ("data", "tensor")):
+        if sizes[source] % 2 == 0:
+            yield {f"mesh.{source}": sizes[source] // 2, f"mesh.{target}": 2 * sizes[target]}
+    if sizes["tensor"] > 1 and not cfg.mesh.shard_sequence:
+        yield {"mesh.shard_sequence": True}
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def changed_fields(cfg: Config, changes: Changes) -> Changes:
+    """Return those of `changes` that differ from `cfg`."""
+
+    def current(path: str) -> Any:
+        section, _, name = path.partition(".")
+        return getattr(getattr(cfg, section), name)
+
+    return {path: value for path, value in changes.items() if current(path) != value}
+
+
+def pinned(cfg: Config, topology: Topology) -> Config:
+    """Return `cfg` with `mesh.slice` set to the topology's slices, unless the config says otherwise."""
+    if topology.num_slices > 1 and cfg.mesh.slice == 1:
+        return dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, slice=topology.num_slices))
+    return cfg

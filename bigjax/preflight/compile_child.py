@@ -1,0 +1,79 @@
+"""The process that compiles one step for devices that are not here; `compiler.py` starts it and bounds it.
+
+Reads one JSON request from stdin and writes one JSON answer to stdout. A compiler may crash and take its process with
+it, or use all memory, so nothing else happens here.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    request = json.load(sys.stdin)
+    out, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not mix with the answer
+    json.dump(answer(request), out)
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Compile what `request` asks for, or find it in the cache.
+
+    The request holds `config`, `topology`, `num_slices` and `cache` (a folder). The answer is `{"compiled": ...}`, or
+    `{"out_of_memory_bytes": N}` with the bytes of temporaries that the compiler could not place, or `{"error": TEXT}`.
+    """
+    import jax
+
+    from bigjax import sharding, strict
+    from bigjax.config import Config
+    from bigjax.errors import UserError
+    from bigjax.preflight import compiled, devices, program
+
+    cfg = strict.from_dict(Config, request["config"])
+    topology = devices.parse(request["topology"], request["num_slices"])
+    try:
+        mesh = sharding.make_mesh(cfg.mesh, devices.of(topology))
+        lowered = program.build(cfg, mesh).trace().lower(lowering_platforms=(devices.LOWERING[topology.platform],))
+    except UserError as error:
+        return {"error": str(error)}
+    text = lowered.as_text()
+    versions = {name: version for name in PACKAGES if (version := _version(name))}
+    named = [text, request["topology"], request["num_slices"], str(jax.config.jax_optimization_level), versions]
+    key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
+    path = Path(request["cache"], f"{key}.json")
+    if path.is_file():
+        return json.loads(path.read_text()) | {"cached": True}
+    try:
+        _, found = compiled.compile_and_read(lowered, dict(mesh.shape))
+        result = {"compiled": asdict(found)}
+    except jax.errors.JaxRuntimeError as error:
+        match = re.search(r"total memory required[^(]*\(([\d.]+)([KMGTB])\)", str(error))
+        if not match:
+            return {"error": str(error).splitlines()[0][:500]}
+        result = {"out_of_memory_bytes": int(float(match[1]) * UNITS[match[2]])}
+    result["versions"] = versions
+    from bigjax.json_files import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    return result | {"cached": False}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

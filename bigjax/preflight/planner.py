@@ -1,0 +1,82 @@
+"""Make the plan of a config: compile it, or ask the analytic model, and say what follows."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bigjax import sharding
+from bigjax.config import Config
+from bigjax.errors import UserError
+from bigjax.preflight import analytic, candidates, compiler, devices, program, report
+from bigjax.preflight.chips import Topology
+from bigjax.preflight.compiled import compile_and_read
+from bigjax.preflight.compiler import Outcome
+from bigjax.preflight.page import gib
+
+FITS, REPLICATED, TOO_LARGE = 0, 3, 5
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes plans.
+
+    Attributes:
+      source: where the config is from, for the report. analytic: whether to do without the compiler.
+      timeout_s: seconds that one compilation may take. run_tokens: plan a run of so many tokens, not `train.steps`.
+    """
+
+    topology: Topology
+    source: str
+    analytic: bool = False
+    timeout_s: float = 1800.0
+    run_tokens: float | None = None
+
+    def plan(self, cfg: Config, *, quick: bool = False) -> dict[str, Any]:
+        """Return the report of `cfg`, compiled unless `analytic`; `quick` at the lowest optimisation level.
+
+        Raises:
+          UserError: the config does not fit the mesh, or the compiler failed.
+        """
+        self._program(cfg)  # what does not fit the mesh fails before the compiler starts
+        if self.analytic:
+            return self.judge(cfg, None)
+        outcome = compiler.start(cfg, self.topology, quick=quick).wait(self.timeout_s)
+        if outcome.failure:
+            raise UserError(f"{outcome.failure}; --analytic plans without the compiler")
+        return self.judge(cfg, outcome)
+
+    def judge(self, cfg: Config, outcome: Outcome | None) -> dict[str, Any]:
+        """Return the report of a compilation, or of the analytic model if there was none."""
+        built = self._program(cfg)
+        estimate = analytic.estimate(cfg, dict(built.mesh.shape), self.topology.platform)
+        found = report.build(built, self.topology, estimate, outcome, config=self.source, run_tokens=self.run_tokens)
+        return found | self._verdict(cfg, found)
+
+    def _program(self, cfg: Config) -> program.Program:
+        sizes = sharding.mesh_shape(cfg.mesh, self.topology.num_devices)
+        return program.build(cfg, candidates.abstract_mesh(sizes))
+
+    def _verdict(self, cfg: Config, found: dict[str, Any]) -> dict[str, Any]:
+        needed, has = found["hbm_bytes_per_chip_needed"], found["hbm_bytes_per_chip"]
+        if found["fits"]:
+            verdict = f"FITS: {gib(needed)} of {gib(has)} a chip, {gib(has - needed)} to spare [{found['source']['memory']}]"
+            return {"verdict": verdict, "advice": []}
+        verdict = f"DOES NOT FIT: needs {gib(needed)} a chip, which has {gib(has)} [{found['source']['memory']}]"
+        return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed)}
+
+
+def of_traced(cfg: Config, traced: Any, mesh: Any, source: str) -> tuple[Any, dict[str, Any]]:
+    """Compile a traced train step on the devices at hand; return it and its report.
+
+    Raises:
+      PlanError: there are no figures for the devices.
+    """
+    topology = devices.at_hand(list(mesh.devices.flat))
+    compiled, found = compile_and_read(traced.lower(), dict(mesh.shape))
+    return compiled, Planner(topology, source).judge(cfg, Outcome(compiled=found))
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """Return the exit status that a report stands for: silent replication comes first."""
+    if found["silent_replication"]:
+        return REPLICATED
+    return FITS if found["fits"] else TOO_LARGE

@@ -1,0 +1,52 @@
+"""The train step of a config on a mesh that need not exist: everything abstract, ready to be traced and compiled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bigjax import models, optim, sharding, step
+from bigjax.config import Config
+from bigjax.models import Model
+from bigjax.sharding import Layout
+from bigjax.step import TrainState
+
+
+@dataclass(frozen=True)
+class Program:
+    """A config on a mesh, concrete or abstract, with the shapes, dtypes and shardings of the step's two arguments."""
+
+    cfg: Config
+    mesh: Any
+    model: Model
+    layout: Layout
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    def trace(self) -> Any:
+        """Return the traced train step, its state donated; `.lower(...)` comes next."""
+        tx = optim.build(self.cfg.optim, self.model.specs, self.cfg.train.steps)
+        train_step = step.make_train_step(self.cfg, self.model, tx, self.layout)
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return jax.jit(train_step, donate_argnums=0).trace(self.state, self.batch)
+
+
+def build(cfg: Config, mesh: Any) -> Program:
+    """Check that `cfg` fits `mesh` and describe its step there.
+
+    Raises:
+      ShardingError: as in `sharding.layout`, `check_batch` and `check_sequence`.
+    """
+    model = models.build(cfg.model)
+    layout = sharding.layout(cfg.mesh, mesh, model.specs)
+    sharding.check_batch(cfg.train.global_batch_size, cfg.train.microbatches, layout)
+    sharding.check_sequence(cfg.data.seq_len, layout)
+    tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
+    state = step.abstract_state(cfg, model, tx, layout, mesh)
+    shape = (cfg.train.global_batch_size, cfg.data.seq_len)
+    where = sharding.batch_sharding(mesh, 2)
+    integers = ("tokens", "targets", *(("segments", "positions") if cfg.data.document_mask else ()))
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in integers}
+    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+    return Program(cfg, mesh, model, layout, state, batch)

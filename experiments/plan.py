@@ -1,0 +1,167 @@
+"""Plan a run before anyone rents a chip: does it fit, how is it split, what bounds it, what does it cost.
+
+The train step is compiled by the real compiler for devices that need not be here; nothing is run. --topology is
+CHIP:AxBxC for TPUs (v4, v5e, v5p, v6e, tpu7x), CHIP:HOSTSxGPUS for GPUs (a100, h100, h200, b200, gb200) or cpu:N.
+
+Exit status: 0 it fits; 1 a bug; 2 bad input; 3 something is silently replicated; 5 it does not fit.
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from bigjax.config import Config
+from bigjax.errors import UserError
+from experiments import cli, config_source
+
+EXAMPLES = (
+    "python -m experiments.plan --config=configs/llama.py:8b --topology=v5p:8x8x4 --tokens=2e11 --out=plan.json",
+    "python -m experiments.plan --config=configs/llama.py:8b --topology=v5e:16x16 --search --out=plan.json",
+    "python -m experiments.plan --config=configs/llama.py:70b --topology=h100:64x8 --analytic",
+    "python -m experiments.plan --config=configs/gpt.py:d12 --topology=v5e:4x4 --sweep_chips=16,64 --out=scale.json",
+)
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Define the flags of this command."""
+    define_string, define_float = flags.DEFINE_string, flags.DEFINE_float
+    define_string("topology", None, "the devices to plan for, e.g. v5p:8x8x4 or h100:8x8", flag_values=flag_values)
+    flags.DEFINE_integer("num_slices", 1, "TPU slices joined by the data-centre network", flag_values=flag_values)
+    define_float("tokens", None, "plan a run of so many tokens instead of train.steps", flag_values=flag_values)
+    define_string("out", None, "also write the plan to this JSON file", flag_values=flag_values)
+    flags.DEFINE_bool("analytic", False, "skip the compiler: any machine, seconds, less exact", flag_values=flag_values)
+    flags.DEFINE_bool("search", False, "find the best mesh, remat and microbatches", flag_values=flag_values)
+    define_float("budget_s", 600.0, "seconds that --search may take", flag_values=flag_values)
+    define_float("timeout_s", 1800.0, "seconds that one compilation may take", flag_values=flag_values)
+    define_string("sweep_chips", None, "numbers of chips, e.g. 16,64,256: see it scale", flag_values=flag_values)
+    define_string("compare", None, "FILE[:ARG] of a config to put beside this one", flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> int:
+    """Validate the command line, then plan."""
+    cfg = cli.load_config(flag_values.config)
+    text = cli.required(flag_values, "topology")
+    if flag_values.tokens is not None and flag_values.tokens <= 0:
+        raise UserError(f"--tokens={flag_values.tokens:g} must be above 0")
+    counts = _counts(flag_values.sweep_chips)
+    # Nothing runs here, and a device at hand may be busy.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from bigjax.preflight import candidates, devices
+    from bigjax.preflight.planner import Planner, exit_code
+    from bigjax.sharding import ReplicationError
+
+    topology = devices.parse(text, flag_values.num_slices)
+    if not flag_values.analytic:
+        devices.check_installed(topology.platform)
+    source = cli.config_of(sys.argv) or ""
+    planner = Planner(topology, source, flag_values.analytic, flag_values.timeout_s, flag_values.tokens)
+    cfg = candidates.pinned(cfg, topology)
+    out = Path(flag_values.out) if flag_values.out else None
+    try:
+        if counts:
+            return _sweep(cfg, planner, counts, out)
+        if flag_values.search:
+            return _search(cfg, planner, flag_values.budget_s, out)
+        found = planner.plan(cfg)
+        other = None
+        if flag_values.compare:
+            other_cfg = candidates.pinned(cli.load_config(config_source.load(flag_values.compare)), topology)
+            other = replace(planner, source=flag_values.compare).plan(other_cfg)
+    except ReplicationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    _show(found, other, out)
+    return exit_code(found)
+
+
+def _counts(text: str | None) -> list[int]:
+    parts = text.split(",") if text else []
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise UserError(f"--sweep_chips={text} is not a list of numbers such as 16,64,256")
+    return [int(part) for part in parts]
+
+
+def _show(found: dict[str, Any], other: dict[str, Any] | None, out: Path | None) -> None:
+    from bigjax.preflight import page
+
+    print(page.render(found) if other is None else page.beside(found, other))
+    _write(out, found if other is None else {"plans": [found, other]})
+
+
+def _write(out: Path | None, value: Any) -> None:
+    from bigjax.json_files import write_json
+
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, value)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+
+
+def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> int:
+    from bigjax.preflight import scaling
+
+    rows = scaling.sweep(cfg, planner, counts)
+    print(scaling.table(rows))
+    _write(out, rows)
+    if out is not None:
+        scaling.draw(rows, f"{planner.source} on {planner.topology.chip.name}", out.with_suffix(".png"))
+        print(f"picture: {out.with_suffix('.png')}")
+    return 0 if any(not row["problem"] for row in rows) else 5
+
+
+def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int:
+    from bigjax.preflight import candidates, search
+    from bigjax.preflight.planner import exit_code
+    from bigjax.preflight.search_table import SearchTable
+
+    if planner.analytic:
+        raise UserError("--search asks the compiler about the best candidates: leave --analytic out")
+    with SearchTable() as table:
+        result = search.search(
+            cfg,
+            planner.topology,
+            budget_s=budget_s,
+            timeout_s=planner.timeout_s,
+            judge=lambda one, outcome: planner.judge(one.cfg, outcome),
+            show=table.show,
+        )
+    print(table.summary(result))
+    if result.best is None:
+        print("no plan that was compiled fits; raise --budget_s, or use more chips", file=sys.stderr)
+        return 5
+    confirmed = next((f for f in _confirmed(result, planner)), None)
+    if confirmed is None:
+        print("no plan fits at the compiler's default level", file=sys.stderr)
+        return 5
+    best, found = confirmed
+    changes = candidates.changed_fields(cfg, best.changes)
+    from bigjax.preflight import page
+
+    print(f"\n{page.render(found)}\n\nthe best plan found, as flags:\n  {candidates.flags(changes) or '(as it is)'}")
+    preset = {"config": planner.source, "topology": found["topology"], "changes": changes}
+    _write(out, found | {"preset": preset, "search": search.as_rows(result)})
+    if out is not None:
+        path = out.with_name(f"{out.stem}-preset.json")
+        _write(path, preset)
+        print(f"preset: --config={path}")
+    return exit_code(found)
+
+
+def _confirmed(result: Any, planner: Any):
+    """Yield (candidate, report) of the plans that still fit when compiled at the default level, best first."""
+    for one in result.tried:
+        if one.fits:
+            found = planner.plan(one.candidate.cfg)
+            if found["fits"]:
+                yield one.candidate, found
+
+
+if __name__ == "__main__":
+    cli.main(main, doc=__doc__, define_flags=define_flags, examples=EXAMPLES)
