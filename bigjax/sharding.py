@@ -56,6 +56,10 @@ class ShardingError(UserError):
     """The mesh does not fit the devices, the model or the batch."""
 
 
+class ReplicationError(ShardingError):
+    """A large parameter would be whole on every device although the mesh could split it."""
+
+
 def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     """Return the size of every mesh axis, with -1 replaced by all that is left of `num_devices`.
 
@@ -215,7 +219,7 @@ def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> list[st
         if spec.kind in VECTOR_KINDS:
             notes.append(f"{name} {spec.shape} stays {where}, which divides none of its axes")
         else:
-            raise ShardingError(
+            raise ReplicationError(
                 f"{name} ({4 * spec.size / 2**20:.1f} MiB) would be {where}; "
                 f"give one of its axes {spec.axes} a rule, or allow it with mesh.allow_replicated=('{name}',)"
             )

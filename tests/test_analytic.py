@@ -147,6 +147,11 @@ def test_a_chunked_loss_holds_fewer_logits():
     assert plain.total_bytes - chunked.total_bytes > 4 * 32 * 256 * 8192 / 2
 
 
+def test_all_gradients_fit_however_small_the_batch():
+    estimated = found(small(None, {"global_batch_size": 1}, vocab_size=65536, remat="full", attention="splash"))
+    assert estimated.total_bytes >= 2 * estimated.params_bytes + estimated.optimizer_bytes
+
+
 def test_bounds_of_memory_traffic_are_ordered():
     for case in benchmark.CASES.values():
         estimated = found(case)
@@ -175,4 +180,4 @@ def test_the_committed_table_is_todays_estimate_and_near_the_compiler(entry):
         assert estimated["flops"] == pytest.approx(compiled["flops"], rel=0.02)
     if "muon" not in entry["case"]:
         # The compiler sums some gradients whole where a reduce-scatter would do, for up to twice their bytes.
-        assert 0.75 * compiled["sent_bytes"] <= estimated["sent_bytes"] <= 1.01 * compiled["sent_bytes"]
+        assert 0.5 * compiled["sent_bytes"] <= estimated["sent_bytes"] <= 1.01 * compiled["sent_bytes"]

@@ -23,7 +23,7 @@ class Estimate:
       params_bytes, optimizer_bytes: the state, exact but for counters; averaged parameters count as optimizer state.
       gradient_bytes, activation_bytes, temporary_bytes: what else is alive at the moment of the peak: gradients in
         float32, activations saved for the backward pass, and all the rest.
-      peak: that moment: `loss`, `backward` (of one layer) or `accumulate` (gradients, with microbatches).
+      peak: that moment: `loss`, `backward` (of one layer), `accumulate` (gradients of microbatches) or `update`.
       model_flops: FLOPs of the model by the convention of `science.flops`, an even share for each device.
       compiled_flops: FLOPs of the matrix products executed, with what is recomputed and what causality throws away.
       hbm_bytes: bytes read and written, were every matrix product's operands and results to pass through memory once.

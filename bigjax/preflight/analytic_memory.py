@@ -1,8 +1,9 @@
 """Bytes of memory that a training step holds on one device, from first principles.
 
-The state is exact. The rest follows which arrays are alive at three moments, of which the worst counts: when the loss
-has its logits, when the backward pass works on one layer, and, with microbatches, when a gradient is added. Which
-arrays those are was read from programs of the TPU compiler; `benchmarks/analytic_memory.py` measures the error.
+The state is exact. The rest follows which arrays are alive at four moments, of which the worst counts: when the loss
+has its logits, when the backward pass works on one layer, when a microbatch's gradient is added to the others, and when
+the optimizer has all gradients. Which arrays those are was read from programs of the TPU compiler;
+`benchmarks/analytic_memory.py` measures the error.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Peak:
     """Bytes alive when a device holds the most, besides parameters and optimizer state.
 
     Attributes:
-      moment: `loss`, `backward` or `accumulate`.
+      moment: `loss`, `backward`, `accumulate` or `update`.
       gradients: of parameters, in float32. activations: saved for the backward pass. temporaries: all else.
     """
 
@@ -105,6 +106,7 @@ def peak(share: Share) -> Peak:
             saved,
             late + head_gradient + 2 * stream + _layer_bytes(share) + again,
         ),
+        Peak("update", gradients, 0, 0),
     ]
     if accumulated:
         # The sum so far, what is added to it, and the new sum.

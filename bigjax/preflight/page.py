@@ -122,6 +122,7 @@ def _roofline(report: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{name} {value:.4g} s" for name, value in seconds.items())
     return [
         f"roofline: {parts}; bound by {report['bound']}",
+        f"  traffic that the program does not overlap: {report['exposed_link_seconds']:.4g} s",
         f"  MFU at most {report['mfu_limit']:.1%}; expected {mfu['mid']:.1%} "
         f"({mfu['low']:.1%} to {mfu['high']:.1%}, by the efficiency of published runs)",
         f"  step {step['mid']:.4g} s ({step['low']:.4g} to {step['high']:.4g} s)",

@@ -12,7 +12,7 @@ not state), `versions`, `compile_s`;
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence], `notes`;
 `params_total`, `params_non_embedding`, `model_flops_per_step`, `compiled_flops_per_step`, `recompute_ratio`;
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
-`seconds` {compute, hbm, ici, dcn}, `bound`, `mfu_limit`, `mfu_estimate` and `step_seconds_estimate` {low, mid, high};
+`seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` and `step_seconds_estimate` {low, mid, high};
 `tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `tokens_per_s`, `days`, `chip_hours` (at the estimate's
 middle).
 """
@@ -199,6 +199,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
         "recompute_ratio": executed * topology.num_devices / model,
         "collectives": rows,
         "seconds": dict(found.seconds) if found else None,
+        "exposed_link_seconds": found.exposed_link_seconds if found else None,
         "bound": found.bound if found else None,
         "mfu_limit": found.mfu_limit if found else None,
         "mfu_estimate": dict(found.mfu_estimate) if found else None,

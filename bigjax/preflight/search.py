@@ -40,7 +40,8 @@ class Tried:
     def rank(self) -> tuple[float, float]:
         """As `Candidate.rank`, from the compiled step."""
         assert self.report
-        return round(self.report["step_seconds_estimate"]["mid"], 6), sum(self.report["seconds"].values())
+        step_s, exposed_s = self.report["step_seconds_estimate"]["mid"], self.report["exposed_link_seconds"]
+        return candidates.rank(step_s, exposed_s, self.report["seconds"])
 
 
 @dataclass(frozen=True)
