@@ -124,9 +124,10 @@ def apply(
         drop = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
         return _block(x, layer, cfg, layout, rope, self_attend, drop)[0]
 
-    block = layers.rematerialised(block, cfg.remat)
     blocks = params["blocks"]
-    if cfg.layers == "scan" and not isinstance(blocks, list):
+    in_loop = cfg.layers == "scan" and not isinstance(blocks, list)
+    block = layers.rematerialised(block, cfg.remat, in_loop=in_loop)
+    if in_loop:
         step = lambda x, xs: (block(x, *xs), None)  # noqa: E731
         x_BSD, _ = jax.lax.scan(step, x_BSD, (blocks, jnp.arange(cfg.num_layers)))
     else:

@@ -137,7 +137,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, rows_B: jax.Array 
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def rematerialised(block: Callable, remat: str) -> Callable:
+def rematerialised(block: Callable, remat: str, *, in_loop: bool) -> Callable:
     """Wrap one block so that its backward pass recomputes what `remat` does not save.
 
     `none` saves everything, `dots` the results of matrix products without batch axes, `full` nothing but the block's
@@ -161,5 +161,6 @@ def rematerialised(block: Callable, remat: str) -> Callable:
             offload_src="device",
             offload_dst="pinned_host",
         )
-    # Inside a scan the loop itself keeps the two passes apart, so the costly barriers are not needed.
-    return jax.checkpoint(block, policy=policy, prevent_cse=False)
+    # Inside a scan the loop itself keeps the two passes apart, so the costly barriers are not needed. Elsewhere the
+    # compiler would merge what is computed twice, and keep it all.
+    return jax.checkpoint(block, policy=policy, prevent_cse=not in_loop)

@@ -50,16 +50,15 @@ class Estimate:
         return held + self.gradient_bytes + self.activation_bytes + self.temporary_bytes
 
 
-def estimate(cfg: Config, mesh_sizes: Mapping[str, int], platform: str = "tpu") -> Estimate:
+def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     """Return what one training step of `cfg` needs on each device of a mesh with these sizes of all seven axes.
 
-    `mesh_sizes` decide, not the sizes in `cfg.mesh`. The model was validated for `platform` "tpu"; "gpu" and "cpu" get
-    the same numbers.
+    `mesh_sizes` decide, not the sizes in `cfg.mesh`. The memory was validated for TPUs; other devices get the same
+    numbers.
 
     Raises:
       ShardingError: the mesh does not fit the model or the batch.
     """
-    del platform
     mine = share(cfg, mesh_sizes)
     peak = analytic_memory.peak(mine)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)
@@ -96,7 +95,7 @@ def _moved_bytes(share: Share, params: int, optimizer: int) -> float:
             split = share.ways(*(m for axis in spec.contracts for m in share.layout.activations[axis]))
             inputs = contracted // split
             elements += used + layers * tokens * (inputs + used / layers / inputs)
-    again = analytic_memory.remat_policy(share) not in ("none", "dots")
+    again = share.cfg.model.remat not in ("none", "dots")
     scores = share.rows * share.heads * share.scores * model.num_layers if share.stored_scores else 0
     blocks = (3 + again) * item * elements + (6 + 3 * again) * 4 * scores
     stream = 8 * model.num_layers * share.rows * share.residual_len * model.d_model * item

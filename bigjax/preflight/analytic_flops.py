@@ -1,7 +1,6 @@
 """FLOPs that one device executes in a training step, what is recomputed or thrown away included."""
 
 from bigjax.params import ParamSpec
-from bigjax.preflight.analytic_memory import remat_policy
 from bigjax.preflight.analytic_share import Share
 
 SCORE_PRODUCTS = {"splash": 7, "cudnn": 5}
@@ -33,7 +32,7 @@ def _recomputed(share: Share) -> set[str]:
 
     The last one of a layer never is: no derivative needs its result.
     """
-    kind, _, listed = remat_policy(share).partition(":")
+    kind, _, listed = share.cfg.model.remat.partition(":")
     if kind in ("none", "dots"):
         return set()
     saves = {"qkv": {"q", "k", "v"}, "attn_out": {"o"}, "mlp_hidden": {"up"}}
@@ -48,7 +47,7 @@ def _attention(share: Share) -> float:
     needs it.
     """
     backend = share.cfg.model.attention
-    policy, _, listed = remat_policy(share).partition(":")
+    policy, _, listed = share.cfg.model.remat.partition(":")
     scores_only = "attn_mixed" in listed.split(",") and backend in ("reference", "xla")
     again = 0 if policy == "none" else 1 if scores_only else 2
     products = 2 + again + SCORE_PRODUCTS.get(backend, 4)

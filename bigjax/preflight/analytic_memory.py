@@ -127,14 +127,6 @@ def _logits_outlive_loss(share: Share) -> bool:
     return share.cfg.model.tie_embeddings and not _chunked(share) and not share.layout.over("batch")
 
 
-def remat_policy(share: Share) -> str:
-    """Return what really is rematerialised.
-
-    Nothing is in unrolled layers: `jax.checkpoint(prevent_cse=False)` lets the compiler merge what is computed twice.
-    """
-    return "none" if share.cfg.model.layers == "unroll" else share.cfg.model.remat
-
-
 def saved_bytes(share: Share) -> int:
     """Return the bytes that the forward pass of one microbatch leaves in device memory for the backward pass."""
     return share.cfg.model.num_layers * _saved_by_layer(share)
@@ -148,7 +140,7 @@ def _saved_by_layer(share: Share) -> int:
     heads = tokens * share.heads * model.head_dim * item
     qkv = heads + 2 * tokens * share.kv_heads * model.head_dim * item
     mlp = tokens * share.d_ff * item
-    kind, _, listed = remat_policy(share).partition(":")
+    kind, _, listed = share.cfg.model.remat.partition(":")
     if kind in ("full", "offload"):
         return residual
     if kind == "dots":  # q, k, v, the output of attention and the one or two products into the MLP
@@ -199,7 +191,7 @@ def _layer_bytes(share: Share) -> int:
     mlp = share.tokens * share.d_ff * item
     stream = share.tokens * model.d_model * item
     at_once = share.rows * share.heads * share.largest_scores if share.stored_scores else 0
-    if remat_policy(share) == "none":
+    if share.cfg.model.remat == "none":
         return 4 * at_once + mlp + stream
     if model.attention == "blocked":
         attention = held = share.rows * share.heads * share.scores * item

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from bigjax.params import ParamSpec
-from bigjax.preflight.analytic_memory import remat_policy
 from bigjax.preflight.analytic_share import Share
 from bigjax.preflight.traffic import Collective, Kind, sent_bytes
 
@@ -37,7 +36,7 @@ def _parameters(share: Share) -> Iterator[Sent]:
     Rematerialised blocks are gathered again. The gradient of the output matrix is summed in float32, in which the loss
     forms it. A tied table is gathered once, but the gradient of its look-up is summed apart from that.
     """
-    remat = remat_policy(share) != "none"
+    remat = share.cfg.model.remat != "none"
     output = "embed/tokens" if share.cfg.model.tie_embeddings else "head/tokens"
     for name, spec in share.specs.items():
         calls = spec.shape[0] if spec.stacked else 1
@@ -97,7 +96,7 @@ def _tensor_parallel(share: Share) -> Iterator[Sent]:
     axes = heads or mlp
     layers, model = share.cfg.model.num_layers, share.cfg.model
     whole = share.tokens * model.d_model * share.item
-    policy, _, listed = remat_policy(share).partition(":")
+    policy, _, listed = share.cfg.model.remat.partition(":")
     remat = policy != "none"
     again = policy in ("full", "offload") or (policy == "save" and "attn_out" not in listed.split(","))
     sums = layers * (4 + again)

@@ -94,7 +94,7 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
     layout = sharding.layout(changed.mesh, mesh, specs)
     sharding.check_batch(changed.train.global_batch_size, changed.train.microbatches, layout)
     sharding.check_sequence(changed.data.seq_len, layout)
-    estimate = analytic.estimate(changed, sizes, topology.platform)
+    estimate = analytic.estimate(changed, sizes)
     moved = links.bytes_by_link(estimate.collectives, sizes, topology.devices_per_slice)
     sent = sum(one.bytes_per_chip for one in estimate.collectives)
     # The next product waits for a tensor-parallel collective, while a parameter can be gathered ahead of its use.

@@ -56,16 +56,22 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         _, found = compiled.compile_and_read(lowered, dict(mesh.shape))
         result = {"compiled": asdict(found)}
     except jax.errors.JaxRuntimeError as error:
-        match = re.search(r"total memory required[^(]*\(([\d.]+)([KMGTB])\)", str(error))
-        if not match:
+        needed = out_of_memory_bytes(str(error))
+        if needed is None:
             return {"error": str(error).splitlines()[0][:500]}
-        result = {"out_of_memory_bytes": int(float(match[1]) * UNITS[match[2]])}
+        result = {"out_of_memory_bytes": needed}
     result["versions"] = versions
     from bigjax.json_files import write_json
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     return result | {"cached": False}
+
+
+def out_of_memory_bytes(message: str) -> int | None:
+    """Return the bytes that the TPU compiler says it could not place; None for another message."""
+    match = re.search(r"total memory required[^(]*\(([\d.]+)([KMGTB])\)", message)
+    return int(float(match[1]) * UNITS[match[2]]) if match else None
 
 
 def _version(package: str) -> str | None:

@@ -102,11 +102,19 @@ class Compilation:
         """End the compilation."""
         self._child.kill()
         self._child.wait()
+        self._read()
+
+    def _read(self) -> tuple[str, str]:
+        """Return what the child answered and what it said, and close both files."""
+        texts = []
+        for file in (self._answered, self._said):
+            with file:
+                file.seek(0)
+                texts.append(file.read())
+        return texts[0], texts[1]
 
     def _finish(self) -> Outcome:
-        for file in (self._answered, self._said):
-            file.seek(0)
-        out, err = self._answered.read(), self._said.read()
+        out, err = self._read()
         seconds = time.monotonic() - self._start
         if self._child.returncode < 0:
             name = signal.Signals(-self._child.returncode).name

@@ -47,7 +47,7 @@ class Planner:
     def judge(self, cfg: Config, outcome: Outcome | None) -> dict[str, Any]:
         """Return the report of a compilation, or of the analytic model if there was none."""
         built = self._program(cfg)
-        estimate = analytic.estimate(cfg, dict(built.mesh.shape), self.topology.platform)
+        estimate = analytic.estimate(cfg, dict(built.mesh.shape))
         found = report.build(built, self.topology, estimate, outcome, config=self.source, run_tokens=self.run_tokens)
         return found | self._verdict(cfg, found)
 
@@ -57,10 +57,11 @@ class Planner:
 
     def _verdict(self, cfg: Config, found: dict[str, Any]) -> dict[str, Any]:
         needed, has = found["hbm_bytes_per_chip_needed"], found["hbm_bytes_per_chip"]
+        source = found["source"]["memory"]
         if found["fits"]:
-            verdict = f"FITS: {gib(needed)} of {gib(has)} a chip, {gib(has - needed)} to spare [{found['source']['memory']}]"
+            verdict = f"FITS: {gib(needed)} of {gib(has)} a chip, {gib(has - needed)} to spare [{source}]"
             return {"verdict": verdict, "advice": []}
-        verdict = f"DOES NOT FIT: needs {gib(needed)} a chip, which has {gib(has)} [{found['source']['memory']}]"
+        verdict = f"DOES NOT FIT: needs {gib(needed)} a chip, which has {gib(has)} [{source}]"
         return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed)}
 
 

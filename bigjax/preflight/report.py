@@ -5,14 +5,16 @@ Units are in the keys. "chip" means a physical chip, which may be several device
 Keys: `schema_version`, `config`, `fingerprint`, `topology`, `num_slices`, `chips`, `devices`, `mesh` (axis -> size),
 `source` {memory, flops, traffic} ("compiler" or "analytic"), `uncounted_calls` (kernels whose FLOPs the compiler does
 not state), `versions`, `compile_s`;
-`fits` (null if the compiler failed), `verdict`, `advice` [{change, saves_bytes_per_chip, fits, source}];
+`fits`, `verdict`, `advice` [{change, saves_bytes_per_chip, fits, source}];
 `hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`, `optimizer_bytes_per_chip`,
 `gradient_bytes_per_chip` (analytic), `temporary_bytes_per_chip` (gradients and activations included),
 `program_bytes_per_chip`, `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence], `notes`;
-`params_total`, `params_non_embedding`, `model_flops_per_step`, `compiled_flops_per_step`, `recompute_ratio`;
+`params_total`, `params_non_embedding`;
+`model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
-`seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` and `step_seconds_estimate` {low, mid, high};
+`seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
+`step_seconds_estimate` {low, mid, high}, all null where there are no figures for the devices;
 `tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `tokens_per_s`, `days`, `chip_hours` (at the estimate's
 middle).
 """
@@ -47,7 +49,7 @@ def build(
     config: str,
     run_tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Return the plan; `outcome` is None for the analytic model alone."""
+    """Return the plan; `outcome` is None for the analytic model alone, and no failure."""
     cfg, per_chip = program.cfg, topology.num_devices // topology.num_chips
     compiled = outcome.compiled if outcome else None
     report: dict[str, Any] = {
@@ -67,7 +69,6 @@ def build(
         "versions": (outcome.versions if outcome else None) or {},
         "compile_s": compiled.compile_s if compiled else None,
         "uncounted_calls": compiled.uncounted_calls if compiled else [],
-        "failure": outcome.failure if outcome else None,
     }
     report |= _memory(program, topology, estimate, outcome, per_chip)
     report |= _sharding(program, per_chip)
@@ -96,7 +97,7 @@ def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: O
     hbm = topology.chip.hbm_bytes
     fits = needed * per_chip <= hbm and not (outcome and outcome.out_of_memory_bytes)
     return {
-        "fits": None if outcome and outcome.failure else fits,
+        "fits": fits,
         "hbm_bytes_per_chip_needed": needed * per_chip,
         "hbm_bytes_per_chip": hbm,
         "params_bytes_per_chip": params * per_chip,

@@ -1,0 +1,202 @@
+"""`experiments.plan` as a user calls it: the page, the JSON, the exit status, and one sentence for each mistake."""
+
+import json
+import re
+import sys
+from typing import Any
+
+import pytest
+
+from bigjax import sharding
+from bigjax.config import Config
+from bigjax.preflight import devices, report
+from bigjax.strict import from_dict
+from experiments import cli, config_source, plan
+from tests.commands import ROOT, TINY, Commands, rows, shared_cache
+
+LLAMA = "--config=configs/llama.py:8b"
+
+
+@pytest.fixture
+def call(tmp_path_factory, monkeypatch, capsys):
+    """Call the command in this process; return exit status, stdout and stderr."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache(tmp_path_factory)))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        argv = ["plan", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        status = 0
+        try:
+            cli.main(plan.main, doc=plan.__doc__, define_flags=plan.define_flags, argv=argv)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def documented_keys() -> set[str]:
+    """Return the keys that the module's documentation promises; those inside braces belong to lists."""
+    text = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", report.__doc__ or "")
+    return set(re.findall(r"`(\w+)`", text))
+
+
+def test_analytic_plan_is_one_page_and_the_same_as_json(call, tmp_path):
+    out = tmp_path / "new" / "plan.json"
+    status, page, _ = call(LLAMA, "--topology=v5p:8x8x4", "--analytic", "--tokens=2e11", f"--out={out}")
+    found = json.loads(out.read_text())
+    assert status == 0 and found["fits"] and len(page.splitlines()) < 60
+    assert documented_keys() == set(found)
+    assert found["params_total"] == 8_030_261_248 and f"{8_030_261_248:,}" in page
+    assert (found["chips"], found["mesh"]["fsdp"], found["num_slices"]) == (256, 256, 1)
+    # 512 rows of 8,192 tokens.
+    assert found["tokens_per_step"] == 2**22 and found["steps"] == -(-2e11 // 2**22)
+    assert set(found["source"].values()) == {"analytic"} and found["compile_s"] is None
+    assert found["days"] * 24 * 256 == pytest.approx(found["chip_hours"])
+    assert found["tokens_per_s"] == pytest.approx(2**22 / found["step_seconds_estimate"]["mid"])
+    for name in ("FITS", "memory per chip", "sharding", "traffic", "roofline", "MFU at most", "chip-hours"):
+        assert name in page
+
+
+def test_compiled_plan_of_virtual_devices(call, tmp_path):
+    out = tmp_path / "plan.json"
+    asked = (*TINY, "--config.mesh.fsdp=2", "--config.mesh.data=2", "--topology=cpu:4", f"--out={out}")
+    status, page, _ = call(*asked)
+    found = json.loads(out.read_text())
+    assert status == 0 and found["fits"], page
+    assert found["source"] == {"memory": "compiler", "flops": "compiler", "traffic": "compiler"}
+    assert found["largest_buffers"] and found["versions"]["jax"] and found["compile_s"] > 0
+    assert found["seconds"] is None and "no figures for this device" in page
+    first_compile_s = found["compile_s"]
+    call(*asked)
+    assert json.loads(out.read_text())["compile_s"] == first_compile_s  # from the cache
+
+
+def test_too_large_a_model_says_what_would_help(call, tmp_path):
+    out = tmp_path / "plan.json"
+    status, page, _ = call(
+        "--config=configs/llama.py:70b", "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=16",
+        f"--out={out}",
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert status == 5 and not found["fits"] and "DOES NOT FIT: needs" in page
+    assert found["hbm_bytes_per_chip_needed"] > 4 * found["hbm_bytes_per_chip"]
+    assert found["advice"] and not any(advice["fits"] for advice in found["advice"])
+    assert "--config.model.attention=splash saves" in page
+
+
+def test_advice_keeps_its_promise(call, tmp_path):
+    out = tmp_path / "plan.json"
+    base = ("--config=configs/gpt.py:d12", "--topology=v5e:4x4", "--analytic", f"--out={out}")
+    assert call(*base)[0] == 5
+    found = json.loads(out.read_text())
+    enough = [advice for advice in found["advice"] if advice["fits"]]
+    assert enough
+    for advice in enough:
+        assert call(*base, *advice["change"].split())[0] == 0, advice
+        needed = json.loads(out.read_text())["hbm_bytes_per_chip_needed"]
+        assert found["hbm_bytes_per_chip_needed"] - needed == advice["saves_bytes_per_chip"]
+
+
+def test_a_parameter_that_a_broken_rule_leaves_whole_is_named(call, monkeypatch):
+    monkeypatch.setattr(sharding, "PARAM_RULES", {**sharding.PARAM_RULES, "embed": ()})
+    status, _, err = call(LLAMA, "--topology=v5e:4x4", "--analytic")
+    assert status == 3
+    assert re.search(r"^error: blocks/attn/k \([\d.]+ MiB\) would be whole on every device although mesh.fsdp=16", err)
+
+
+def test_a_mesh_axis_that_splits_nothing_is_named(call, monkeypatch):
+    rules = {axis: tuple(a for a in mesh_axes if a != "tensor") for axis, mesh_axes in sharding.PARAM_RULES.items()}
+    monkeypatch.setattr(sharding, "PARAM_RULES", rules)
+    asked = ("--config.mesh.fsdp=4", "--config.mesh.tensor=4", "--topology=v5e:4x4", "--analytic")
+    status, page, _ = call("--config=configs/llama.py:1b", *asked)
+    assert status == 3 and "silent replication: mesh.tensor=4 splits nothing" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((LLAMA,), "--topology is missing"),
+        ((LLAMA, "--topology=v9:2x2"), "there is no chip 'v9'"),
+        ((LLAMA, "--topology=v5p:8x8"), "v5p:8x8 has 2 sizes and v5p needs 3"),
+        ((LLAMA, "--topology=v5e:64x64"), "has 4096 chips and v5e has at most 256"),
+        ((LLAMA, "--topology=cpu:0"), "write cpu:N"),
+        ((LLAMA, "--topology=v5e:4x4", "--tokens=-1"), "--tokens=-1 must be above 0"),
+        ((LLAMA, "--topology=v5e:4x4", "--sweep_chips=4,x"), "--sweep_chips=4,x is not a list of numbers"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32 = 32, but there are 16"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows, not"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--search"), "leave --analytic out"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare=configs/lama.py"), "there is no config file"),
+        ((LLAMA, "--topology=h100:2x8", "--analytic", "--num_slices=2"), "num_slices=2 is for TPUs"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--out=/dev/null/x.json"), "/x.json cannot be written"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(call, arguments, message):
+    status, _, err = call(*arguments)
+    assert status == 2
+    assert err.startswith("error: ") and message in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("topology", "extra"), [("v5e:4x4", "plan-tpu"), ("h100:2x8", "plan-gpu")])
+def test_a_missing_compiler_is_a_sentence_with_the_command(call, monkeypatch, topology, extra):
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    status, _, err = call(LLAMA, f"--topology={topology}")
+    assert status == 2 and f"pip install 'bigjax[{extra}]'" in err and "--analytic" in err
+
+
+def test_two_configs_side_by_side(call, tmp_path):
+    out = tmp_path / "both.json"
+    status, page, _ = call(LLAMA, "--topology=v5p:8x8x4", "--analytic", "--compare=configs/llama.py:1b", f"--out={out}")
+    a, b = json.loads(out.read_text())["plans"]
+    assert status == 0 and (a["config"], b["config"]) == ("configs/llama.py:8b", "configs/llama.py:1b")
+    row = next(line for line in page.splitlines() if line.startswith("params_total"))
+    assert row.split()[-1] == f"{1_235_814_400 / 8_030_261_248:.3f}"
+
+
+def test_chips_are_swept_as_a_table_and_a_picture(call, tmp_path):
+    out = tmp_path / "scale.json"
+    status, table, _ = call(LLAMA, "--topology=v5p:4x4x4", "--analytic", "--sweep_chips=16,64,256", f"--out={out}")
+    found = json.loads(out.read_text())
+    assert status == 0 and out.with_suffix(".png").stat().st_size > 10_000
+    assert [(row["scaling"], row["chips"], row["global_batch_size"]) for row in found] == [
+        ("weak", 16, 128), ("weak", 64, 512), ("weak", 256, 2048),
+        ("strong", 16, 512), ("strong", 64, 512), ("strong", 256, 512),
+    ]  # fmt: skip
+    weak, strong = found[:3], found[3:]
+    # More chips hold less of the state each; with strong scaling also fewer rows.
+    for some in (weak, strong):
+        needed = [row["hbm_bytes_per_chip_needed"] for row in some]
+        assert needed == sorted(needed, reverse=True)
+    assert weak[2]["step_seconds_estimate"] == pytest.approx(weak[0]["step_seconds_estimate"], rel=0.01)
+    assert strong[2]["step_seconds_estimate"] < strong[0]["step_seconds_estimate"] / 8
+    assert len(table.splitlines()) == 1 + 6 + 2
+
+
+def test_a_preset_is_a_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    preset: dict[str, Any] = {"config": "configs/llama.py:8b", "changes": {"mesh.fsdp": 64, "model.remat": "dots"}}
+    path = tmp_path / "preset.json"
+    path.write_text(json.dumps(preset))
+    cfg = from_dict(Config, config_source.load(str(path)))
+    assert (cfg.mesh.fsdp, cfg.model.remat, cfg.model.num_layers) == (64, "dots", 32)
+    path.write_text(json.dumps({**preset, "changes": {"mesh.fspd": 64}}))
+    with pytest.raises(cli.UserError, match=r"changes what configs/llama\.py:8b does not have"):
+        config_source.load(str(path))
+    path.write_text("[]")
+    with pytest.raises(cli.UserError, match="is not a preset"):
+        config_source.load(str(path))
+
+
+def test_training_plans_its_own_step_first(tmp_path, tmp_path_factory):
+    commands = Commands(shared_cache(tmp_path_factory))
+    workdir = tmp_path / "run"
+    done = commands.run("experiments.train", *TINY, "--plan", f"--workdir={workdir}")
+    assert "FITS: " in done.stderr and "memory per chip [compiler]" in done.stderr
+    commands.run("experiments.train", *TINY, f"--workdir={tmp_path / 'plain'}")
+    losses = [
+        [row["train/loss"] for row in rows(path) if "train/loss" in row] for path in (workdir, tmp_path / "plain")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
