@@ -98,9 +98,9 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         if plan:
             from bigjax.preflight import page, planner
 
-            train_step, report = planner.of_traced(cfg, traced, mesh, str(workdir))
-            say(page.render(report))
-            if status := planner.exit_code(report):
+            train_step, planned = planner.of_traced(cfg, traced, mesh, str(workdir))
+            say(page.render(planned))
+            if status := planner.exit_code(planned):
                 return status
         folder.open(cfg)
         if jax.process_index() == 0:

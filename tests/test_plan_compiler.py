@@ -135,3 +135,20 @@ def test_devices_at_hand_have_a_topology():
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert topology.chip.hbm_bytes * 8 == pytest.approx(memory, abs=8)
     assert devices.parse("cpu:8") == topology
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_the_compiler_does_not_undo_rematerialisation(layers):
+    """Forward, recomputed and backward products: 4 of each matrix but the last of a layer, for 3 without remat."""
+    _, mesh = mesh_of(1)
+
+    def flops(remat: str) -> int:
+        cfg = replace(CFG, model={"layers": layers, "remat": remat})
+        built = program.build(cfg, mesh)
+        return compile_and_read(built.trace().lower(), dict(mesh.shape))[1].flops
+
+    model, tokens = CFG.model, 16 * 32
+    heads = model.num_heads * model.head_dim
+    # q, k, v, o and up; scores and mixed values are products with 32 keys a token.
+    block = 2 * tokens * (4 * model.d_model * heads + model.d_model * model.d_ff + 2 * 32 * heads)
+    assert flops("full") - flops("none") == 2 * block

@@ -6,6 +6,7 @@ it, or use all memory, so nothing else happens here.
 
 import hashlib
 import json
+import os
 import re
 import sys
 from dataclasses import asdict
@@ -47,14 +48,14 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     text = lowered.as_text()
     versions = {name: version for name in PACKAGES if (version := _version(name))}
-    named = [text, request["topology"], request["num_slices"], str(jax.config.jax_optimization_level), versions]
+    named = [text, request["topology"], request["num_slices"], os.environ.get("JAX_OPTIMIZATION_LEVEL", ""), versions]
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
     path = Path(request["cache"], f"{key}.json")
     if path.is_file():
         return json.loads(path.read_text()) | {"cached": True}
     try:
         _, found = compiled.compile_and_read(lowered, dict(mesh.shape))
-        result = {"compiled": asdict(found)}
+        result: dict[str, Any] = {"compiled": asdict(found)}
     except jax.errors.JaxRuntimeError as error:
         needed = out_of_memory_bytes(str(error))
         if needed is None:
