@@ -120,6 +120,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
             chosen = [row for row in rows if row["scaling"] == kind and not row["problem"]]
             panel.plot([row["chips"] for row in chosen], [value(row) for row in chosen], marker, label=kind)
         panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.set_ylim(bottom=0)
         panel.set_xlabel("chips")
         panel.set_ylabel(label)
