@@ -27,22 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.experimental import topologies
 
-from bigjax import models, optim, sharding, step
+from bigjax import sharding
 from bigjax.config import MESH_AXES, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.preflight import analytic, hlo_collectives, hlo_text
+from bigjax.preflight import analytic, devices, program, report
+from bigjax.preflight.compiled import compile_and_read
 
 TABLE = Path(__file__).with_suffix(".json")
-LIBTPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-"""What lets `libtpu` load where there is no TPU, and next to another process that has loaded it."""
-
 GPT: dict[str, Any] = {"num_heads": 8, "positions": "learned", "norm": "layernorm", "activation": "gelu_tanh"}
 LLAMA: dict[str, Any] = {
     "num_heads": 8,
@@ -163,30 +154,17 @@ HELD_OUT: dict[str, Config] = {
 CASES = READ | HELD_OUT
 
 
-def compiled_figures(cfg: Config, devices: list[Any]) -> dict[str, Any]:
-    """Compile the training step for `devices`, which need not be attached, and return its figures for one of them."""
-    mesh = sharding.make_mesh(cfg.mesh, devices)
-    model = models.build(cfg.model)
-    layout = sharding.layout(cfg.mesh, mesh, model.specs)
-    tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
-    state = step.abstract_state(cfg, model, tx, layout, mesh)
-    where = sharding.batch_sharding(mesh, 2)
-    shape = (cfg.train.global_batch_size, cfg.data.seq_len)
-    kinds = dict.fromkeys(("tokens", "targets", "segments", "positions"), jnp.int32) | {"weights": jnp.float32}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in kinds.items()}
-    with jax.set_mesh(mesh):
-        train_step = step.make_train_step(cfg, model, tx, layout)
-        compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
-    sizes, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    assert sizes is not None and cost is not None and text is not None
-    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    stored = (prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    sent = hlo_collectives.collectives(hlo_text.parse(text), dict(mesh.shape))
+def compiled_figures(cfg: Config) -> dict[str, Any]:
+    """Compile the training step for chips that need not be attached, and return its figures for one of them."""
+    mesh = sharding.make_mesh(cfg.mesh, chips(cfg))
+    built = program.build(cfg, mesh)
+    compiled, found = compile_and_read(built.trace().lower(lowering_platforms=("tpu",)), dict(mesh.shape))
+    comparable = cfg.model.layers == "unroll" and cfg.train.microbatches == 1
     return {
-        "state_bytes": sum(stored),
-        "total_bytes": held + sizes.temp_size_in_bytes,
-        "sent_bytes": sum(collective.bytes_per_chip for collective in sent),
-        "flops": cost["flops"] if cfg.model.layers == "unroll" and cfg.train.microbatches == 1 else None,
+        "state_bytes": report.state_bytes(built.state),
+        "total_bytes": found.needed_bytes - found.code_bytes,
+        "sent_bytes": sum(collective.bytes_per_chip for collective in found.collectives),
+        "flops": compiled.cost_analysis()["flops"] if comparable else None,
     }
 
 
@@ -205,12 +183,11 @@ def estimated_figures(cfg: Config) -> dict[str, Any]:
     }
 
 
-def devices(cfg: Config) -> list[Any]:
+def chips(cfg: Config) -> list[Any]:
     """Return as many v5e chips as the mesh has, in its number of slices; they need not exist."""
     slices = cfg.mesh.slice
-    name = "v5e:2x4" if slices == 1 else "v5e:2x2"
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
-    return list(topology.devices)[: prod(mesh_sizes(cfg).values())]
+    topology = devices.parse("v5e:2x4" if slices == 1 else "v5e:2x2", slices)
+    return devices.of(topology)[: prod(mesh_sizes(cfg).values())]
 
 
 def mesh_sizes(cfg: Config) -> dict[str, int]:
@@ -255,12 +232,12 @@ def main() -> None:
         compiled = {entry["case"]: entry["compiled"] for entry in json.loads(TABLE.read_text())}
         rows = [row(name, compiled[name]) for name in CASES]
     else:
-        os.environ.update(LIBTPU_ENVIRONMENT)
+        os.environ.update(devices.ENVIRONMENT["tpu"])
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_optimization_level", "O0")
         rows = []
         for name, cfg in CASES.items():
-            rows.append(row(name, compiled_figures(cfg, devices(cfg))))
+            rows.append(row(name, compiled_figures(cfg)))
             jax.clear_caches()
     for entry in rows:
         print(json.dumps(entry))

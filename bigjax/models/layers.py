@@ -26,10 +26,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 def _normalise_primal(x: jax.Array, scale: jax.Array, eps: float, centre: bool) -> jax.Array:
-    """Both norms, with a gradient of its own that keeps only x and one or two numbers a row.
-
-    On 2 CPU cores and JAX 0.12 that made a byte-level step 1.07 times as fast as automatic differentiation.
-    """
+    """Both norms, with a gradient of its own that keeps only x and one or two numbers a row."""
     return _normalise_forward(x, scale, eps, centre)[0]
 
 
