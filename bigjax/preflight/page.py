@@ -62,7 +62,7 @@ def _memory(report: dict[str, Any]) -> list[str]:
         ("parameters", "params_bytes_per_chip", "exact"),
         ("optimizer state", "optimizer_bytes_per_chip", "exact"),
         ("temporaries", "temporary_bytes_per_chip", source),
-        ("  of them gradients", "gradient_bytes_per_chip", "analytic"),
+        ("  of them gradients", "gradient_bytes_per_chip", "exact"),
         ("program", "program_bytes_per_chip", source),
         ("needed", "hbm_bytes_per_chip_needed", source),
         ("the chip has", "hbm_bytes_per_chip", "data sheet"),

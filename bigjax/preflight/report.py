@@ -7,7 +7,7 @@ Keys: `schema_version`, `config`, `fingerprint`, `topology`, `num_slices`, `chip
 not state), `versions`, `compile_s`;
 `fits`, `verdict`, `advice` [{change, saves_bytes_per_chip, fits, source}];
 `hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`, `optimizer_bytes_per_chip`,
-`gradient_bytes_per_chip` (analytic), `temporary_bytes_per_chip` (gradients and activations included),
+`gradient_bytes_per_chip` (like the parameters), `temporary_bytes_per_chip` (gradients and activations included),
 `program_bytes_per_chip`, `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence], `notes`;
 `params_total`, `params_non_embedding`;
@@ -102,7 +102,7 @@ def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: O
         "hbm_bytes_per_chip": hbm,
         "params_bytes_per_chip": params * per_chip,
         "optimizer_bytes_per_chip": optimizer * per_chip,
-        "gradient_bytes_per_chip": estimate.gradient_bytes * per_chip,
+        "gradient_bytes_per_chip": state_bytes(state.params) * per_chip,
         "temporary_bytes_per_chip": temporary * per_chip,
         "program_bytes_per_chip": program_bytes * per_chip,
         "largest_buffers": compiled.largest_buffers if compiled else [],

@@ -43,7 +43,7 @@ class SearchTable:
         """Return what was tried and the Pareto front of memory against time as text."""
         lines = [
             f"{found.considered} candidates, {found.pruned} too large by the analytic model, "
-            f"{len(found.tried)} compiled in {found.seconds:.0f} s"
+            f"{len(found.tried)} compiled quickly in {found.seconds:.0f} s"
         ]
         failures = [one for one in found.tried if one.outcome.failure]
         lines += [f"  {flags(one.candidate.changes)}: {one.outcome.failure}" for one in failures]
