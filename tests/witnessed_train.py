@@ -26,7 +26,7 @@ def main() -> None:
     record, *orders = sys.argv[1:split]
     sys.argv[1:] = sys.argv[split + 1 :]
     if orders == ["stream"]:
-        train.run = lambda cfg, workdir, profile: record_stream(cfg, Path(record))
+        train.run = lambda cfg, workdir, profile, **how: record_stream(cfg, Path(record))
     else:
         witness_batches(Path(record))
         for order in orders:
