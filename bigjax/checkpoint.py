@@ -1,5 +1,11 @@
 """Saving a run and finding it again: train state, data position and identity, together in one step folder."""
 
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -8,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
+from bigjax import checkpoint_digests as digests
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
 
@@ -19,6 +26,12 @@ Path_ = tuple[str, ...]
 
 MAX_LINES = 20
 """The most differences an error lists."""
+
+REMOVING = ".removing"
+"""What the name of a step folder ends with while it is deleted."""
+
+MAX_REASON = 300
+"""The most characters of an error of the file system that a sentence quotes."""
 
 
 class CheckpointMismatch(UserError):
@@ -38,29 +51,47 @@ class Restored(Generic[State]):
 class Checkpoints:
     """The checkpoints of one run, `folder/<step>`. Every process of the run calls every method, in the same order.
 
-    Reading writes nothing: an evaluation may look into the folder of a run that is still training.
-    A checkpoint whose writing was cut short is in no list; the next save removes its remains.
+    A checkpoint is complete, and in a list, from the moment its digests are written: last of all, by process 0, in the
+    background, as soon as the files of all processes are in place. Only then are older ones removed, so that at any
+    moment a kill leaves the newest complete one. The remains of a save that was cut short are removed by the next save
+    while Orbax still calls them temporary; later they cannot be told from a checkpoint whose digests were lost, and are
+    set aside by the next `restore` or `save`: renamed to `<step>.damaged`, never deleted.
     """
 
     def __init__(self, folder: Path, cfg: CheckpointConfig):
         self.folder = Path(folder).absolute()
         self._cfg = cfg
         self._writer: ocp.training.Checkpointer | None = None
-        self._pending: ocp.AsyncResponse[bool] | None = None
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        if error[0] is None:
+            self.close()
+            return
+        # The error under way is the one to show, and the other processes may not get here to be waited for.
+        if self._pending is not None and (failed := self._pending.exception()):
+            _warn(f"the last checkpoint could not be saved: {failed}")
+        self.recover()
+        self._background.shutdown()
 
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints, ascending."""
-        return _steps(self.folder)
+        return digests.complete_steps(self.folder)
 
     def latest(self) -> int | None:
         """Return the newest step with a complete checkpoint, or None."""
         return max(self.steps(), default=None)
+
+    def resumable(self) -> bool:
+        """Return whether the run has anything to continue from, be it damaged.
+
+        A single step folder without digests is nothing: that is how a kill during the first save leaves the folder.
+        """
+        return bool(self.steps()) or len(digests.all_steps(self.folder)) > 1
 
     def should_save(self, step: int) -> bool:
         """Return whether `every_steps` asks for a checkpoint after `step` steps."""
@@ -77,29 +108,35 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return
-        self._pending = self._open().save_checkpointables_async(
+        response = self._open().save_checkpointables_async(
             step,
             {"state": state},
             force=True,
             custom_metadata={"data_state": data_state, "identity": identity},
         )
+        if response is None:
+            raise RuntimeError(f"Orbax declined to save step {step}")
+        self._pending = self._background.submit(self._complete, step, response)
         if not self._cfg.asynchronous:
             self.wait()
 
     def restore(self, abstract_state: State, step: int | None = None) -> Restored[State]:
-        """Load checkpoint `step` (default: the newest) onto the shardings of `abstract_state`.
+        """Load checkpoint `step` (default: the newest that is sound) onto the shardings of `abstract_state`.
 
         `abstract_state` is a pytree of `jax.ShapeDtypeStruct` with shardings; the mesh, the number of devices and the
-        number of processes may differ from those that saved. Values come back bit for bit.
+        number of processes may differ from those that saved. Values come back bit for bit. Process 0 first reads every
+        byte of the checkpoint to compare its digests. Without `step`, damaged or incomplete checkpoints newer than the
+        one used are set aside, with a sentence on stderr each; if none is sound, nothing is renamed.
 
         Raises:
-            UserError: there is no such checkpoint.
+            UserError: there is no such checkpoint, or it is damaged, or all are; the message lists what is wrong.
             CheckpointMismatch: a path, shape or dtype differs.
         """
         from orbax.checkpoint import v1 as ocp
 
         self.wait()
-        step = _existing(self.folder, step)
+        self._close_writer()  # it would still count a step that is set aside
+        step = self._sound(step)
         path = self.folder / str(step)
         saved = ocp.checkpointables_metadata(str(path))
         _require_match(path, saved.metadata["state"], abstract_state)
@@ -108,30 +145,81 @@ class Checkpoints:
         return Restored(step, state, beside["data_state"], beside["identity"])
 
     def wait(self) -> None:
-        """Block until the last save is complete; raise its error if it failed."""
+        """Block until the last save is complete on all processes; raise its error if it failed.
+
+        Raises:
+            OSError: it failed on another process only.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            _raise_together(pending.exception())
+
+    def recover(self) -> None:
+        """Forget a save that failed: the next one starts afresh, and removes its remains."""
+        # Orbax raises the error of the failed save once more, which the caller has seen.
+        with contextlib.suppress(Exception):
+            self._close_writer()
 
     def close(self) -> None:
         """Finish the last save and release the writer's threads."""
         try:
             self.wait()
         finally:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            self._background.shutdown()
+            self._close_writer()
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def _complete(self, step: int, response: "ocp.AsyncResponse[bool]") -> None:
+        """Wait for Orbax; then process 0 adds the digests and removes what is not to be kept. Runs in the background.
+
+        Orbax gives the folder its final name after all processes have written their part.
+        """
+        response.result()
+        if jax.process_index() != 0:
+            return
+        digests.write_digests(self.folder, step)
+        every = self._cfg.keep_every_steps
+        for old in self.steps()[: -self._cfg.keep_last]:
+            if not every or old % every:
+                # Under another name first: a kill half way through must not leave a checkpoint that looks damaged.
+                shutil.rmtree((self.folder / str(old)).rename(self.folder / f"{old}{REMOVING}"))
+
+    def _sound(self, step: int | None) -> int:
+        """Return the newest sound step, or `step` if it is; every process returns, or raises, the same."""
+        if step is not None and step not in self.steps():
+            raise UserError(f"there is no complete checkpoint of step {step} in {self.folder}, only of {self.steps()}")
+        found, problem = -1, f"process 0 found no sound checkpoint in {self.folder}"
+        if jax.process_index() == 0:
+            try:
+                steps = digests.all_steps(self.folder) if step is None else [step]
+                found, unsound = digests.newest_sound(self.folder, steps)
+                for report in unsound:
+                    moved = digests.set_aside(self.folder, report.step)
+                    _warn(f"checkpoint {report}; it is set aside as {moved}, and step {found} is used")
+            except UserError as error:
+                problem = str(error)
+            except OSError as error:
+                found, problem = -1, f"a damaged checkpoint in {self.folder} cannot be set aside: {error}"
+        found = _of_all_processes(found)[0]
+        if found < 0:
+            raise UserError(problem)
+        return found
 
     def _open(self) -> "ocp.training.Checkpointer":
         if self._writer is None:
             from orbax.checkpoint import v1 as ocp
 
+            logging.getLogger("absl").addFilter(_not_an_error_of_orbax)
+            # Nobody lists the folder before it is tidy.
+            _raise_together(self._tidy() if jax.process_index() == 0 else None)
             # Typed Any: Orbax's policies do not match the protocols that its own signature names.
             when: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(self._cfg.every_steps)
-            kept: list[Any] = [ocp.training.preservation_policies.LatestN(self._cfg.keep_last)]
-            if self._cfg.keep_every_steps:
-                kept.append(ocp.training.preservation_policies.EveryNSteps(self._cfg.keep_every_steps))
-            keep: Any = ocp.training.preservation_policies.AnyPreservationPolicy(kept)
+            # Orbax would remove older checkpoints before the new one has its digests.
+            keep: Any = ocp.training.preservation_policies.PreserveAll()
             self._writer = ocp.training.Checkpointer(
                 str(self.folder),
                 save_decision_policy=when,
@@ -140,20 +228,72 @@ class Checkpoints:
             )
         return self._writer
 
+    def _tidy(self) -> OSError | None:
+        """Finish removals that were cut short, and set aside what would be in the way of a step saved again."""
+        try:
+            for path in self.folder.glob(f"*{REMOVING}"):
+                shutil.rmtree(path)
+            for step in sorted(set(digests.all_steps(self.folder)) - set(self.steps())):
+                moved = digests.set_aside(self.folder, step)
+                _warn(f"checkpoint step {step}: {digests.NO_DIGESTS}; set aside as {moved}")
+        except OSError as error:
+            return error
+        return None
+
+
+class LenientSaves:
+    """The saves of a run that goes on when one fails, as on a full or read-only disk; older checkpoints stay.
+
+    Every failure is one sentence to `tell`. Every process of the run calls every method, in the same order.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, tell: Callable[[str], None]):
+        self._checkpoints = checkpoints
+        self._tell = tell
+        self._step = 0
+        self.failures = 0
+        """How many saves have failed; of an asynchronous one it is known after the next `save` or `wait`."""
+        self.last_failed = False
+        """Whether the newest save failed, as far as is known."""
+
+    def save(self, step: int, state: Any, data_state: dict[str, Any], identity: dict[str, Any]) -> None:
+        """Note how the save before ended, then save as `Checkpoints.save` does."""
+        self.wait()
+        self._step, self.last_failed = step, False
+        self._attempt(lambda: self._checkpoints.save(step, state, data_state, identity))
+
+    def wait(self) -> None:
+        """Block until the last save is complete or has failed."""
+        self._attempt(self._checkpoints.wait)
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore make of a full disk
+            self.failures, self.last_failed = self.failures + 1, True
+            reason = next(iter(str(error).splitlines()), "") or repr(error)
+            self._tell(f"warning: the checkpoint of step {self._step} could not be saved: {reason[:MAX_REASON]}")
+            self._checkpoints.recover()
+
 
 def restore_part(folder: Path, part: str, abstract: State) -> tuple[int, State]:
-    """Load one field of the train state, such as `params`, from the newest checkpoint in `folder`, of any run.
+    """Load one field of the train state, such as `params`, from the newest sound checkpoint in `folder`, of any run.
 
-    Returns its step and the field's value on the shardings of `abstract`.
+    Returns its step and the field's value on the shardings of `abstract`. Writes nothing, so the run may still be
+    training: a damaged checkpoint is passed over with a sentence on stderr, one without digests silently. Every process
+    reads every byte to compare the digests.
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no complete checkpoint, or all are damaged.
       CheckpointMismatch: a path, shape or dtype differs.
     """
     from orbax.checkpoint import v1 as ocp
 
     folder = Path(folder).absolute()
-    step = _existing(folder, None)
+    step, unsound = digests.newest_sound(folder, digests.complete_steps(folder))
+    for report in unsound:
+        if jax.process_index() == 0:
+            _warn(f"checkpoint {report}; step {step} is used")
     path = folder / str(step)
     _require_match(path, ocp.checkpointables_metadata(str(path)).metadata["state"][part], abstract)
     context = ocp.Context()
@@ -162,23 +302,32 @@ def restore_part(folder: Path, part: str, abstract: State) -> tuple[int, State]:
         return step, ocp.load_checkpointables(str(path), {"state": {part: abstract}})["state"][part]
 
 
-def _steps(folder: Path) -> list[int]:
-    from orbax.checkpoint import v1 as ocp
-
-    if not folder.is_dir():
-        return []
-    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
+    """Drop what Orbax logs, with a traceback from each of its threads, before it raises the same error."""
+    return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
 
 
-def _existing(folder: Path, step: int | None) -> int:
-    steps = _steps(folder)
-    if not steps:
-        raise UserError(f"there is no complete checkpoint in {folder}")
-    if step is None:
-        return steps[-1]
-    if step not in steps:
-        raise UserError(f"there is no complete checkpoint of step {step} in {folder}, only of {steps}")
-    return step
+def _of_all_processes(value: int) -> list[int]:
+    """Return the `value` of every process, in their order; each waits for the others."""
+    if jax.process_count() == 1:
+        return [value]
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return np.ravel(multihost_utils.process_allgather(np.asarray(value))).tolist()
+
+
+def _raise_together(error: BaseException | None) -> None:
+    """Raise `error`, or OSError if another process has one; every process calls this."""
+    failed = any(_of_all_processes(int(error is not None)))
+    if error is not None:
+        raise error
+    if failed:
+        raise OSError("another process could not write its part or the digests")
+
+
+def _warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def _require_match(path: Path, saved: Any, wanted: Any) -> None:

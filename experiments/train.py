@@ -4,8 +4,13 @@ The run folder holds the resolved config, the environment, metrics, checkpoints 
 same command again continues a run that was cut short, or says that it is complete.
 
 Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite (see nonfinite.json in the run
-folder), or something is silently replicated (with --plan); 5 the step does not fit (with --plan); 130 after Ctrl-C and
-143 after SIGTERM, both with a checkpoint saved.
+folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step does
+not fit (with --plan); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
+
+A checkpoint that cannot be saved, as on a full or read-only disk, does not stop the training: it is reported, counted
+as checkpoint/failed_saves in the metrics, and older checkpoints stay. If it is the last one, there is no result.json;
+the same command continues from the newest checkpoint. A checkpoint found damaged is renamed to STEP.damaged, and the
+next older one is used; if all are damaged, that is bad input.
 """
 
 import dataclasses
@@ -89,7 +94,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
         eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
-        initial, resuming = None, checkpoints.latest() is not None
+        initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
             source = RunFolder(Path(cfg.init_from))
             _, initial = checkpoint.restore_part(source.checkpoints, "params", abstract.params)
@@ -141,6 +146,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
                     writer.write(done, row | speed.read())
 
+            saves, failures = checkpoint.LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)
@@ -163,14 +169,21 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                     with speed.paused():
                         writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
                 if saving:
-                    checkpoints.save(done, state, text.train.state(done), identity)
+                    saves.save(done, state, text.train.state(done), identity)
+                    if stopping or done == total_steps:
+                        saves.wait()  # the last checkpoint is whole before the run is called complete, or stopped
+                    if saves.failures > failures:
+                        failures = saves.failures
+                        writer.write(done, {"checkpoint/failed_saves": failures})
                 if stopping:
                     break
 
-            checkpoints.wait()  # the last checkpoint is whole before the run is called complete, or stopped
             scores = {} if stopping else evaluate(state)
             if scores and not finish.scored(folder, total_steps):
                 writer.write(total_steps, {f"eval/{name}": value for name, value in scores.items()})
+        if saves.last_failed:
+            say(f"the last checkpoint, of step {done}, could not be saved; the same command continues from the newest")
+            return 4
         if stopping:
             say(f"stopped after step {done} with a checkpoint; the same command continues")
             # Of several processes, one that got no signal itself stops with those that did.

@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 import configs
 from bigjax import config, models, optim, params, sharding, step, strict
 from bigjax.config import MESH_AXES, Config
+from bigjax.preflight.observation import COMPILE_QUICKLY, COMPILE_STEP, packed_batch
 from bigjax.preflight.shrink import shrink
 from tests.conftest import mesh_of
 
@@ -31,12 +32,6 @@ MESHES: dict[str, dict[str, Any]] = {
 """`mesh_of` arguments. The first is what the others are compared with."""
 
 ONE_DEVICE, *MANY_DEVICES = MESHES
-
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0}
-"""Halves the seconds a program takes to compile for a CPU; what it sums in which order stays the same."""
-
-COMPILE_STEP = COMPILE_QUICKLY | ({"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {})
-"""Halves them again, where the option exists. It rounds differently on every mesh, so it is not for initial bits."""
 
 
 def discovered() -> dict[str, Config]:
@@ -71,29 +66,6 @@ def abstract_mesh(mesh_cfg: config.MeshConfig, num_devices: int) -> AbstractMesh
     """Return the mesh of devices that do not exist."""
     sizes = sharding.mesh_shape(mesh_cfg, num_devices)
     return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
-
-
-def packed_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random rows of several documents each, with padding at the end and tokens of weight 0 in between.
-
-    As in training, documents are told apart only where `data.document_mask` is set.
-    """
-    rng = np.random.default_rng(seed)
-    rows, length = cfg.train.global_batch_size, cfg.data.seq_len
-    tokens = rng.integers(0, cfg.model.vocab_size, (rows, length + 1), dtype=np.int32)
-    starts = (rng.random((rows, length)) < 4 / length) | (np.arange(length) == 0)
-    ends = rng.integers(3 * length // 4, length + 1, rows)
-    padding = np.arange(length) >= ends[:, None]
-    first = np.maximum.accumulate(np.where(starts, np.arange(length), 0), axis=1)
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "weights": np.where(padding, 0, rng.random((rows, length)) < 0.9).astype(np.float32),
-    }
-    if cfg.data.document_mask:
-        batch["segments"] = np.where(padding, 0, np.cumsum(starts, axis=1)).astype(np.int32)
-        batch["positions"] = (np.arange(length) - first).astype(np.int32)
-    return batch
 
 
 class Program(NamedTuple):
