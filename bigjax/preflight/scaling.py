@@ -104,12 +104,10 @@ def table(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """Draw memory, bytes sent and step time per chip against the number of chips."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    panels = figure.subplots(1, 3)
     quantities = (
         ("memory needed (GiB a chip)", lambda row: row["hbm_bytes_per_chip_needed"] / 2**30),
         ("sent a step (GiB a chip)", lambda row: (row["ici_bytes_per_chip"] + row["dcn_bytes_per_chip"]) / 2**30),
@@ -128,4 +126,3 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     panels[0].legend(title="scaling")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
