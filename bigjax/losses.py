@@ -148,11 +148,11 @@ def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradi
         unscaled = jnp.exp(logits - peak[..., None])
         z = over_vocab(jax.lax.psum, jnp.sum(unscaled, axis=-1))
         log_z = peak + jnp.log(z)
-        is_label = class_V == labels[..., None]
         if apart:
             w_label = _rows(w, labels - class_V[0])
             label_logit = over_vocab(jax.lax.psum, jnp.sum(x * w_label, axis=-1))
         else:
+            is_label = class_V == labels[..., None]
             label_logit = over_vocab(jax.lax.psum, jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1))
         mean_logit = over_vocab(jax.lax.psum, jnp.sum(logits, axis=-1)) / num_classes if smoothing else 0.0
         sums = _sums(log_z, label_logit, mean_logit, weights, smoothing, options.z_loss)

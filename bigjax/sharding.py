@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bigjax.config import BATCH_AXES, MESH_AXES, MeshConfig
+from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig
 from bigjax.errors import UserError
 from bigjax.params import ParamSpec, names
 
@@ -97,6 +97,17 @@ def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding
     outer = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
     grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> jax.sharding.AbstractMesh:
+    """Return the mesh, with all seven axes, of devices that do not exist."""
+    types = (AxisType.Explicit,) * len(MESH_AXES)
+    return jax.sharding.AbstractMesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=types)
+
+
+def axes_of_entry(entry: Any) -> tuple[str, ...]:
+    """Return the mesh axes of one entry of a PartitionSpec."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,18 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     resolved = Layout(sizes, rules, activations)
     notes += _check_replication(cfg, resolved, specs)
     return replace(resolved, notes=tuple(notes))
+
+
+def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
+    """Return the layout of a run on `mesh` (concrete or abstract) after checking that its batch and rows fit too.
+
+    Raises:
+      ShardingError: as in `layout`, `check_batch` and `check_sequence`.
+    """
+    resolved = layout(cfg.mesh, mesh, specs)
+    check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
+    check_sequence(cfg.data.seq_len, resolved)
+    return resolved
 
 
 def _is_large(spec: ParamSpec) -> bool:

@@ -13,7 +13,7 @@ from bigjax import params as param_tree
 from bigjax.config import Config
 from bigjax.models import Model
 from bigjax.objectives import OBJECTIVES, Sums
-from bigjax.sharding import UNSHARDED, Layout
+from bigjax.sharding import UNSHARDED, Layout, axes_of_entry
 
 
 @flax.struct.dataclass
@@ -144,8 +144,7 @@ def _check_sharded(batch: Mapping[str, jax.Array], layout: Layout) -> None:
     expected = layout.over("batch")
     for name, x in batch.items():
         spec = jax.typeof(x).sharding.spec
-        entry = spec[0] if spec else None
-        actual = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        actual = axes_of_entry(spec[0] if spec else None)
         if tuple(axis for axis in actual if layout.sizes.get(axis, 1) > 1) != expected:
             raise ValueError(f"batch array {name} {x.shape} is split over {actual}, not over {expected}")
 

@@ -79,7 +79,7 @@ def equivalence(flag_values: flags.FlagValues) -> int:
         raise UserError("no mesh of these devices fits the shrunk config: the reasons are above")
     report = eq.Report(cli.config_of(sys.argv) or "", tuple(checks), tuple(references))
     print(_verdict(report))
-    _write(flag_values.out, report.as_json())
+    cli.write_out(Path(flag_values.out) if flag_values.out else None, report.as_json())
     return report.exit_code
 
 
@@ -119,18 +119,6 @@ def _verdict(report: Any) -> str:
         return f"SAME as one device: {said}"
     what = bad.differences[0] if bad.differences else bad.reason
     return f"NOT THE SAME as one device: {said}; first on {bad.mesh} in {bad.dtype}: {what}"
-
-
-def _write(out: str | None, value: Any) -> None:
-    from bigjax.json_files import write_json
-
-    if out is None:
-        return
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(out), value)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
 
 
 def define_checkpoint_flags(flag_values: flags.FlagValues) -> None:

@@ -91,6 +91,23 @@ def config_of(argv: Sequence[str]) -> str | None:
     return _take_config(list(argv))[1]
 
 
+def write_out(out: Path | None, value: Any) -> None:
+    """Write the JSON that --out asks for, if it was given, and the folders above it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from bigjax.json_files import write_json
+
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, value)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+
+
 def default_workdir(argv: Sequence[str]) -> str:
     """Return the run folder of a command line without --workdir.
 

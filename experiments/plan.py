@@ -89,19 +89,7 @@ def _show(found: dict[str, Any], other: dict[str, Any] | None, out: Path | None)
     from bigjax.preflight import page
 
     print(page.render(found) if other is None else page.beside(found, other))
-    _write(out, found if other is None else {"plans": [found, other]})
-
-
-def _write(out: Path | None, value: Any) -> None:
-    from bigjax.json_files import write_json
-
-    if out is None:
-        return
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, value)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+    cli.write_out(out, found if other is None else {"plans": [found, other]})
 
 
 def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> int:
@@ -109,7 +97,7 @@ def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> in
 
     rows = scaling.sweep(cfg, planner, counts)
     print(scaling.table(rows))
-    _write(out, rows)
+    cli.write_out(out, rows)
     if out is not None:
         scaling.draw(rows, f"{planner.source} on {planner.topology.chip.name}", out.with_suffix(".png"))
         print(f"picture: {out.with_suffix('.png')}")
@@ -136,7 +124,7 @@ def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int
     if result.best is None:
         print("no plan that was compiled fits; raise --budget_s, or use more chips", file=sys.stderr)
         return 5
-    confirmed = next((f for f in _confirmed(result, planner)), None)
+    confirmed = _confirmed(result, planner)
     if confirmed is None:
         print("no plan fits at the compiler's default level", file=sys.stderr)
         return 5
@@ -146,21 +134,22 @@ def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int
 
     print(f"\n{page.render(found)}\n\nthe best plan found, as flags:\n  {candidates.flags(changes) or '(as it is)'}")
     preset = {"config": planner.source, "topology": found["topology"], "changes": changes}
-    _write(out, found | {"preset": preset, "search": search.as_rows(result)})
+    cli.write_out(out, found | {"preset": preset, "search": search.as_rows(result)})
     if out is not None:
         path = out.with_name(f"{out.stem}-preset.json")
-        _write(path, preset)
+        cli.write_out(path, preset)
         print(f"preset: --config={path}")
     return exit_code(found)
 
 
-def _confirmed(result: Any, planner: Any):
-    """Yield (candidate, report) of the plans that still fit when compiled at the default level, best first."""
+def _confirmed(result: Any, planner: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Return the best (candidate, report) that still fits when compiled at the default level, if any does."""
     for one in result.tried:
         if one.fits:
             found = planner.plan(one.candidate.cfg)
             if found["fits"]:
-                yield one.candidate, found
+                return one.candidate, found
+    return None
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     from bigjax import checkpoint, data, guard, metrics, models, optim, sharding, step
     from bigjax.evaluate.scoring import score
     from bigjax.interrupt import Interrupt, agreed
+    from bigjax.lenient_saves import LenientSaves
     from bigjax.run_folder import RunFolder
     from bigjax.science import flops
     from bigjax.throughput import Profile, Throughput
@@ -78,9 +79,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     # Everything that the user can get wrong fails before the folder is written to and before anything is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
-    layout = sharding.layout(cfg.mesh, mesh, model.specs)
-    sharding.check_batch(batch_size, cfg.train.microbatches, layout)
-    sharding.check_sequence(cfg.data.seq_len, layout)
+    layout = sharding.fit(cfg, mesh, model.specs)
     folder = RunFolder(workdir)
     if folder.complete and strict.fingerprint(folder.load_config()) == strict.fingerprint(cfg):
         say(f"{workdir} is complete: {finish.summary(folder)}")
@@ -146,7 +145,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
                     writer.write(done, row | speed.read())
 
-            saves, failures = checkpoint.LenientSaves(checkpoints, say), 0
+            saves, failures = LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 
 import configs
 from bigjax import config, models, optim, params, sharding, step, strict
-from bigjax.config import MESH_AXES, Config
+from bigjax.config import Config
 from bigjax.preflight.observation import COMPILE_QUICKLY, COMPILE_STEP, packed_batch
 from bigjax.preflight.shrink import shrink
 from tests.conftest import mesh_of
@@ -64,8 +64,7 @@ def shrunk() -> dict[str, Config]:
 
 def abstract_mesh(mesh_cfg: config.MeshConfig, num_devices: int) -> AbstractMesh:
     """Return the mesh of devices that do not exist."""
-    sizes = sharding.mesh_shape(mesh_cfg, num_devices)
-    return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+    return sharding.abstract_mesh(sharding.mesh_shape(mesh_cfg, num_devices))
 
 
 class Program(NamedTuple):
@@ -87,9 +86,7 @@ def program(cfg: Config, mesh_name: str = ONE_DEVICE, tx: optax.GradientTransfor
     mesh_cfg, mesh = mesh_of(**{"allow_replicated": cfg.mesh.allow_replicated, **MESHES[mesh_name]})
     cfg = dataclasses.replace(cfg, mesh=mesh_cfg)
     model = models.build(cfg.model)
-    layout = sharding.layout(mesh_cfg, mesh, model.specs)
-    sharding.check_batch(cfg.train.global_batch_size, cfg.train.microbatches, layout)
-    sharding.check_sequence(cfg.data.seq_len, layout)
+    layout = sharding.fit(cfg, mesh, model.specs)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps) if tx is None else tx
     train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), compiler_options=COMPILE_STEP)
     return Program(mesh, layout, model, tx, train_step)

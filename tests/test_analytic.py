@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh, AxisType
 
 from benchmarks import analytic_memory as benchmark
 from bigjax import models, optim, params, sharding, step
@@ -63,7 +62,7 @@ def real_bytes(tree: Any) -> int:
 def test_state_is_what_the_arrays_take(axes, name):
     cfg = small(axes, optim=OptimConfig(name=name, ema_decay=0.9 if name == "lion" else None))
     sizes = sizes_of(cfg)
-    mesh = AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+    mesh = sharding.abstract_mesh(sizes)
     model = models.build(cfg.model)
     layout = sharding.layout(cfg.mesh, mesh, model.specs)
     state = step.abstract_state(cfg, model, optim.build(cfg.optim, model.specs, 10), layout, mesh)

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from bigjax import models, optim, sharding, step
-from bigjax.checkpoint import Checkpoints, LenientSaves, restore_part
+from bigjax.checkpoint import Checkpoints, restore_part
 from bigjax.checkpoint_digests import DIGESTS, complete_steps, verify
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
+from bigjax.lenient_saves import LenientSaves
 from bigjax.run_folder import RunFolder
 from tests.commands import TINY, Commands, contents, read, rows, shared_cache
 from tests.conftest import mesh_of

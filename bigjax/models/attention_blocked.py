@@ -41,15 +41,21 @@ class _Options:
     softcap: float | None
 
     def blocks(self, seq_len: int) -> list[tuple[int, int, int]]:
-        """Return (first key, first query, end) of every block; at most `MAX_BLOCKS` of at least `MIN_BLOCK` queries.
+        """Return the blocks of `query_blocks`."""
+        return query_blocks(seq_len, block_count(seq_len), self.window)
 
-        The first key is the start of a block too.
-        """
-        count = max(1, min(MAX_BLOCKS, seq_len // MIN_BLOCK))
-        bounds = [seq_len * i // count for i in range(count + 1)]
-        reach = seq_len if self.window is None else self.window - 1
-        first = [max(bound for bound in bounds if bound <= max(0, start - reach)) for start in bounds]
-        return list(zip(first, bounds[:-1], bounds[1:], strict=False))
+
+def block_count(seq_len: int) -> int:
+    """Return how many blocks of queries a row has: at most `MAX_BLOCKS` of at least `MIN_BLOCK`."""
+    return max(1, min(MAX_BLOCKS, seq_len // MIN_BLOCK))
+
+
+def query_blocks(seq_len: int, count: int, window: int | None) -> list[tuple[int, int, int]]:
+    """Return (first key, first query, end) of each of `count` blocks of queries; the first key starts a block too."""
+    bounds = [seq_len * i // count for i in range(count + 1)]
+    reach = seq_len if window is None else window - 1
+    first = [max(bound for bound in bounds if bound <= max(0, start - reach)) for start in bounds]
+    return list(zip(first, bounds[:-1], bounds[1:], strict=False))
 
 
 def _primal(q, k, v, segments_BS, options: _Options) -> jax.Array:

@@ -8,10 +8,10 @@ from typing import Any
 
 from bigjax import models, sharding
 from bigjax.config import BATCH_AXES, Config
-from bigjax.models.attention_blocked import MAX_BLOCKS, MIN_BLOCK
+from bigjax.models.attention_blocked import block_count, query_blocks
 from bigjax.models.attention_kernels import SPLASH_BLOCKS
 from bigjax.params import ParamSpec, names
-from bigjax.sharding import Layout
+from bigjax.sharding import Layout, axes_of_entry
 
 CUDNN_BLOCK = 128
 """Side of the tiles in which FlashAttention on a GPU skips what lies above the diagonal (Dao 2023, section 3.3)."""
@@ -72,7 +72,7 @@ class Share:
 
     def stored_shape(self, spec: ParamSpec) -> tuple[int, ...]:
         """Return the shape of the part of a parameter that this device stores."""
-        entries = [(e,) if isinstance(e, str) else (e or ()) for e in self.layout.param(spec) or ()]
+        entries = [axes_of_entry(entry) for entry in self.layout.param(spec) or ()]
         return tuple(size // self.ways(*entry) for size, entry in zip(spec.shape, entries, strict=True))
 
     def used(self, spec: ParamSpec) -> int:
@@ -84,14 +84,12 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
     """Resolve `cfg` on a mesh with these sizes of the seven axes.
 
     Raises:
-      ShardingError: as `sharding.layout`, `check_batch` and `check_sequence`.
+      ShardingError: as `sharding.fit`.
     """
     model, train = cfg.model, cfg.train
     tree = models.build(model).specs
     mesh: Any = SimpleNamespace(shape=mesh_sizes)
-    layout = sharding.layout(cfg.mesh, mesh, tree)
-    sharding.check_batch(train.global_batch_size, train.microbatches, layout)
-    sharding.check_sequence(cfg.data.seq_len, layout)
+    layout = sharding.fit(cfg, mesh, tree)
 
     def local(size: int, axis: str) -> int:
         return size // prod(mesh_sizes[mesh_axis] for mesh_axis in layout.over(axis))
@@ -123,11 +121,9 @@ def _pairs(cfg: Config) -> list[int]:
     if backend in ("reference", "xla"):
         return [seq_len * seq_len]
     if backend == "blocked":
-        count = max(1, min(MAX_BLOCKS, seq_len // MIN_BLOCK))
+        count = block_count(seq_len)
     else:
         sizes = SPLASH_BLOCKS if backend == "splash" else (CUDNN_BLOCK,)
         count = seq_len // next((size for size in sizes if seq_len % size == 0), seq_len)
-    bounds = [seq_len * i // count for i in range(count + 1)]
-    reach = seq_len if cfg.model.sliding_window is None else cfg.model.sliding_window - 1
-    first = [max(bound for bound in bounds if bound <= max(0, start - reach)) for start in bounds]
-    return [(end - start) * (end - low) for low, start, end in zip(first, bounds, bounds[1:], strict=False)]
+    blocks = query_blocks(seq_len, count, cfg.model.sliding_window)
+    return [(end - start) * (end - first) for first, start, end in blocks]

@@ -1,15 +1,12 @@
 """Changes of a config that leave its maths alone: other meshes, remat, microbatches, loss chunks, attention kernels."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from jax.sharding import AbstractMesh, AxisType
-
-from bigjax import config, models, sharding
-from bigjax.config import BATCH_AXES, MESH_AXES, Config
+from bigjax import config, sharding
+from bigjax.config import BATCH_AXES, Config
 from bigjax.errors import UserError
 from bigjax.preflight import analytic, links, roofline
 from bigjax.preflight.analytic import Estimate
@@ -89,11 +86,6 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
     """
     changed = apply(cfg, changes)
     sizes = sharding.mesh_shape(changed.mesh, topology.num_devices)
-    mesh = abstract_mesh(sizes)
-    specs = models.build(changed.model).specs
-    layout = sharding.layout(changed.mesh, mesh, specs)
-    sharding.check_batch(changed.train.global_batch_size, changed.train.microbatches, layout)
-    sharding.check_sequence(changed.data.seq_len, layout)
     estimate = analytic.estimate(changed, sizes)
     moved = links.bytes_by_link(estimate.collectives, sizes, topology.devices_per_slice)
     sent = sum(one.bytes_per_chip for one in estimate.collectives)
@@ -112,11 +104,6 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
     per_chip = topology.num_devices // topology.num_chips
     found = roofline.roofline(work, topology)
     return Candidate(changes, changed, estimate, found, estimate.total_bytes * per_chip)
-
-
-def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
-    """Return a mesh of devices that do not exist."""
-    return AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
 
 
 def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
@@ -234,5 +221,5 @@ def changed_fields(cfg: Config, changes: Changes) -> Changes:
 def pinned(cfg: Config, topology: Topology) -> Config:
     """Return `cfg` with `mesh.slice` set to the topology's slices, unless the config says otherwise."""
     if topology.num_slices > 1 and cfg.mesh.slice == 1:
-        return dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, slice=topology.num_slices))
+        return config.replace(cfg, mesh={"slice": topology.num_slices})
     return cfg

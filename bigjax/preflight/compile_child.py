@@ -10,12 +10,10 @@ import os
 import re
 import sys
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-GIB = 2**30
-UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
 
 
@@ -34,9 +32,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """
     import jax
 
-    from bigjax import sharding, strict
+    from bigjax import run_folder, sharding, strict
     from bigjax.config import Config
     from bigjax.errors import UserError
+    from bigjax.json_files import write_json
     from bigjax.preflight import compiled, devices, program
 
     cfg = strict.from_dict(Config, request["config"])
@@ -47,7 +46,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except UserError as error:
         return {"error": str(error)}
     text = lowered.as_text()
-    versions = {name: version for name in PACKAGES if (version := _version(name))}
+    versions = run_folder.versions(PACKAGES)
     named = [text, request["topology"], request["num_slices"], os.environ.get("JAX_OPTIMIZATION_LEVEL", ""), versions]
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
     path = Path(request["cache"], f"{key}.json")
@@ -62,8 +61,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             return {"error": str(error).splitlines()[0][:500]}
         result = {"out_of_memory_bytes": needed}
     result["versions"] = versions
-    from bigjax.json_files import write_json
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     return result | {"cached": False}
@@ -73,13 +70,6 @@ def out_of_memory_bytes(message: str) -> int | None:
     """Return the bytes that the TPU compiler says it could not place; None for another message."""
     match = re.search(r"total memory required[^(]*\(([\d.]+)([KMGTB])\)", message)
     return int(float(match[1]) * UNITS[match[2]]) if match else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -103,11 +103,10 @@ def of(topology: Topology) -> list[Any]:
     if topology.platform == "cpu":
         return jax.devices()[: topology.num_devices]
     if topology.platform == "gpu":
-        hosts, per_host = topology.shape
         options: dict[str, Any] = {
             "topology_name": "",
             "target_config": gpu_target_config(topology.chip.name),
-            "topology": f"1x{hosts}x{per_host}",
+            "topology": topology.xla_gpu_name,
         }
         return list(topologies.get_topology_desc(platform="cuda", **options).devices)
     options = {"topology_name": topology.libtpu_name}

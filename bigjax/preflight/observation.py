@@ -116,9 +116,7 @@ class Stage:
         self.cfg = dataclasses.replace(cfg, mesh=mesh_cfg)
         self.mesh = sharding.make_mesh(mesh_cfg, devices)
         self.model = models.build(cfg.model)
-        self.layout = sharding.layout(mesh_cfg, self.mesh, self.model.specs)
-        sharding.check_batch(cfg.train.global_batch_size, cfg.train.microbatches, self.layout)
-        sharding.check_sequence(cfg.data.seq_len, self.layout)
+        self.layout = sharding.fit(self.cfg, self.mesh, self.model.specs)
         self.inner = optim.build(cfg.optim, self.model.specs, cfg.train.steps)
         self.tx = recording(self.inner)
         self._state: Any = None

@@ -36,24 +36,26 @@ class Planner:
         Raises:
           UserError: the config does not fit the mesh, or the compiler failed.
         """
-        self._program(cfg)  # what does not fit the mesh fails before the compiler starts
+        built = self._program(cfg)  # what does not fit the mesh fails before the compiler starts
         if self.analytic:
-            return self.judge(cfg, None)
+            return self._judge(built, None)
         outcome = compiler.start(cfg, self.topology, quick=quick).wait(self.timeout_s)
         if outcome.failure:
             raise UserError(f"{outcome.failure}; --analytic plans without the compiler")
-        return self.judge(cfg, outcome)
+        return self._judge(built, outcome)
 
     def judge(self, cfg: Config, outcome: Outcome | None) -> dict[str, Any]:
         """Return the report of a compilation, or of the analytic model if there was none."""
-        built = self._program(cfg)
-        estimate = analytic.estimate(cfg, dict(built.mesh.shape))
+        return self._judge(self._program(cfg), outcome)
+
+    def _judge(self, built: program.Program, outcome: Outcome | None) -> dict[str, Any]:
+        estimate = analytic.estimate(built.cfg, dict(built.mesh.shape))
         found = report.build(built, self.topology, estimate, outcome, config=self.source, run_tokens=self.run_tokens)
-        return found | self._verdict(cfg, found)
+        return found | self._verdict(built.cfg, found)
 
     def _program(self, cfg: Config) -> program.Program:
         sizes = sharding.mesh_shape(cfg.mesh, self.topology.num_devices)
-        return program.build(cfg, candidates.abstract_mesh(sizes))
+        return program.build(cfg, sharding.abstract_mesh(sizes))
 
     def _verdict(self, cfg: Config, found: dict[str, Any]) -> dict[str, Any]:
         needed, has = found["hbm_bytes_per_chip_needed"], found["hbm_bytes_per_chip"]

@@ -36,12 +36,10 @@ def build(cfg: Config, mesh: Any) -> Program:
     """Check that `cfg` fits `mesh` and describe its step there.
 
     Raises:
-      ShardingError: as in `sharding.layout`, `check_batch` and `check_sequence`.
+      ShardingError: as in `sharding.fit`.
     """
     model = models.build(cfg.model)
-    layout = sharding.layout(cfg.mesh, mesh, model.specs)
-    sharding.check_batch(cfg.train.global_batch_size, cfg.train.microbatches, layout)
-    sharding.check_sequence(cfg.data.seq_len, layout)
+    layout = sharding.fit(cfg, mesh, model.specs)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     state = step.abstract_state(cfg, model, tx, layout, mesh)
     shape = (cfg.train.global_batch_size, cfg.data.seq_len)

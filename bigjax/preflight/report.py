@@ -35,7 +35,7 @@ from bigjax.preflight.compiled import Compiled
 from bigjax.preflight.compiler import Outcome
 from bigjax.preflight.program import Program
 from bigjax.science import flops
-from bigjax.sharding import REPLICATION_LIMIT_BYTES
+from bigjax.sharding import REPLICATION_LIMIT_BYTES, axes_of_entry
 
 SCHEMA_VERSION = 1
 
@@ -116,14 +116,13 @@ def _sharding(program: Program, per_chip: int) -> dict[str, Any]:
         x = stored[name]
         where = [list(axes_of_entry(entry)) for entry in x.sharding.spec]
         where += [[]] * (len(x.shape) - len(where))
-        size = prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize * per_chip
         rows.append(
             {
                 "name": name,
                 "shape": list(spec.shape),
                 "logical_axes": list(spec.axes),
                 "mesh_axes": where,
-                "bytes_per_chip": size,
+                "bytes_per_chip": state_bytes(x) * per_chip,
             }
         )
     return {
@@ -135,11 +134,6 @@ def _sharding(program: Program, per_chip: int) -> dict[str, Any]:
     }
 
 
-def axes_of_entry(entry: Any) -> tuple[str, ...]:
-    """Return the mesh axes of one entry of a PartitionSpec."""
-    return (entry,) if isinstance(entry, str) else tuple(entry or ())
-
-
 def silent_replication(program: Program) -> list[str]:
     """Return a sentence for everything that the mesh repeats on several devices without being told to.
 
@@ -147,10 +141,10 @@ def silent_replication(program: Program) -> list[str]:
     whole; a dimension that its mesh axes do not divide, and that would be padded.
     """
     sizes, problems, used = dict(program.mesh.shape), [], set()
-    for array in param_tree.names(program.batch).values():
+    for array in program.batch.values():
         used |= {axis for entry in array.sharding.spec for axis in axes_of_entry(entry)}
-        missing = [axis for axis in BATCH_AXES if sizes[axis] > 1 and axis not in used]
-        problems += [f"the batch is repeated along mesh.{axis}={sizes[axis]}" for axis in missing]
+    missing = [axis for axis in BATCH_AXES if sizes[axis] > 1 and axis not in used]
+    problems += [f"the batch is repeated along mesh.{axis}={sizes[axis]}" for axis in missing]
     for name, x in param_tree.names(program.state).items():
         entries = [axes_of_entry(entry) for entry in x.sharding.spec]
         used |= {axis for entry in entries for axis in entry}
@@ -164,7 +158,7 @@ def silent_replication(program: Program) -> list[str]:
                 problems.append(f"{name}: a dimension of {dimension} would be padded to split it {ways} ways")
     idle = [axis for axis, size in sizes.items() if size > 1 and axis not in used]
     problems += [f"mesh.{axis}={sizes[axis]} splits nothing: its devices repeat each other's work" for axis in idle]
-    return list(dict.fromkeys(problems))
+    return problems
 
 
 def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Compiled | None, per_chip: int) -> dict:

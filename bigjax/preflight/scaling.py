@@ -9,6 +9,7 @@ from typing import Any
 from bigjax import config
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.preflight import devices
 from bigjax.preflight.chips import PlanError, Topology
 from bigjax.preflight.page import gib
 from bigjax.preflight.planner import Planner
@@ -22,8 +23,6 @@ def of_size(topology: Topology, num_chips: int) -> Topology:
     Raises:
       PlanError: there is no such slice.
     """
-    from bigjax.preflight import devices
-
     if topology.platform == "gpu":
         per_host = min(num_chips, topology.chip.chips_per_host)
         shape = (num_chips // per_host, per_host)
@@ -38,7 +37,7 @@ def of_size(topology: Topology, num_chips: int) -> Topology:
         shape = tuple(sorted(sides))
     if prod(shape) != num_chips:
         raise PlanError(f"--sweep_chips={num_chips} is not a multiple of the {topology.chip.chips_per_host} a host has")
-    return devices.parse(f"{topology.chip.name}:{'x'.join(map(str, shape))}")
+    return devices.parse(devices.name(replace(topology, shape=shape)))
 
 
 def sweep(cfg: Config, planner: Planner, counts: Sequence[int]) -> list[Row]:

@@ -35,7 +35,7 @@ class SearchTable:
             return
         title = f"{len(tried)} compiled, {running} running, {left} left"
         table = Table("plan", "memory a chip", "step s", "bound", title=title)
-        for one in sorted(tried, key=lambda t: (not t.fits, t.rank if t.report else (float("inf"), 0.0)))[:ROWS]:
+        for one in sorted(tried, key=lambda t: t.order)[:ROWS]:
             table.add_row(*_cells(one))
         self._live.update(table, refresh=True)
 
