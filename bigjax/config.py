@@ -57,10 +57,12 @@ class ModelConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = bounded(1e-5, above=0)
-    activation: Literal["gelu", "gelu_tanh", "swiglu", "relu_squared"] = "gelu_tanh"
+    norm_placement: Literal["pre", "post", "sandwich"] = "pre"
+    activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "relu_squared"] = "gelu_tanh"
     bias: Literal["all", "qkv", "none"] = "all"
     tie_embeddings: bool = True
     qk_norm: bool = False
+    attn_scale: float | None = bounded(None, above=0)
     attn_softcap: float | None = bounded(None, above=0)
     final_softcap: float | None = bounded(None, above=0)
     sliding_window: int | None = bounded(None, minimum=1)

@@ -78,8 +78,13 @@ def maths(cfg: Any) -> dict[str, Any]:
 
 
 def fingerprint(cfg: Any) -> str:
-    """Return 16 hexadecimal characters that two configs share exactly when their maths fields agree."""
-    canonical = json.dumps(maths(cfg), sort_keys=True, separators=(",", ":"))
+    """Return 16 hexadecimal characters that two configs share exactly when their maths fields agree.
+
+    Fields at their default are left out, so that a new field does not change the identity of what ran before it.
+    """
+    defaults = {leaf.path: leaf.value for leaf in leaves(type(cfg)())}
+    changed = [leaf for leaf in leaves(cfg) if not leaf.plumbing and leaf.value != defaults[leaf.path]]
+    canonical = json.dumps(_nest(changed), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

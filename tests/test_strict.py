@@ -185,8 +185,13 @@ class _Outer:
 
 
 def test_fingerprint_is_the_hash_of_canonical_json():
-    # printf %s '{"inner":{"names":["\u00e9"],"rate":0.1},"kind":"a","limit":null}' | sha256sum
-    assert strict.fingerprint(_Outer()) == "b5856dbcba1f2b2f"
+    # printf %s '{"inner":{"names":["\u00e8","b"],"rate":0.2},"kind":"b"}' | sha256sum
+    assert strict.fingerprint(_Outer(_Inner(0.2, ("è", "b"), "elsewhere"), "b")) == "aae984617895d143"
+
+
+def test_fingerprint_leaves_out_what_is_at_its_default():
+    # printf %s '{}' | sha256sum
+    assert strict.fingerprint(_Outer()) == strict.fingerprint(_Outer(_Inner(path="elsewhere"))) == "44136fa355b3678a"
 
 
 def test_fingerprint_is_the_same_in_another_process():

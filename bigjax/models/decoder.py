@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-from jax.nn.initializers import normal, ones, zeros
+from jax.nn.initializers import normal
 
 from bigjax import params as param_tree
 from bigjax.config import ModelConfig
-from bigjax.models import attention, layers
+from bigjax.models import attention, blocks, layers
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -25,55 +24,25 @@ HEAD_PIECES = 4
 
 
 def specs(cfg: ModelConfig) -> dict:
-    """Declare every parameter. Residual projections start smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
-    L, D, F, V = cfg.num_layers, cfg.d_model, cfg.d_ff, cfg.vocab_size
-    H, G, K = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-    inner, residual = normal(cfg.init_std), normal(cfg.init_std / (2 * L) ** 0.5)
-
-    def weight(sizes: tuple[int, ...], axes: tuple[str, ...], contracts=("embed",), init=inner) -> ParamSpec:
-        return ParamSpec((L, *sizes), ("layers", *axes), "matrix", init, contracts)
-
-    def bias(sizes: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
-        return ParamSpec((L, *sizes), ("layers", *axes), "bias", zeros)
-
-    attn = {
-        "q": weight((D, H, K), ("embed", "heads", "head_dim")),
-        "k": weight((D, G, K), ("embed", "kv_heads", "head_dim")),
-        "v": weight((D, G, K), ("embed", "kv_heads", "head_dim")),
-        "o": weight((H, K, D), ("heads", "head_dim", "embed"), ("heads", "head_dim"), residual),
-    }
-    if cfg.bias in ("all", "qkv"):
-        attn["q_bias"] = bias((H, K), ("heads", "head_dim"))
-        attn["k_bias"] = bias((G, K), ("kv_heads", "head_dim"))
-        attn["v_bias"] = bias((G, K), ("kv_heads", "head_dim"))
-    if cfg.qk_norm:
-        attn["q_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
-        attn["k_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
-    mlp = {"up": weight((D, F), ("embed", "mlp")), "down": weight((F, D), ("mlp", "embed"), ("mlp",), residual)}
-    if cfg.activation == "swiglu":
-        mlp["gate"] = weight((D, F), ("embed", "mlp"))
-    if cfg.bias == "all":
-        attn["o_bias"] = bias((D,), ("vector",))
-        mlp["up_bias"] = bias((F,), ("mlp",))
-        mlp["down_bias"] = bias((D,), ("vector",))
-
-    def norm(stack: tuple[int, ...]) -> dict[str, ParamSpec]:
-        axes = ("layers", "vector")[-1 - len(stack) :]
-        declared = {"scale": ParamSpec((*stack, D), axes, "norm", ones)}
-        if cfg.norm == "layernorm" and cfg.bias == "all":
-            declared["bias"] = ParamSpec((*stack, D), axes, "bias", zeros)
-        return declared
-
-    embed = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", inner)}
+    """Declare every parameter."""
+    D, V = cfg.d_model, cfg.vocab_size
+    embed = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", normal(cfg.init_std))}
     if cfg.positions == "learned":
-        embed["positions"] = ParamSpec((cfg.max_seq_len, D), ("positions", "embed"), "embedding", inner)
+        shape = (cfg.max_seq_len, D)
+        embed["positions"] = ParamSpec(shape, ("positions", "embed"), "embedding", normal(cfg.init_std))
     declared = {
         "embed": embed,
-        "blocks": {"attn_norm": norm((L,)), "attn": attn, "mlp_norm": norm((L,)), "mlp": mlp},
-        "final_norm": norm(()),
+        "blocks": {
+            **blocks.residual_norm_specs(cfg, "attn", cfg.num_layers),
+            "attn": blocks.attention_specs(cfg, cfg.num_layers),
+            **blocks.residual_norm_specs(cfg, "mlp", cfg.num_layers),
+            "mlp": blocks.mlp_specs(cfg, cfg.num_layers),
+        },
     }
+    if cfg.norm_placement != "post":
+        declared["final_norm"] = blocks.norm_specs(cfg)
     if not cfg.tie_embeddings:
-        declared["head"] = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "head", inner)}
+        declared["head"] = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "head", normal(cfg.init_std))}
     return declared
 
 
@@ -124,14 +93,14 @@ def apply(
         drop = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
         return _block(x, layer, cfg, layout, rope, self_attend, drop)[0]
 
-    blocks = params["blocks"]
-    in_loop = cfg.layers == "scan" and not isinstance(blocks, list)
+    stacked = params["blocks"]
+    in_loop = cfg.layers == "scan" and not isinstance(stacked, list)
     block = layers.rematerialised(block, cfg.remat, in_loop=in_loop)
     if in_loop:
         step = lambda x, xs: (block(x, *xs), None)  # noqa: E731
-        x_BSD, _ = jax.lax.scan(step, x_BSD, (blocks, jnp.arange(cfg.num_layers)))
+        x_BSD, _ = jax.lax.scan(step, x_BSD, (stacked, jnp.arange(cfg.num_layers)))
     else:
-        for index, layer in enumerate(blocks if isinstance(blocks, list) else param_tree.unstack(blocks)):
+        for index, layer in enumerate(stacked if isinstance(stacked, list) else param_tree.unstack(stacked)):
             # Without the barrier XLA's CPU compiler recomputes the residual stream inside later fusions.
             x_BSD = jax.lax.optimization_barrier(block(x_BSD, layer, index))
     return final_norm(params, x_BSD, cfg)
@@ -151,8 +120,10 @@ def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Lay
 
 
 def final_norm(params: Params, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Normalise the residual stream after the last block."""
-    return _norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
+    """Normalise the residual stream after the last block, unless every block ends with a norm."""
+    if cfg.norm_placement == "post":
+        return x_BSD
+    return blocks.norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
 
 
 def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -264,12 +235,6 @@ def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, l
     return final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)
 
 
-def _norm(x: jax.Array, p: dict, cfg: ModelConfig) -> jax.Array:
-    if cfg.norm == "rmsnorm":
-        return layers.rms_norm(x, p["scale"], cfg.norm_eps)
-    return layers.layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
-
-
 def _rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig):
     if cfg.positions != "rotary":
         return None
@@ -278,33 +243,14 @@ def _rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig):
 
 
 def _block(x_BSD, layer, cfg: ModelConfig, layout: Layout, rope, attend, drop):
-    """One pre-norm block. `attend(q, k, v)` returns the mixed values and whatever its caller wants back."""
+    """One block; also what `attend(q, k, v)` returns besides the mixed values."""
     p = layout.gather(layer, specs(cfg)["blocks"], cfg.dtype)
-    attn, mlp = p["attn"], p["mlp"]
-    h = layout.place(_norm(x_BSD, p["attn_norm"], cfg), "batch", "seq", "embed")
 
-    def project(name: str, heads: str) -> jax.Array:
-        sharding = layout.act("batch", "seq", heads, "head_dim")
-        y = jnp.einsum("BSD,DHK->BSHK", h, attn[name], out_sharding=sharding)
-        y = y + attn[f"{name}_bias"] if f"{name}_bias" in attn else y
-        y = layers.rms_norm(y, attn[f"{name}_norm"], cfg.norm_eps) if f"{name}_norm" in attn else y
-        return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
+    def attention(h):
+        return blocks.attention(h, h, p["attn"], cfg, layout, rope, attend)
 
-    q, k, v = project("q", "heads"), project("k", "kv_heads"), project("v", "kv_heads")
-    q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
-    mixed, aux = attend(q, k, v)
-    mixed = checkpoint_name(mixed, "attn_mixed")
-    residual = layout.act("batch", "residual_seq", "embed")
-    y = jnp.einsum("BSHK,HKD->BSD", mixed, attn["o"], out_sharding=residual)
-    y = checkpoint_name(y + attn["o_bias"] if "o_bias" in attn else y, "attn_out")
-    x_BSD = x_BSD + drop[0](y)
+    def mlp(h):
+        return blocks.mlp(h, p["mlp"], cfg, layout), None
 
-    h = layout.place(_norm(x_BSD, p["mlp_norm"], cfg), "batch", "seq", "embed")
-    hidden_sharding = layout.act("batch", "seq", "mlp")
-    hidden = jnp.einsum("BSD,DF->BSF", h, mlp["up"], out_sharding=hidden_sharding)
-    hidden = checkpoint_name(hidden + mlp["up_bias"] if "up_bias" in mlp else hidden, "mlp_hidden")
-    gate = jnp.einsum("BSD,DF->BSF", h, mlp["gate"], out_sharding=hidden_sharding) if "gate" in mlp else None
-    hidden = layers.activation(cfg.activation, hidden, gate)
-    y = jnp.einsum("BSF,FD->BSD", hidden, mlp["down"], out_sharding=residual)
-    y = checkpoint_name(y + mlp["down_bias"] if "down_bias" in mlp else y, "mlp_out")
-    return x_BSD + drop[1](y), aux
+    x_BSD, aux = blocks.residual(x_BSD, "attn", p, cfg, layout, attention, drop[0])
+    return blocks.residual(x_BSD, "mlp", p, cfg, layout, mlp, drop[1])[0], aux

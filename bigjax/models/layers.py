@@ -53,11 +53,16 @@ _normalise: Any = jax.custom_vjp(_normalise_primal, nondiff_argnums=(2, 3))
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
+GATED = ("swiglu", "geglu")
+"""The activations that multiply with a second projection of the input (Shazeer 2020)."""
+
+
 def activation(name: str, hidden: jax.Array, gate: jax.Array | None = None) -> jax.Array:
-    """Apply the non-linearity `name` to `(..., F)`; `swiglu` (Shazeer 2020) multiplies silu(gate) with `hidden`."""
-    if name == "swiglu":
-        assert gate is not None
-        return jax.nn.silu(gate) * hidden
+    """Apply the non-linearity `name` to `(..., F)`; a gated one needs `gate` `(..., F)` too."""
+    if gate is not None:
+        return (jax.nn.silu(gate) if name == "swiglu" else jax.nn.gelu(gate, approximate=True)) * hidden
+    if name == "relu":
+        return jax.nn.relu(hidden)
     if name == "relu_squared":  # So et al. 2021 (Primer), section 4
         return jnp.square(jax.nn.relu(hidden))
     return jax.nn.gelu(hidden, approximate=name == "gelu_tanh")  # Hendrycks & Gimpel 2016

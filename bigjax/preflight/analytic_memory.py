@@ -19,11 +19,11 @@ MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1}
 ADAFACTOR_LEAST_SIZE = 128
 """Optax factors second moments where the two largest axes have at least this size (Shazeer & Stern 2018)."""
 
-SAVED_BY_ACTIVATION = {"gelu_tanh": 5, "gelu": 4, "swiglu": 6, "relu_squared": 3}
+SAVED_BY_ACTIVATION = {"gelu_tanh": 5, "gelu": 4, "swiglu": 6, "geglu": 7, "relu": 2, "relu_squared": 3}
 """Arrays of the MLP's width that a layer keeps when nothing is rematerialised: JAX saves the value of every operation
 that a derivative needs, the input of the last matrix product included."""
 
-RECOMPUTED_BY_ACTIVATION = {"gelu_tanh": 2, "gelu": 2, "swiglu": 3, "relu_squared": 2}
+RECOMPUTED_BY_ACTIVATION = {"gelu_tanh": 2, "gelu": 2, "swiglu": 3, "geglu": 3, "relu": 1, "relu_squared": 2}
 """Those that exist while one layer is recomputed: the compiler fuses the others into what uses them."""
 
 

@@ -10,6 +10,7 @@ from bigjax import models, sharding
 from bigjax.config import BATCH_AXES, Config
 from bigjax.models.attention_blocked import block_count, query_blocks
 from bigjax.models.attention_kernels import SPLASH_BLOCKS
+from bigjax.models.layers import GATED
 from bigjax.params import ParamSpec, names
 from bigjax.sharding import Layout, axes_of_entry
 
@@ -55,7 +56,7 @@ class Share:
     @property
     def gated(self) -> bool:
         """Whether the MLP has a gate."""
-        return self.cfg.model.activation == "swiglu"
+        return self.cfg.model.activation in GATED
 
     @property
     def stored_scores(self) -> bool:

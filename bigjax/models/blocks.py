@@ -1,0 +1,150 @@
+"""The two halves of a transformer block, and how each joins the residual stream: what the families share.
+
+Legend: B batch, S sequence, T key positions, D model, F mlp, H heads, G kv heads, K head dim, L layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import normal, ones, zeros
+
+from bigjax.config import ModelConfig
+from bigjax.models import layers
+from bigjax.params import Initializer, ParamSpec
+from bigjax.sharding import Layout
+
+Attend = Callable[..., tuple[jax.Array, Any]]
+"""`attend(q_BSHK, k_BTGK, v_BTGK)` returns the mixed values `(B, S, H, K)` and whatever its caller wants back."""
+
+
+def residual_init(cfg: ModelConfig) -> Initializer:
+    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
+    return normal(cfg.init_std / (2 * cfg.num_layers) ** 0.5)
+
+
+def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
+    """Declare the attention of `num_layers` stacked blocks."""
+    L, D, H, G, K = num_layers, cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    declared = {
+        "q": _weight(cfg, (L, D, H, K), ("embed", "heads", "head_dim")),
+        "k": _weight(cfg, (L, D, G, K), ("embed", "kv_heads", "head_dim")),
+        "v": _weight(cfg, (L, D, G, K), ("embed", "kv_heads", "head_dim")),
+        "o": ParamSpec(
+            (L, H, K, D),
+            ("layers", "heads", "head_dim", "embed"),
+            "matrix",
+            residual_init(cfg),
+            ("heads", "head_dim"),
+        ),
+    }
+    if cfg.bias in ("all", "qkv"):
+        declared["q_bias"] = _bias((L, H, K), ("heads", "head_dim"))
+        declared["k_bias"] = _bias((L, G, K), ("kv_heads", "head_dim"))
+        declared["v_bias"] = _bias((L, G, K), ("kv_heads", "head_dim"))
+    if cfg.qk_norm:
+        declared["q_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
+        declared["k_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
+    if cfg.bias == "all":
+        declared["o_bias"] = _bias((L, D), ("vector",))
+    return declared
+
+
+def mlp_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
+    """Declare the feed-forward half of `num_layers` stacked blocks."""
+    L, D, F = num_layers, cfg.d_model, cfg.d_ff
+    declared = {
+        "up": _weight(cfg, (L, D, F), ("embed", "mlp")),
+        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "matrix", residual_init(cfg), ("mlp",)),
+    }
+    if cfg.activation in layers.GATED:
+        declared["gate"] = _weight(cfg, (L, D, F), ("embed", "mlp"))
+    if cfg.bias == "all":
+        declared["up_bias"] = _bias((L, F), ("mlp",))
+        declared["down_bias"] = _bias((L, D), ("vector",))
+    return declared
+
+
+def norm_specs(cfg: ModelConfig, num_layers: int | None = None) -> dict[str, ParamSpec]:
+    """Declare one norm of the model's width, or one in each of `num_layers` stacked blocks."""
+    stack = () if num_layers is None else (num_layers,)
+    axes = ("layers", "vector")[-1 - len(stack) :]
+    declared = {"scale": ParamSpec((*stack, cfg.d_model), axes, "norm", ones)}
+    if cfg.norm == "layernorm" and cfg.bias == "all":
+        declared["bias"] = ParamSpec((*stack, cfg.d_model), axes, "bias", zeros)
+    return declared
+
+
+def residual_norm_specs(cfg: ModelConfig, name: str, num_layers: int) -> dict[str, dict[str, ParamSpec]]:
+    """Declare the norms around the half `name` of each block, as `residual` reads them."""
+    declared = {f"{name}_norm": norm_specs(cfg, num_layers)}
+    if cfg.norm_placement == "sandwich":
+        declared[f"{name}_post_norm"] = norm_specs(cfg, num_layers)
+    return declared
+
+
+def _weight(cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
+    return ParamSpec(shape, ("layers", *axes), "matrix", normal(cfg.init_std), ("embed",))
+
+
+def _bias(shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
+    return ParamSpec(shape, ("layers", *axes), "bias", zeros)
+
+
+def norm(x: jax.Array, p: dict, cfg: ModelConfig) -> jax.Array:
+    """Normalise the last axis as `cfg.norm` says, with parameters declared by `norm_specs`."""
+    if cfg.norm == "rmsnorm":
+        return layers.rms_norm(x, p["scale"], cfg.norm_eps)
+    return layers.layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
+
+
+def residual(x_BSD, name: str, p: dict, cfg: ModelConfig, layout: Layout, sublayer, drop) -> tuple[jax.Array, Any]:
+    """Join a half of a block to the residual stream, its norm where `cfg.norm_placement` says.
+
+    `pre`: x + f(norm(x)); `post`: norm(x + f(x)) (Vaswani et al. 2017, section 3.1); `sandwich`: x + norm(f(norm(x)))
+    (Gemma Team 2024, section 2). `sublayer` maps whole sequences to its output and whatever its caller wants back;
+    `drop` is the dropout of its output.
+    """
+    before = cfg.norm_placement in ("pre", "sandwich")
+    h = norm(x_BSD, p[f"{name}_norm"], cfg) if before else x_BSD
+    y, aux = sublayer(layout.place(h, "batch", "seq", "embed"))
+    if cfg.norm_placement == "sandwich":
+        y = norm(y, p[f"{name}_post_norm"], cfg)
+    x_BSD = x_BSD + drop(y)
+    return x_BSD if before else norm(x_BSD, p[f"{name}_norm"], cfg), aux
+
+
+def attention(
+    h_BSD, memory_BTD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend
+) -> tuple[jax.Array, Any]:
+    """Attend from `h_BSD` to `memory_BTD`, which is `h_BSD` itself in self-attention; with what `attend` returns."""
+
+    def project(x: jax.Array, name: str, heads: str) -> jax.Array:
+        sharding = layout.act("batch", "seq", heads, "head_dim")
+        y = jnp.einsum("BSD,DHK->BSHK", x, p[name], out_sharding=sharding)
+        y = y + p[f"{name}_bias"] if f"{name}_bias" in p else y
+        y = layers.rms_norm(y, p[f"{name}_norm"], cfg.norm_eps) if f"{name}_norm" in p else y
+        return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
+
+    q = project(h_BSD, "q", "heads")
+    k, v = project(memory_BTD, "k", "kv_heads"), project(memory_BTD, "v", "kv_heads")
+    if cfg.attn_scale is not None:
+        q = q * (cfg.attn_scale * cfg.head_dim**0.5)  # the back ends multiply by head_dim ** -0.5
+    q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
+    mixed, aux = attend(q, k, v)
+    mixed = checkpoint_name(mixed, "attn_mixed")
+    y = jnp.einsum("BSHK,HKD->BSD", mixed, p["o"], out_sharding=layout.act("batch", "residual_seq", "embed"))
+    return checkpoint_name(y + p["o_bias"] if "o_bias" in p else y, "attn_out"), aux
+
+
+def mlp(h_BSD: jax.Array, p: dict, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Map each position through the feed-forward half of a block."""
+    hidden_sharding = layout.act("batch", "seq", "mlp")
+    hidden = jnp.einsum("BSD,DF->BSF", h_BSD, p["up"], out_sharding=hidden_sharding)
+    hidden = checkpoint_name(hidden + p["up_bias"] if "up_bias" in p else hidden, "mlp_hidden")
+    gate = jnp.einsum("BSD,DF->BSF", h_BSD, p["gate"], out_sharding=hidden_sharding) if "gate" in p else None
+    hidden = layers.activation(cfg.activation, hidden, gate)
+    y = jnp.einsum("BSF,FD->BSD", hidden, p["down"], out_sharding=layout.act("batch", "residual_seq", "embed"))
+    return checkpoint_name(y + p["down_bias"] if "down_bias" in p else y, "mlp_out")
