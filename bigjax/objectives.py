@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bigjax import losses
 from bigjax.config import TrainConfig
 from bigjax.models import Model
+from bigjax.models.layers import Aux
 from bigjax.sharding import UNSHARDED, Layout
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -34,10 +36,10 @@ def causal_lm(
         `rows` `(B,)`, the global row of each example, when `key` draws dropout; `bytes` `(B, S)` when scoring text.
 
     Returns:
-      `loss` (with smoothing and z-loss), `nll` and `z_loss` in nats over the weighted tokens; given `bytes`, also
-      `nll_per_byte` in nats over the bytes that those tokens stand for.
+      `loss` (with smoothing, z-loss and what the model adds), `nll` and `z_loss` in nats over the weighted tokens; what
+      else the model says of itself; given `bytes`, also `nll_per_byte` in nats over the bytes of those tokens.
     """
-    x_BSD = model.family.apply(
+    x_BSD, aux = model.family.apply(
         params,
         batch["tokens"],
         model.cfg,
@@ -47,6 +49,14 @@ def causal_lm(
         key=key,
         rows_B=batch.get("rows"),
     )
+    sums = _with_aux(_token_loss(model, params, x_BSD, batch, cfg, layout), aux, batch["weights"])
+    if "bytes" in batch:
+        sums["nll_per_byte"] = (sums["nll"][0], batch["bytes"].sum())
+    return sums
+
+
+def _token_loss(model: Model, params, x_BSD, batch, cfg: TrainConfig, layout: Layout) -> Sums:
+    """Predict `targets` at every position from hidden states."""
     smoothing = {"label_smoothing": cfg.label_smoothing, "z_loss": cfg.z_loss}
     if cfg.loss_chunks > 1:
         entropy = losses.chunked_cross_entropy(
@@ -62,13 +72,23 @@ def causal_lm(
     else:
         logits_BSV = model.family.logits(params, x_BSD, model.cfg, layout)
         entropy = losses.cross_entropy(logits_BSV, batch["targets"], batch["weights"], **smoothing)
-    sums: Sums = {
+    return {
         "loss": (entropy.total, entropy.weight),
         "nll": (entropy.nll, entropy.weight),
         "z_loss": (entropy.z_loss, entropy.weight),
     }
-    if "bytes" in batch:
-        sums["nll_per_byte"] = (entropy.nll, batch["bytes"].sum())
+
+
+def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
+    """Add what the model says of itself, each piece of a row weighted by its tokens, so that any split is exact."""
+    sums = dict(sums)
+    for name, mean_BN in aux.items():
+        B, N = mean_BN.shape
+        total = jnp.sum(mean_BN * weights_BS.reshape(B, N, -1).sum(axis=-1))
+        if name == "loss":
+            sums["loss"] = (sums["loss"][0] + total, sums["loss"][1])
+        else:
+            sums[name] = (total, weights_BS.sum())
     return sums
 
 

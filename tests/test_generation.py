@@ -44,7 +44,7 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     together = generate(model, params, PROMPTS, **GREEDY)
     # What comes after a position does not change its logits, so all rows may have one length.
     rows = [(prompt + written + [0] * 60)[:60] for prompt, written in zip(PROMPTS, together, strict=True)]
-    forward = lambda p, tokens: model.family.logits(p, model.family.apply(p, tokens, cfg), cfg)  # noqa: E731
+    forward = lambda p, tokens: model.family.logits(p, model.family.apply(p, tokens, cfg)[0], cfg)  # noqa: E731
     best_BS = np.argmax(jax.jit(forward)(params, jnp.asarray(rows)), axis=-1)
     for prompt, written, best in zip(PROMPTS, together, best_BS, strict=True):
         assert best[len(prompt) - 1 : len(prompt) - 1 + NEW].tolist() == written

@@ -56,8 +56,8 @@ def apply(
     segments_BS: jax.Array | None = None,
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
-) -> jax.Array:
-    """Return the final hidden states `(B, S, D)` in the compute dtype.
+) -> tuple[jax.Array, layers.Aux]:
+    """Return the final hidden states `(B, S, D)` in the compute dtype, and the mean over the layers of what they add.
 
     Args:
       params: as declared by `specs`; `params["blocks"]` may also be a list of one tree per layer.
@@ -91,19 +91,22 @@ def apply(
             return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=probs_dropout, layout=layout), None
 
         drop = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
-        return _block(x, layer, cfg, layout, rope, self_attend, drop)[0]
+        x, (_, aux) = _block(x, layer, cfg, layout, rope, self_attend, drop)
+        return x, aux
 
     stacked = params["blocks"]
     in_loop = cfg.layers == "scan" and not isinstance(stacked, list)
     block = layers.rematerialised(block, cfg.remat, in_loop=in_loop)
     if in_loop:
-        step = lambda x, xs: (block(x, *xs), None)  # noqa: E731
-        x_BSD, _ = jax.lax.scan(step, x_BSD, (stacked, jnp.arange(cfg.num_layers)))
+        x_BSD, added = jax.lax.scan(lambda x, xs: block(x, *xs), x_BSD, (stacked, jnp.arange(cfg.num_layers)))
     else:
+        kept = []
         for index, layer in enumerate(stacked if isinstance(stacked, list) else param_tree.unstack(stacked)):
             # Without the barrier XLA's CPU compiler recomputes the residual stream inside later fusions.
-            x_BSD = jax.lax.optimization_barrier(block(x_BSD, layer, index))
-    return final_norm(params, x_BSD, cfg)
+            x_BSD, aux = jax.lax.optimization_barrier(block(x_BSD, layer, index))
+            kept.append(aux)
+        added = param_tree.stack(kept)
+    return final_norm(params, x_BSD, cfg), jax.tree.map(lambda per_layer: per_layer.mean(axis=0), added)
 
 
 def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -230,7 +233,7 @@ def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, l
     kept = []
     # Unrolled: a loop over stacked layers would copy its layer's weights and cache out of the stack for every token.
     for index, layer in enumerate(params["blocks"]):
-        x_BSD, kv = _block(x_BSD, layer, cfg, layout, rope, partial(attend, index), (lambda y: y, lambda y: y))
+        x_BSD, (kv, _) = _block(x_BSD, layer, cfg, layout, rope, partial(attend, index), (lambda y: y, lambda y: y))
         kept.append(kv)
     return final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)
 
@@ -243,14 +246,15 @@ def _rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig):
 
 
 def _block(x_BSD, layer, cfg: ModelConfig, layout: Layout, rope, attend, drop):
-    """One block; also what `attend(q, k, v)` returns besides the mixed values."""
+    """One block; also what `attend(q, k, v)` returns besides the mixed values, and what the block adds to `Aux`."""
     p = layout.gather(layer, specs(cfg)["blocks"], cfg.dtype)
 
     def attention(h):
         return blocks.attention(h, h, p["attn"], cfg, layout, rope, attend)
 
     def mlp(h):
-        return blocks.mlp(h, p["mlp"], cfg, layout), None
+        return blocks.mlp(h, p["mlp"], cfg, layout), {}
 
-    x_BSD, aux = blocks.residual(x_BSD, "attn", p, cfg, layout, attention, drop[0])
-    return blocks.residual(x_BSD, "mlp", p, cfg, layout, mlp, drop[1])[0], aux
+    x_BSD, kept = blocks.residual(x_BSD, "attn", p, cfg, layout, attention, drop[0])
+    x_BSD, aux = blocks.residual(x_BSD, "mlp", p, cfg, layout, mlp, drop[1])
+    return x_BSD, (kept, aux)

@@ -13,6 +13,11 @@ import numpy as np
 
 from bigjax.config import RopeConfig
 
+Aux = dict[str, jax.Array]
+"""What a model says of a batch besides its hidden states: name -> `(B, N)`, a mean for each of N equal pieces of a row.
+
+`loss` is added to what training minimises, other names are metrics."""
+
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
     """Normalise the last axis to mean 0 and variance 1 in float32 (Ba et al. 2016), then scale and shift."""

@@ -87,7 +87,7 @@ def our_logits(params: Any, tokens: np.ndarray, cfg: ModelConfig, **inputs) -> n
 
     @quick_jit
     def run(params, tokens, inputs):
-        return model.family.logits(params, model.family.apply(params, tokens, cfg, **inputs), cfg)
+        return model.family.logits(params, model.family.apply(params, tokens, cfg, **inputs)[0], cfg)
 
     return np.asarray(run(params, tokens, inputs))
 
@@ -195,7 +195,7 @@ def test_gradients_of_all_parameters(fields):
     loss.backward()
 
     def our_loss(params):
-        out = model.family.logits(params, model.family.apply(params, inputs, cfg), cfg)
+        out = model.family.logits(params, model.family.apply(params, inputs, cfg)[0], cfg)
         sums = cross_entropy(out, targets, jnp.ones(targets.shape))
         return sums.total / sums.weight
 
