@@ -122,6 +122,13 @@ def check_same_model(folder: Path, cfg: ModelConfig) -> None:
         )
 
 
+def check_exportable(cfg: ModelConfig, folder: Path) -> tuple[Architecture, dict[str, Any]]:
+    """Return the architecture that holds a model and its `config.json`, or raise what `export_checkpoint` would."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HuggingFaceError(f"{folder} is not an empty folder: choose another for the export")
+    return export_config(cfg)
+
+
 def export_checkpoint(
     params: Any,
     cfg: ModelConfig,
@@ -145,7 +152,7 @@ def export_checkpoint(
       HuggingFaceError: no architecture holds the model, or the folder is not empty.
       VerificationError: transformers computes something else from the folder.
     """
-    architecture, values = export_config(cfg)
+    architecture, values = check_exportable(cfg, folder)
     specs = models.build(cfg).specs
     tensors = tensors_of(architecture, specs)
     flat = {name: np.asarray(jax.device_get(array)) for name, array in names(params).items()}
@@ -155,8 +162,6 @@ def export_checkpoint(
     dtypes = {param: np.dtype(jnp.dtype(dtype)) if dtype else array.dtype for param, array in flat.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise HuggingFaceError(f"{folder} is not empty: choose another folder for the export")
         planned = [_planned(name, pieces, flat, dtypes) for name, pieces in tensors.items()]
         files = hf_files.write_tensors(folder, planned, max_shard_bytes)
         stored = {str(each) for each in dtypes.values()}

@@ -22,19 +22,15 @@ PREFIX = "hf:"
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
 WITHOUT_EFFECT = (
-    "_name_or_path",
-    "bos_token_id",
     "cache_implementation",
     "chunk_size_feed_forward",
     "dtype",
-    "eos_token_id",
     "finetuning_task",
     "id2label",
     "is_llama_config",
     "label2id",
     "max_window_layers",
     "n_ctx",
-    "pad_token_id",
     "prefix",
     "pretraining_tp",
     "problem_type",
@@ -53,10 +49,17 @@ WITHOUT_EFFECT = (
     "unsloth_version",
     "use_cache",
 )
-"""Keys of `config.json` that do not change what the model computes, or only how generation is driven."""
+"""Keys of `config.json` that do not change what the model computes, or only how generation is driven; so are those that
+start with an underscore, and the ids of special tokens."""
 
 TRAINING = ("dropout", "init_std", "dtype")
 """Fields of `ModelConfig` that a checkpoint may differ in from the run that starts from it; so may plumbing."""
+
+
+def folder_of(source: str | Path | None) -> Path | None:
+    """Return the folder that `hf:PATH` names; None for anything else."""
+    text = str(source)
+    return Path(text.removeprefix(PREFIX)).expanduser() if text.startswith(PREFIX) else None
 
 
 class Imported(NamedTuple):
@@ -113,7 +116,7 @@ def _read(architecture: Architecture, values: dict[str, Any], place: str) -> Mod
     fields["dtype"] = "bfloat16" if "bfloat16" in stored else "float32"
     try:
         fields |= architecture.read(settings, fields)
-        unknown = [key for key in settings.rest() if key not in WITHOUT_EFFECT]
+        unknown = [key for key in settings.rest() if not _without_effect(key)]
         model = strict.from_dict(ModelConfig, fields)
     except ConfigError as error:
         raise HuggingFaceError(f"{place} describes no model that can be built:\n{error}") from error
@@ -122,6 +125,10 @@ def _read(architecture: Architecture, values: dict[str, Any], place: str) -> Mod
     if unknown:
         raise HuggingFaceError(f"{place}: {unknown[0]}={values[unknown[0]]!r} is not covered")
     return model
+
+
+def _without_effect(key: str) -> bool:
+    return key in WITHOUT_EFFECT or key.startswith("_") or key.endswith("_token_id")
 
 
 def export_config(model: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
