@@ -42,6 +42,10 @@ class ModelConfig:
 
     Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
 
+    `layer_windows` are the sliding windows of successive layers, repeated over the depth; 0 is full attention. Gemma 2
+    has `(4096, 0)`, banded and dense attention in turn (Child et al. 2019).
+    `rmsnorm_unit_offset` scales by one plus its parameter, and `scale_embeddings` multiplies what is looked up by
+    sqrt(d_model), both as in Gemma (Gemma Team 2024).
     `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
     but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated `SAVEABLE`.
     """
@@ -60,17 +64,19 @@ class ModelConfig:
     max_seq_len: int = bounded(1024, minimum=1)
     positions: Literal["learned", "rotary", "none"] = "learned"
     rope: RopeConfig = field(default_factory=RopeConfig)
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm: Literal["layernorm", "rmsnorm", "rmsnorm_unit_offset"] = "layernorm"
     norm_eps: float = bounded(1e-5, above=0)
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "relu_squared"] = "gelu_tanh"
     bias: Literal["all", "qkv", "none"] = "all"
     tie_embeddings: bool = True
+    scale_embeddings: bool = False
     qk_norm: bool = False
     attn_scale: float | None = bounded(None, above=0)
     attn_softcap: float | None = bounded(None, above=0)
     final_softcap: float | None = bounded(None, above=0)
     sliding_window: int | None = bounded(None, minimum=1)
+    layer_windows: tuple[int, ...] = bounded((), minimum=0)
     dropout: float = bounded(0.0, minimum=0, below=1)
     init_std: float = bounded(0.02, above=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -88,6 +94,12 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
         object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer, None for full attention."""
+        pattern = [window or None for window in self.layer_windows] or [self.sliding_window]
+        return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
 
 
 @dataclass(frozen=True)
@@ -268,6 +280,16 @@ def _clashes(cfg: Config):
         )
     if model.positions == "rotary" and model.head_dim % 2:
         yield f"model.head_dim={model.head_dim} is odd, but model.positions='rotary' rotates pairs"
+    if model.layer_windows and model.num_layers % len(model.layer_windows):
+        yield (
+            f"model.num_layers={model.num_layers} is not a multiple of the {len(model.layer_windows)} layers that "
+            f"model.layer_windows={model.layer_windows} describes"
+        )
+    if model.layer_windows and model.sliding_window is not None:
+        yield (
+            f"model.sliding_window={model.sliding_window} and model.layer_windows={model.layer_windows} both set the "
+            "windows: leave one of them out"
+        )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
     if train.global_batch_size % train.microbatches:

@@ -5,7 +5,6 @@ Without --sources the run's own held-out text is scored. Overrides change the re
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
@@ -20,7 +19,7 @@ EXAMPLES = (
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("workdir", None, "the run folder", flag_values=flag_values)
+    flags.DEFINE_string("workdir", None, "the run folder, or hf:PATH of a Hugging Face folder", flag_values=flag_values)
     flags.DEFINE_enum("split", "eval", ("eval", "train"), "the split of the run's text", flag_values=flag_values)
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
@@ -40,7 +39,7 @@ def main(flag_values: flags.FlagValues) -> None:
     from bigjax.evaluate.scoring import score
     from experiments import trained
 
-    run = trained.load(Path(flag_values.workdir), cfg)
+    run = trained.load(flag_values.workdir, cfg)
     rows = sharding.local_rows(run.mesh, cfg.train.global_batch_size)
     tokenizer = data.load_tokenizer(run.folder.path)
     if flag_values.sources:

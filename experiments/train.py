@@ -27,6 +27,7 @@ from experiments import cli
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
     "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
     "python -m experiments.train --config=configs/quickstart.py --print_config",
     "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
 )
@@ -67,7 +68,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     from bigjax.run_folder import RunFolder
     from bigjax.science import flops
     from bigjax.throughput import Profile, Throughput
-    from experiments import finish
+    from experiments import finish, trained
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
     tokens_per_step = batch_size * cfg.data.seq_len
@@ -95,8 +96,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
-            source = RunFolder(Path(cfg.init_from))
-            _, initial = checkpoint.restore_part(source.checkpoints, "params", abstract.params)
+            initial = trained.initial_params(cfg, abstract.params)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:

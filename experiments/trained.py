@@ -8,6 +8,7 @@ import jax
 
 from bigjax import checkpoint, models, optim, sharding, step
 from bigjax.config import Config
+from bigjax.interop import hf_config
 from bigjax.models import Model
 from bigjax.run_folder import RunFolder
 from bigjax.sharding import Layout
@@ -26,20 +27,46 @@ class Trained:
     weights: Any
 
 
-def load(workdir: Path, cfg: Config) -> Trained:
+def load(workdir: str, cfg: Config) -> Trained:
     """Load the newest checkpoint in `workdir` onto the devices at hand: the averaged weights if the run keeps them.
 
-    `cfg` is the recorded config, whose plumbing, such as the mesh, may have been changed.
+    `workdir` may be `hf:PATH` of a Hugging Face folder, too, whose weights are those of step 0. `cfg` is the recorded
+    config, whose plumbing, such as the mesh, may have been changed.
 
     Raises:
       UserError: there is no complete checkpoint, or the mesh does not fit the devices.
     """
-    folder = RunFolder(workdir)
+    folder = RunFolder(folder_of(workdir))
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.layout(cfg.mesh, mesh, model.specs)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     abstract = step.abstract_state(cfg, model, tx, layout, mesh)
+    if hf_config.folder_of(workdir):
+        return Trained(cfg, folder, mesh, model, layout, 0, _from_hugging_face(folder.path, cfg, abstract.params))
     part = "params" if abstract.ema is None else "ema"
     found, weights = checkpoint.restore_part(folder.checkpoints, part, getattr(abstract, part))
     return Trained(cfg, folder, mesh, model, layout, found, weights)
+
+
+def folder_of(workdir: str) -> Path:
+    """Return the path of a run folder, or of the Hugging Face folder that `hf:PATH` names."""
+    return hf_config.folder_of(workdir) or Path(workdir)
+
+
+def initial_params(cfg: Config, abstract: Any) -> Any:
+    """Return the parameters that `cfg.init_from` names, of a run folder or `hf:PATH`, placed as `abstract` says.
+
+    Raises:
+      UserError: there are none, or they are of another model.
+    """
+    folder = folder_of(str(cfg.init_from))
+    if hf_config.folder_of(cfg.init_from):
+        return _from_hugging_face(folder, cfg, abstract)
+    return checkpoint.restore_part(RunFolder(folder).checkpoints, "params", abstract)[1]
+
+
+def _from_hugging_face(folder: Path, cfg: Config, abstract: Any) -> Any:
+    from bigjax.interop import hf
+
+    return hf.load_params(folder, cfg.model, abstract)

@@ -56,11 +56,11 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
 @pytest.mark.parametrize("cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig())], ids=str)
 def test_greedy_is_hugging_face_generate(cfg):
     torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
-    from tests.parity import hf_weights
+    from tests.parity import peers
 
     cfg = dataclasses.replace(cfg, max_seq_len=96)
-    peer = hf_weights.build(cfg)
-    model, params = models.build(cfg), hf_weights.weights(peer, cfg)
+    peer = peers.build(cfg)
+    model, params = models.build(cfg), peers.weights(peer, cfg)
     longest = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])

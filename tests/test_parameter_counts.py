@@ -3,6 +3,7 @@
 Only declarations are counted; no array is made.
 """
 
+import dataclasses
 import functools
 
 import pytest
@@ -75,11 +76,12 @@ def transformers_count(cfg: ModelConfig) -> int:
     torch = pytest.importorskip("torch", reason="counting transformers' parameters needs PyTorch")
     from transformers import AutoModelForCausalLM
 
-    from tests.parity import hf_weights
+    from tests.parity import peers
 
-    hf_cfg = hf_weights.gpt2_config(cfg) if cfg.positions == "learned" else hf_weights.llama_config(cfg)
+    # GPT-2 has no windows, which hold no parameters.
+    plain = dataclasses.replace(cfg, layer_windows=()) if cfg.positions == "learned" else cfg
     with torch.device("meta"):
-        return sum(w.numel() for w in AutoModelForCausalLM.from_config(hf_cfg).parameters())
+        return sum(w.numel() for w in AutoModelForCausalLM.from_config(peers.config(plain)).parameters())
 
 
 def has_a_twin(module: str, arg: str) -> bool:

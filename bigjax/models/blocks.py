@@ -47,8 +47,8 @@ def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
         declared["k_bias"] = _bias((L, G, K), ("kv_heads", "head_dim"))
         declared["v_bias"] = _bias((L, G, K), ("kv_heads", "head_dim"))
     if cfg.qk_norm:
-        declared["q_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
-        declared["k_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
+        declared["q_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", _scale_init(cfg))
+        declared["k_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", _scale_init(cfg))
     if cfg.bias == "all":
         declared["o_bias"] = _bias((L, D), ("vector",))
     return declared
@@ -73,7 +73,7 @@ def norm_specs(cfg: ModelConfig, num_layers: int | None = None) -> dict[str, Par
     """Declare one norm of the model's width, or one in each of `num_layers` stacked blocks."""
     stack = () if num_layers is None else (num_layers,)
     axes = ("layers", "vector")[-1 - len(stack) :]
-    declared = {"scale": ParamSpec((*stack, cfg.d_model), axes, "norm", ones)}
+    declared = {"scale": ParamSpec((*stack, cfg.d_model), axes, "norm", _scale_init(cfg))}
     if cfg.norm == "layernorm" and cfg.bias == "all":
         declared["bias"] = ParamSpec((*stack, cfg.d_model), axes, "bias", zeros)
     return declared
@@ -101,15 +101,23 @@ def _weight(cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...]) -> 
     return ParamSpec(shape, ("layers", *axes), "matrix", normal(cfg.init_std), ("embed",))
 
 
+def _scale_init(cfg: ModelConfig) -> Initializer:
+    return zeros if cfg.norm == "rmsnorm_unit_offset" else ones
+
+
 def _bias(shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
     return ParamSpec(shape, ("layers", *axes), "bias", zeros)
 
 
 def norm(x: jax.Array, p: dict, cfg: ModelConfig) -> jax.Array:
     """Normalise the last axis as `cfg.norm` says, with parameters declared by `norm_specs`."""
-    if cfg.norm == "rmsnorm":
-        return layers.rms_norm(x, p["scale"], cfg.norm_eps)
-    return layers.layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
+    if cfg.norm == "layernorm":
+        return layers.layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
+    return _rms_norm(x, p["scale"], cfg)
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
+    return layers.rms_norm(x, scale, cfg.norm_eps, unit_offset=cfg.norm == "rmsnorm_unit_offset")
 
 
 def residual(x_BSD, name: str, p: dict, cfg: ModelConfig, layout: Layout, sublayer, drop) -> tuple[jax.Array, Any]:
@@ -137,7 +145,7 @@ def attention(
         sharding = layout.act("batch", "seq", heads, "head_dim")
         y = jnp.einsum("BSD,DHK->BSHK", x, p[name], out_sharding=sharding)
         y = y + p[f"{name}_bias"] if f"{name}_bias" in p else y
-        y = layers.rms_norm(y, p[f"{name}_norm"], cfg.norm_eps) if f"{name}_norm" in p else y
+        y = _rms_norm(y, p[f"{name}_norm"], cfg) if f"{name}_norm" in p else y
         return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
 
     q = project(h_BSD, "q", "heads")

@@ -1,9 +1,10 @@
-"""A decoder-only transformer that covers GPT-2/3 (Radford et al. 2019; Brown et al. 2020) and the Llama family
-(Touvron et al. 2023; Grattafiori et al. 2024) by configuration.
+"""A decoder-only transformer that covers GPT-2/3 (Radford et al. 2019; Brown et al. 2020), the Llama family (Touvron
+et al. 2023; Grattafiori et al. 2024) with Mistral and Qwen, and Gemma 2 (Gemma Team 2024) by configuration.
 
 Legend: B batch, S sequence, T cached sequence, D model, F mlp, H heads, G kv heads, K head dim, V vocab, L layers.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -69,23 +70,23 @@ def apply(
     attend = attention.select(
         cfg.attention,
         segments=segments_BS is not None,
-        window=cfg.sliding_window,
+        window=next((window for window in cfg.windows if window is not None), None),
         softcap=cfg.attn_softcap,
         dropout=rate,
         dtype=cfg.dtype,
     )
-    mask = attention.Mask(segments_BS, cfg.sliding_window)
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
     rope = _rope(positions_BS, tokens_BS.shape[1], cfg)
 
-    def block(x, layer, index):
+    def block(window: int | None, x, layer, index):
         keys: Any = (None, None, None)
         if rate:
             assert key is not None
             keys = jax.random.split(jax.random.fold_in(key, index), 3)
         probs_dropout = attention.ProbsDropout(rate, keys[0], rows_B) if rate and rows_B is not None else None
+        mask = attention.Mask(segments_BS, window)
 
         def self_attend(q, k, v):
             return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=probs_dropout, layout=layout), None
@@ -96,17 +97,43 @@ def apply(
 
     stacked = params["blocks"]
     in_loop = cfg.layers == "scan" and not isinstance(stacked, list)
-    block = layers.rematerialised(block, cfg.remat, in_loop=in_loop)
     if in_loop:
-        x_BSD, added = jax.lax.scan(lambda x, xs: block(x, *xs), x_BSD, (stacked, jnp.arange(cfg.num_layers)))
+        x_BSD, added = _scan(block, x_BSD, stacked, cfg)
     else:
+        listed = stacked if isinstance(stacked, list) else param_tree.unstack(stacked)
         kept = []
-        for index, layer in enumerate(stacked if isinstance(stacked, list) else param_tree.unstack(stacked)):
+        for index, (window, layer) in enumerate(zip(cfg.windows, listed, strict=True)):
+            remade = layers.rematerialised(partial(block, window), cfg.remat, in_loop=False)
             # Without the barrier XLA's CPU compiler recomputes the residual stream inside later fusions.
-            x_BSD, aux = jax.lax.optimization_barrier(block(x_BSD, layer, index))
+            x_BSD, aux = jax.lax.optimization_barrier(remade(x_BSD, layer, index))
             kept.append(aux)
         added = param_tree.stack(kept)
     return final_norm(params, x_BSD, cfg), jax.tree.map(lambda per_layer: per_layer.mean(axis=0), added)
+
+
+def _scan(block: Callable[..., tuple], x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
+    """Loop over the layers, one period of `layer_windows` at a time: kernels need to know their window beforehand."""
+    period = max(len(cfg.layer_windows), 1)
+
+    def nth(i: int, x, group, first):
+        # Sliced inside what is rematerialised, or the slices would be saved: all parameters once more.
+        layer = group if period == 1 else jax.tree.map(lambda w: w[i], group)
+        return block(cfg.windows[i], x, layer, first + i)
+
+    blocks_of_period = [layers.rematerialised(partial(nth, i), cfg.remat, in_loop=True) for i in range(period)]
+
+    def step(x, xs):
+        kept = []
+        for nth_block in blocks_of_period:
+            x, aux = nth_block(x, *xs)
+            kept.append(aux)
+        return x, param_tree.stack(kept)
+
+    grouped = stacked
+    if period > 1:
+        grouped = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), stacked)
+    x_BSD, added = jax.lax.scan(step, x_BSD, (grouped, jnp.arange(0, cfg.num_layers, period)))
+    return x_BSD, jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), added)
 
 
 def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -115,6 +142,8 @@ def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Lay
     tables = layout.gather(params["embed"], declared, cfg.dtype)
     out_sharding = layout.act("batch", "residual_seq", "embed")
     x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=out_sharding)
+    if cfg.scale_embeddings:  # rounded to the compute dtype, as in Gemma's released code
+        x_BSD = x_BSD * jnp.asarray(cfg.d_model**0.5, x_BSD.dtype)
     if cfg.positions != "learned":
         return x_BSD
     if positions_BS is None:
@@ -194,11 +223,12 @@ def prefill(
     """
     S = tokens_BS.shape[1]
     positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
-    mask = attention.Mask((jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32), cfg.sliding_window)
+    segments_BS = (jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32)
     room = ((0, 0), (0, 0), (0, 0), (0, max_len - S))
 
-    def attend(_, q, k, v):
+    def attend(layer: int, q, k, v):
         k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
+        mask = attention.Mask(segments_BS, cfg.windows[layer])
         mixed = attention.blocked(q, k, v, mask, softcap=cfg.attn_softcap, layout=layout)
         k_BGKT = jnp.pad(jnp.transpose(k, (0, 2, 3, 1)), room)
         v_BGTK = jnp.pad(jnp.transpose(v, (0, 2, 1, 3)), (*room[:2], room[3], room[2]))
@@ -214,13 +244,13 @@ def decode(
     """Read the next token of each row; return hidden states `(B, 1, D)` and the longer cache."""
     index, positions_T = cache.length, jnp.arange(cache.v[0].shape[2])
     past_BT = (positions_T < index) & (positions_T >= cache.starts_B[:, None])
-    if cfg.sliding_window is not None:
-        past_BT &= positions_T > index - cfg.sliding_window
 
     def attend(layer: int, q, k, v):
+        window = cfg.windows[layer]
+        allowed_BT = past_BT if window is None else past_BT & (positions_T > index - window)
         k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
         caches = cache.k[layer], cache.v[layer]
-        return attention.cached(q, k, v, *caches, index, past_BT, softcap=cfg.attn_softcap, layout=layout)
+        return attention.cached(q, k, v, *caches, index, allowed_BT, softcap=cfg.attn_softcap, layout=layout)
 
     x_B1D, k, v = _through_blocks(params, tokens_B1, index - cache.starts_B[:, None], cfg, layout, attend)
     return x_B1D, Cache(k, v, index + 1, cache.starts_B)
