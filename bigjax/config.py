@@ -96,6 +96,11 @@ class ModelConfig:
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
 
     @property
+    def period(self) -> int:
+        """After how many layers their kinds repeat."""
+        return max(len(self.layer_windows), 1)
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """The sliding window of each layer, None for full attention."""
         pattern = [window or None for window in self.layer_windows] or [self.sliding_window]

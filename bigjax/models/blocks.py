@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, ones, zeros
 
 from bigjax.config import ModelConfig
+from bigjax.models import attention as attention_backends
 from bigjax.models import layers
 from bigjax.models.attention_mask import ProbsDropout
 from bigjax.params import Initializer, ParamSpec
@@ -194,15 +195,48 @@ def rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig) -> tupl
     return layers.rope_tables(positions, cfg.rope, cfg.head_dim)
 
 
-def add_positions(x_BSD: jax.Array, table: jax.Array, positions_BS: jax.Array | None, layout: Layout) -> jax.Array:
-    """Add learned positions from `table`, gathered and in the compute dtype; None counts from 0 along the row."""
+def attend_of(cfg: ModelConfig, *, segments: bool, dropout: float, causal: bool = True) -> Callable[..., jax.Array]:
+    """Return the attention function of a model after checking that it honours all its layers ask for.
+
+    Raises:
+      AttentionError: as `attention.select`.
+    """
+    return attention_backends.select(
+        cfg.attention,
+        segments=segments,
+        window=next((window for window in cfg.windows if window is not None), None),
+        softcap=cfg.attn_softcap,
+        dropout=dropout,
+        dtype=cfg.dtype,
+        causal=causal,
+    )
+
+
+def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Return the embeddings of tokens, and of learned positions, `(B, S, D)`; None counts positions along the row.
+
+    `tables` are gathered and in the compute dtype.
+    """
+    where = layout.act("batch", "residual_seq", "embed")
+    x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=where)
+    if cfg.scale_embeddings:  # rounded to the compute dtype, as in Gemma's released code
+        x_BSD = x_BSD * jnp.asarray(cfg.d_model**0.5, x_BSD.dtype)
+    if cfg.positions != "learned":
+        return x_BSD
     if positions_BS is None:
-        return x_BSD + layout.place(table[: x_BSD.shape[1]], "residual_seq", "embed")
-    return x_BSD + table.at[positions_BS].get(out_sharding=layout.act("batch", "residual_seq", "embed"))
+        return x_BSD + layout.place(tables["positions"][: tokens_BS.shape[1]], "residual_seq", "embed")
+    return x_BSD + tables["positions"].at[positions_BS].get(out_sharding=where)
+
+
+def final_norm(params: Any, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Normalise the residual stream after the last block, unless every block ends with a norm."""
+    if cfg.norm_placement == "post":
+        return x_BSD
+    return norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
 
 
 def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend, outputs):
-    """Take one block of `transformer_specs`; also return what `attend` returns besides the mixed values.
+    """Take one block of `transformer_specs`; also return what `attend` keeps and what the block says of itself.
 
     `p` is gathered and in the compute dtype; `outputs` is the dropout of each half's output.
     """
@@ -210,6 +244,9 @@ def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, at
     def self_attention(h):
         return attention(h, h, p["attn"], cfg, layout, rope, attend)
 
+    def feed_forward(h):
+        return mlp(h, p["mlp"], cfg, layout), {}
+
     x_BSD, kept = residual(x_BSD, "attn", p, cfg, layout, self_attention, outputs[0])
-    x_BSD, _ = residual(x_BSD, "mlp", p, cfg, layout, lambda h: (mlp(h, p["mlp"], cfg, layout), None), outputs[1])
-    return x_BSD, kept
+    x_BSD, said = residual(x_BSD, "mlp", p, cfg, layout, feed_forward, outputs[1])
+    return x_BSD, (kept, said)

@@ -84,51 +84,35 @@ def apply(
       Others as for the decoder.
     """
     rate = cfg.dropout if key is not None else 0.0
-    attend = attention.select(
-        cfg.attention,
-        segments=segments_BS is not None,
-        window=cfg.sliding_window,
-        softcap=cfg.attn_softcap,
-        dropout=rate,
-        dtype=cfg.dtype,
-        causal=False,
-    )
-    mask = attention.Mask(segments_BS, cfg.sliding_window, causal=False)
+    attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=False)
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = layers.dropout(_embed(params, tokens_BS, positions_BS, types_BS, cfg, layout), rate, embed_key, rows_B)
     rope = blocks.rope(positions_BS, tokens_BS.shape[1], cfg)
     declared = specs(cfg)["blocks"]
 
     def block(nth, x, layer, index):
-        del nth
         drops = blocks.drops(rate, key, index, rows_B)
+        mask = attention.Mask(segments_BS, cfg.windows[nth], causal=False)
 
         def self_attend(q, k, v):
             return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
 
         p = layout.gather(layer, declared, cfg.dtype)
-        return blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs)[0], {}
+        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs)
+        return x, said
 
     x_BSD, said = stacks.through(block, x_BSD, params["blocks"], cfg)
-    return _final_norm(params, x_BSD, cfg, layout), said
+    return blocks.final_norm(params, x_BSD, cfg), jax.tree.map(lambda per_layer: per_layer.mean(axis=0), said)
 
 
 def _embed(params: Params, tokens_BS, positions_BS, types_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
     tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
-    where = layout.act("batch", "residual_seq", "embed")
-    x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=where)
-    if cfg.positions == "learned":
-        x_BSD = blocks.add_positions(x_BSD, tables["positions"], positions_BS, layout)
+    x_BSD = blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
     if cfg.token_types:
         types = tables["types"]
+        where = layout.act("batch", "residual_seq", "embed")
         x_BSD = x_BSD + (types[0] if types_BS is None else types.at[types_BS].get(out_sharding=where))
     return blocks.norm(x_BSD, tables["norm"], cfg) if "norm" in tables else x_BSD
-
-
-def _final_norm(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    if cfg.norm_placement == "post":
-        return x_BSD
-    return blocks.norm(x_BSD, layout.gather(params["final_norm"], specs(cfg)["final_norm"], cfg.dtype), cfg)
 
 
 def _head(params: Params, cfg: ModelConfig, layout: Layout) -> dict[str, Any]:

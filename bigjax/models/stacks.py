@@ -20,29 +20,29 @@ known when the program is traced, is the place of the layer in its period, and `
 """
 
 
-def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, period: int = 1) -> tuple[jax.Array, Any]:
-    """Return the hidden states after all layers, and the mean over the layers of what they say of themselves.
+def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
+    """Return the hidden states after all layers, and what these say of themselves, stacked `(L, ...)`.
 
     Args:
       stacked: a tree of `(L, ...)` arrays, or a list of one tree per layer.
-      period: after how many layers the kinds of layers repeat; divides L. A compiled loop takes a period at a time.
+      cfg: its `period` is the number of layers after which their kinds repeat; a compiled loop takes one at a time.
     """
     if cfg.layers == "scan" and not isinstance(stacked, list):
-        x_BSD, said = _loop(block, x_BSD, stacked, cfg, period)
+        x_BSD, said = _loop(block, x_BSD, stacked, cfg)
     else:
         listed = stacked if isinstance(stacked, list) else param_tree.unstack(stacked)
         kept = []
         for index, layer in enumerate(listed):
-            remade = layers.rematerialised(partial(block, index % period), cfg.remat, in_loop=False)
+            remade = layers.rematerialised(partial(block, index % cfg.period), cfg.remat, in_loop=False)
             # Without the barrier XLA's CPU compiler recomputes the residual stream inside later fusions.
             x_BSD, one = jax.lax.optimization_barrier(remade(x_BSD, layer, index))
             kept.append(one)
         said = param_tree.stack(kept)
-    return x_BSD, jax.tree.map(lambda per_layer: per_layer.mean(axis=0), said)
+    return x_BSD, said
 
 
-def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, period: int) -> tuple[jax.Array, Any]:
-    num_layers = jax.tree.leaves(stacked)[0].shape[0]
+def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
+    num_layers, period = jax.tree.leaves(stacked)[0].shape[0], cfg.period
 
     def nth(place: int, x, group, first):
         # Sliced inside what is rematerialised, or the slices would be saved: all parameters once more.
