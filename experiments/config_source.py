@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -58,7 +59,7 @@ def _finetuning(source: str, folder: Path) -> Config:
     """
     model = hf_config.import_config(folder).model
     tokenizer = folder / "tokenizer.json"
-    named = {"tokenizer": f"hf:{tokenizer}"} if tokenizer.is_file() else {}
+    named: dict[str, Any] = {"tokenizer": f"hf:{tokenizer}"} if tokenizer.is_file() else {}
     return Config(
         model=model,
         data=DataConfig(seq_len=min(model.max_seq_len, 1024), **named),
