@@ -78,7 +78,7 @@ def test_fields_left_out_take_their_default():
             "optim.schedule='cosin' is not one of 'constant', 'linear', 'cosine', 'wsd', 'inverse_sqrt': "
             "did you mean 'cosine'?",
         ),
-        ("model", "norm", "none", "model.norm='none' is not one of 'layernorm', 'rmsnorm'"),
+        ("model", "norm", "none", "model.norm='none' is not one of 'layernorm', 'rmsnorm', 'rmsnorm_unit_offset'"),
         ("model", "rope", 3, "model.rope=3 is an int, expected a mapping of fields"),
         ("model", "rope", {"thta": 3}, "model.rope.thta is not a field of the config: did you mean model.rope.theta?"),
         (
