@@ -22,9 +22,10 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies, and what the header of its file says about it."""
+    """Where a tensor lies, its name there, and what the header of its file says about it."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -73,7 +74,7 @@ def _header(path: Path) -> dict[str, Stored]:
         found = {}
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             view = file.get_slice(name)
-            found[name] = Stored(path, tuple(view.get_shape()), view.get_dtype())
+            found[name] = Stored(path, name, tuple(view.get_shape()), view.get_dtype())
         return found
 
 
@@ -87,12 +88,12 @@ def _opened(path: Path) -> Any:
 
 
 def read_tensors(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every tensor, file after file, one in memory at a time."""
+    """Yield every tensor under the name that `tensors` gives it, file after file, one in memory at a time."""
     for path in sorted({stored.file for stored in tensors.values()}):
         with _opened(path) as file:
             for name, stored in tensors.items():
                 if stored.file == path:
-                    yield name, file.get_tensor(name)
+                    yield name, file.get_tensor(stored.name)
 
 
 class Planned(NamedTuple):
