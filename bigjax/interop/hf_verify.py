@@ -71,9 +71,10 @@ def _their_logits(folder: Path, tokens: np.ndarray) -> tuple[np.ndarray, str]:
 
     # No bar for what takes a moment.
     transformers.utils.logging.disable_progress_bar()
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, info = loaded
     wrong = ", ".join(f"{kind} {sorted(names)}" for kind, names in info.items() if names)
     with torch.no_grad():
         return model(torch.from_numpy(tokens), use_cache=False).logits.numpy(), wrong
