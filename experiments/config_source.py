@@ -24,7 +24,7 @@ def load(source: str) -> ConfigDict:
         UserError: there is no such file or folder, or the file's `get_config` refuses the argument.
     """
     if not source:
-        raise UserError("a config is missing: give FILE[:ARG] or the folder of a run")
+        raise UserError("a config is missing: give FILE[:ARG], the folder of a run, or hf:PATH")
     if folder := hf_config.folder_of(source):
         return strict.to_config_dict(_finetuning(source, folder))
     if Path(source).is_dir():
