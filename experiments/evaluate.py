@@ -50,7 +50,7 @@ def main(flag_values: flags.FlagValues) -> None:
         eval_step = jax.jit(step.make_eval_step(cfg, run.model, run.layout))
         scores = score(eval_step, run.weights, texts.batches(flag_values.batches), cfg.train.global_batch_size)
     if jax.process_index() == 0:
-        print(json.dumps({"step": run.step, "sources": list(texts.specs), **scores}))
+        print(json.dumps({"step": run.step, "sources": [source.spec for source in texts.sources], **scores}))
 
 
 if __name__ == "__main__":
