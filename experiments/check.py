@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
+from bigjax.run_folder import RunFolder
 from experiments import cli
 
 EQUIVALENCE = """Does every mesh compute what one device computes? The config, shrunk (same code, small sizes), takes
@@ -128,15 +129,12 @@ def define_checkpoint_flags(flag_values: flags.FlagValues) -> None:
 
 def checkpoint(flag_values: flags.FlagValues) -> int:
     """Print one line for every checkpoint of a run, the newest first."""
-    workdir = Path(cli.required(flag_values, "workdir"))
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} is not the folder of a run: it has no config.json")
     from bigjax.checkpoint_digests import verify
-    from bigjax.run_folder import RunFolder
 
-    reports = verify(RunFolder(workdir).checkpoints)
+    folder = RunFolder.existing(Path(cli.required(flag_values, "workdir")))
+    reports = verify(folder.checkpoints)
     if not reports:
-        raise UserError(f"{workdir} holds no checkpoint")
+        raise UserError(f"{folder.path} holds no checkpoint")
     for one in reports:
         print(one)
     return 4 if any(one.problems for one in reports) else 0

@@ -76,7 +76,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    # Everything that the user can get wrong fails before the folder is written to and before anything is compiled.
+    # Everything that the user can get wrong fails before the folder is written to, and almost all of it before anything
+    # is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
@@ -106,10 +107,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             say(page.render(planned))
             if status := planner.exit_code(planned):
                 return status
-        folder.open(cfg)
-        if jax.process_index() == 0:
-            data.save_tokenizer(text.tokenizer, folder.path)
-        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+        folder.check(cfg)
         if resuming:
             restored = checkpoints.restore(abstract)
             text.train.check(restored.data_state)
@@ -119,6 +117,10 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             if initial is not None:
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
                 state = dataclasses.replace(state, params=initial, ema=ema)
+        folder.open(cfg)
+        if jax.process_index() == 0:
+            data.save_tokenizer(text.tokenizer, folder.path)
+        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:

@@ -129,8 +129,10 @@ def test_the_runs_of_this_file_are_as_hard_as_they_claim(whole, arguments):
 
 
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(commands, arguments, whole, interrupted):
+    (interrupted / "run" / "nonfinite.json").write_text("{}")  # of an earlier session
     done = commands.run(TRAIN, interrupted / "record", "--", *arguments, f"--workdir={interrupted}/run")
     assert "resuming after step 10" in done.stderr
+    assert not (interrupted / "run" / "nonfinite.json").exists()  # the run is past what stopped it
     assert_same_run(interrupted, whole)
 
 
@@ -197,19 +199,19 @@ def rewrite_config(run: Path, **sections) -> Config:
 def test_a_checkpoint_of_another_shape_is_a_readable_diff(commands, arguments, interrupted):
     run = interrupted / "run"
     rewrite_config(run, model={"d_ff": 96})
-    before = contents(run / "checkpoints")
+    before = contents(run)
     wider = (*arguments, "--config.model.d_ff=96", f"--workdir={run}")
     done = commands.run("experiments.train", *wider, code=2)
     assert f"error: the checkpoint {run}/checkpoints/10 does not hold what this config needs:" in done.stderr
     lines = done.stderr.partition("needs:\n")[2].splitlines()
     assert any("params/blocks/mlp" in line and "checkpoint has float32[1,32,128]" in line for line in lines)
     assert all("checkpoint has float32" in line and "config wants float32" in line for line in lines)
-    assert contents(run / "checkpoints") == before
+    assert contents(run) == before
 
 
 def test_text_changed_since_the_checkpoint_is_named(commands, arguments, interrupted):
     path = Path(next(name for name in arguments if name.endswith("/b.jsonl")).partition("jsonl:")[2])
-    original = path.read_text()
+    original, before = path.read_text(), contents(interrupted / "run")
     try:
         path.write_text(original.replace('{"text": "', '{"text": "And so: ', 1))
         done = commands.run("experiments.train", *arguments, f"--workdir={interrupted}/run", code=2)
@@ -218,3 +220,4 @@ def test_text_changed_since_the_checkpoint_is_named(commands, arguments, interru
     assert "error: the data is not that of the checkpoint at step 10: the tokens of 'jsonl:" in done.stderr
     assert "b.jsonl') have changed: sha256 was" in done.stderr
     assert "Traceback" not in done.stderr
+    assert contents(interrupted / "run") == before
