@@ -56,20 +56,23 @@ def run(flag_values: flags.FlagValues) -> int:
     base, *others = [parse(text) for text in flag_values.meshes.split(";") if text.strip()] or [parse("data=1")]
     steps = min(flag_values.steps, cfg.train.steps)
     kill_at = steps * 2 // 3 if flag_values.kill_at is None else flag_values.kill_at
-    small = resume.small(cfg, steps, kill_at, base)
+    exact, *own = resume.small(cfg, steps, kill_at, base)
     cases = resume.cases(base, others, flag_values.processes)
     for case in cases:
-        if (reason := resume.unfit(small, case.mesh)) and (flag_values["meshes"].present or case.mesh == base):
+        if (reason := resume.unfit(exact, case.mesh)) and (flag_values["meshes"].present or case.mesh == base):
             raise UserError(f"--meshes: {reason}")
+    report = resume.Report(cli.config_of(sys.argv) or "", cfg, (own or [exact])[0], kill_at)
     with _folder(flag_values.workdir) as folder:
-        runs = resume.Runs(small, kill_at, folder, LAUNCHER)
-        straight, check = runs.straight()
-        report = resume.Report(cli.config_of(sys.argv) or "", cfg, runs, straight, [check])
-        print(_header(report))
-        print(_line(check), flush=True)
-        for check in runs.disturbed(straight, cases):
-            print(_line(check), flush=True)
+        for small, chosen in ((exact, cases), *((small, cases[:1]) for small in own)):
+            where = folder / small.model.dtype
+            runs = resume.Runs(small, kill_at, where, LAUNCHER, keep=flag_values.workdir is not None)
+            straight, check = runs.straight()
+            report.epochs = straight.epochs()
+            print("\n".join([*([] if report.checks else [_header(report)]), _line(check)]), flush=True)
             report.checks.append(check)
+            for check in runs.disturbed(straight, chosen):
+                print(_line(check), flush=True)
+                report.checks.append(check)
     print(_verdict(report))
     cli.write_out(Path(flag_values.out) if flag_values.out else None, report.as_json())
     return report.exit_code
@@ -91,16 +94,16 @@ def _folder(workdir: str | None) -> Iterator[Path]:
 
 
 def _header(report: Any) -> str:
-    cfg, epochs = report.runs.cfg, ", ".join(f"{count:.1f} of {name}" for name, count in report.epochs().items())
+    cfg, epochs = report.shrunk, ", ".join(f"{count:.1f} of {name}" for name, count in report.epochs.items())
     return (
         f"{report.source}, fingerprint {report.fingerprint}, shrunk: {cfg.model.num_layers} layers, d_model "
-        f"{cfg.model.d_model}, {cfg.train.global_batch_size} rows of {cfg.data.seq_len}; {cfg.optim.name}, "
+        f"{cfg.model.d_model}, {cfg.train.global_batch_size} rows of {cfg.data.seq_len}; {cfg.optim.name}\n"
         f"{cfg.train.steps} steps, epochs: {epochs}"
     )
 
 
 def _line(check: Any) -> str:
-    where = f"  {check.name:<15} {check.mesh:<22} {_processes(check):<11}"
+    where = f"  {check.dtype:<8} {check.name:<15} {check.mesh:<22} {_processes(check):<11}"
     if check.status in ("fails", "does not fit"):
         return f"{where}  {'FAILS' if check.status == 'fails' else check.status}: {check.reason}"
     if check.status == "differs":
@@ -117,7 +120,7 @@ def _line(check: Any) -> str:
 def _verdict(report: Any) -> str:
     bad = next((check for check in report.checks if check.status in ("differs", "fails")), None)
     if bad is None:
-        return f"SAME run after a kill at step {report.runs.kill_at}: {', '.join(report.quantities())}"
+        return f"SAME run after a kill at step {report.kill_at}: {', '.join(report.quantities())}"
     what = bad.differences[0] if bad.differences else bad.reason
     return f"NOT THE SAME run: {bad.name}, {bad.mesh}, {_processes(bad)}: {what}"
 

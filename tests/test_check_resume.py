@@ -11,7 +11,7 @@ import pytest
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.errors import UserError
 from bigjax.preflight import resume
-from bigjax.preflight.resume import Case, Check, Report, Runs
+from bigjax.preflight.resume import Case, Check, Runs
 from bigjax.preflight.resume_compare import Judgement, Trace
 from experiments import check, check_resume
 from tests.commands import ROOT, shared_cache
@@ -52,7 +52,7 @@ def config(tmp_path_factory) -> Config:
 
 @pytest.fixture(scope="module")
 def runs(environment, config, tmp_path_factory) -> Runs:
-    small = resume.small(config, STEPS, KILL_AT, HERE)
+    (small,) = resume.small(config, STEPS, KILL_AT, HERE)
     return Runs(small, KILL_AT, tmp_path_factory.mktemp("runs"), check_resume.LAUNCHER)
 
 
@@ -84,10 +84,9 @@ def plant(runs, straight, killed):
 
 
 def test_the_runs_are_as_hard_as_they_claim(runs, straight):
-    report = Report("mine.py", runs.cfg, runs, straight, [])
     first, second = straight.drawn(STEPS)
     assert first + second == STEPS * 8 and first == pytest.approx(2 * second, abs=1)
-    assert all(count > 3 for count in report.epochs().values())
+    assert all(count > 3 for count in straight.epochs().values())
     ids = [id_ for batch in straight.batches.values() for id_ in batch["ids"]]
     hashes = {row for batch in straight.batches.values() for row in batch["rows"]}
     assert len(ids) == len(set(ids)) and len(hashes) == sum(straight.rows) < len(ids)
@@ -159,7 +158,7 @@ def call(monkeypatch, capsys):
 
 def pretend(monkeypatch, *checks: Check) -> None:
     """Let the runs have come out so, without running any."""
-    first = Check("straight", "fsdp=2", 1, "same")
+    first = Check("straight", "fsdp=2", 1, "float32", "same")
     trace = Trace(0, ("text:a",), (20,), {step: {"ids": [step] * 8, "rows": []} for step in range(1, 13)}, {}, {}, {})
     monkeypatch.setattr(Runs, "straight", lambda self: (trace, first))
     monkeypatch.setattr(Runs, "disturbed", lambda self, straight, cases: iter(checks))
@@ -167,14 +166,14 @@ def pretend(monkeypatch, *checks: Check) -> None:
 
 def test_the_command_prints_and_writes_a_certificate(call, tmp_path, monkeypatch):
     compared = {"batch ids": 6, "losses": 12}
-    same = Check("same mesh", "fsdp=2", 1, "same", 6, compared=compared)
-    other = Check("other mesh", "data=1", 1, "same", 6, compared=compared, error=1e-7, bound=2e-5)
-    pretend(monkeypatch, Check("killed", "fsdp=2", 1, "same"), same, other)
+    same = Check("same mesh", "fsdp=2", 1, "float32", "same", 6, compared=compared)
+    other = Check("other mesh", "data=1", 1, "float32", "same", 6, compared=compared, error=1e-7, bound=2e-5)
+    pretend(monkeypatch, Check("killed", "fsdp=2", 1, "float32", "same"), same, other)
     out = tmp_path / "new" / "resume.json"
     status, said, _ = call("--config=configs/quickstart.py", f"--out={out}")
     assert status == 0, said
     assert said.splitlines()[0].startswith("configs/quickstart.py, fingerprint ")
-    assert "12 steps, epochs: 4.8 of text:a" in said
+    assert said.splitlines()[1] == "12 steps, epochs: 4.8 of text:a"
     assert "resumed after step 6: bit for bit the same\n" in said
     assert "resumed after step 6: loss off by 1.0e-07, bound 2.0e-05\n" in said
     assert said.endswith("SAME run after a kill at step 8: batch ids, losses\n")
@@ -186,7 +185,7 @@ def test_the_command_prints_and_writes_a_certificate(call, tmp_path, monkeypatch
 
 def test_what_differs_first_is_named_and_the_status_is_4(call, tmp_path, monkeypatch):
     wrong = Judgement(7, "schedule", "opt_state/count was 7 and is 1", False)
-    pretend(monkeypatch, Check("same mesh", "fsdp=2", 1, "differs", 6, differences=(wrong, wrong)))
+    pretend(monkeypatch, Check("same mesh", "fsdp=2", 1, "float32", "differs", 6, differences=(wrong, wrong)))
     status, said, _ = call("--config=configs/quickstart.py", f"--out={tmp_path}/resume.json")
     assert status == 4
     assert "DIFFERS first in schedule at step 7: opt_state/count was 7 and is 1 (and 1 more)" in said
@@ -195,12 +194,22 @@ def test_what_differs_first_is_named_and_the_status_is_4(call, tmp_path, monkeyp
     )
     found = json.loads((tmp_path / "resume.json").read_text())
     assert not found["passed"] and len(found["checks"][1]["differences"]) == 2
-    pretend(monkeypatch, Check("other mesh", "fsdp=2", 1, "fails", 6, reason="no such axis"))
+    pretend(monkeypatch, Check("other mesh", "fsdp=2", 1, "float32", "fails", 6, reason="no such axis"))
     status, said, _ = call("--config=configs/quickstart.py")
     assert status == 4 and "FAILS: no such axis" in said and "NOT THE SAME run: other mesh" in said
-    pretend(monkeypatch, Check("other mesh", "tensor=2", 1, "does not fit", reason="heads"))
+    pretend(monkeypatch, Check("other mesh", "tensor=2", 1, "float32", "does not fit", reason="heads"))
     status, said, _ = call("--config=configs/quickstart.py")
     assert status == 0 and "does not fit: heads" in said
+
+
+def test_bfloat16_is_checked_in_float32_too(call, monkeypatch):
+    asked = []
+    pretend(monkeypatch)
+    monkeypatch.setattr(Runs, "disturbed", lambda self, _, cases: asked.append((self.cfg, cases)) or iter(()))
+    status, said, _ = call("--config=configs/quickstart.py", "--config.model.dtype=bfloat16")
+    assert status == 0 and said.count("straight") == 2
+    assert [(cfg.model.dtype, len(cases)) for cfg, cases in asked] == [("float32", 4), ("bfloat16", 1)]
+    assert asked[1][1] == [resume.Case("same mesh", MeshConfig(data=1, fsdp=2))]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +231,7 @@ def test_mistakes_are_one_sentence(call, arguments, message):
 
 
 def test_a_run_that_the_launcher_refuses_is_bad_input(environment, config, tmp_path):
-    small = resume.small(config, STEPS, KILL_AT, HERE)
+    (small,) = resume.small(config, STEPS, KILL_AT, HERE)
     gone = dataclasses.replace(
         small, data=dataclasses.replace(small.data, sources=("text:/nowhere/*.txt",), weights=())
     )

@@ -10,7 +10,8 @@ another order, and no useful bound holds for them after several steps: an optimi
 gradient, or takes its sign, makes of a rounding error a whole update. But the first step after resuming starts from a
 bit-identical state and a bit-identical batch, so its loss is off by no more than `error_bounds.Bounds.relative`: that
 is judged, and what becomes of it later is not. That the update itself is right on every mesh is what
-`preflight.equivalence` proves. In bfloat16 the bound is of the order of the loss.
+`preflight.equivalence` proves. In bfloat16 the bound is of the order of the loss, and says nothing: such a config is
+checked in float32, which is how its state is stored, and in bfloat16 on the same mesh only.
 """
 
 import dataclasses
@@ -64,6 +65,7 @@ class Check:
     name: str
     mesh: str
     processes: int
+    dtype: str
     status: Literal["same", "differs", "fails", "does not fit"]
     start: int = 0
     reason: str = ""
@@ -74,8 +76,10 @@ class Check:
     later: float = 0.0
 
 
-def small(cfg: Config, steps: int, kill_at: int, mesh: MeshConfig) -> Config:
-    """Return the config of the runs: `cfg` shrunk, with at least one checkpoint before `kill_at`.
+def small(cfg: Config, steps: int, kill_at: int, mesh: MeshConfig) -> list[Config]:
+    """Return the config of the runs, in float32 and, if `cfg` computes in another dtype, in that one.
+
+    It is `cfg` shrunk, with at least one checkpoint before `kill_at`.
 
     Raises:
       UserError: there is no room for a checkpoint before the kill, or a step after it.
@@ -85,7 +89,7 @@ def small(cfg: Config, steps: int, kill_at: int, mesh: MeshConfig) -> Config:
         raise UserError(f"--kill_at={kill_at} must be at least 2, to leave a checkpoint, and below the {steps} steps")
     every = min(max(steps // 4, 1), kill_at - 1)
     shrunk = shrink(cfg, steps)
-    return dataclasses.replace(
+    own = dataclasses.replace(
         replace(
             shrunk,
             model={"vocab_size": cfg.model.vocab_size},
@@ -98,6 +102,8 @@ def small(cfg: Config, steps: int, kill_at: int, mesh: MeshConfig) -> Config:
         mesh=_allowing(cfg, mesh),
         log=LogConfig(every_steps=1, tensorboard=False, plot=False),
     )
+    exact = replace(own, model={"dtype": "float32"})
+    return [exact] if own == exact else [exact, own]
 
 
 def cases(base: MeshConfig, others: Sequence[MeshConfig], processes: int) -> list[Case]:
@@ -140,12 +146,14 @@ class Runs:
 
     Attributes:
       cfg: as `small` returns it. program: what comes after `python` to start the launcher with a witness.
+      keep: whether what is not needed any more stays.
     """
 
     cfg: Config
     kill_at: int
     folder: Path
     program: Sequence[str]
+    keep: bool = True
 
     def straight(self) -> tuple[Trace, Check]:
         """Run without a disturbance.
@@ -156,7 +164,7 @@ class Runs:
         ended = self._launch("straight", self.cfg.mesh, 1)
         if ended.status:
             raise UserError(f"the shrunk run fails: {ended.error}")
-        trace = read(*self._paths("straight"))
+        trace = self._trace("straight")
         # Against itself: only its counters, which are compared with its batches, can differ.
         judged = compare(trace, trace, 0, self.cfg.train.steps)
         return trace, self._check("straight", Case("same mesh", self.cfg.mesh), 0, judged)
@@ -174,20 +182,20 @@ class Runs:
         ended, case = self._launch("killed", self.cfg.mesh, 1, self.kill_at), Case("same mesh", self.cfg.mesh)
         if ended.status != -signal.SIGKILL:
             reason = f"it ended with status {ended.status} before the kill: {ended.error}"
-            return Check("killed", mesh_name(case.mesh), 1, "fails", reason=reason)
+            return self._failed("killed", case, "fails", 0, reason)
         return self._check("killed", case, 0, compare(straight, self._trace("killed"), 0, self.kill_at - 1))
 
     def resumed(self, straight: Trace, case: Case) -> Check:
         """Resume a copy of what `killed` left; compare all that comes after, and what is kept of before."""
         if reason := unfit(self.cfg, case.mesh):
-            return Check(case.way, mesh_name(case.mesh), case.processes, "does not fit", reason=reason)
+            return self._failed(case.way, case, "does not fit", 0, reason)
         name = f"{case.way} {mesh_name(case.mesh)} {case.processes}".replace(" ", "-")
         left = RunFolder(self._paths("killed")[0])
         start = max(complete_steps(left.checkpoints))
         shutil.copytree(left.path, self._paths(name)[0])
         ended = self._launch(name, case.mesh, case.processes)
         if ended.status:
-            return Check(case.way, mesh_name(case.mesh), case.processes, "fails", start, ended.error)
+            return self._failed(case.way, case, "fails", start, ended.error)
         relative = None if case.way == "same mesh" else self.bound(case.mesh)
         found = self._trace(name)
         judged = compare(straight, found, start, self.cfg.train.steps, relative)
@@ -205,7 +213,11 @@ class Runs:
         return self.folder / name / "run", self.folder / name / "record"
 
     def _trace(self, name: str) -> Trace:
-        return read(*self._paths(name))
+        workdir, record = self._paths(name)
+        found = read(workdir, record)
+        if not self.keep and name != "killed":  # of which the others are copies
+            shutil.rmtree(workdir)
+        return found
 
     def _launch(self, name: str, mesh: MeshConfig, processes: int, kill_at: int | None = None) -> children.Ended:
         workdir, record = self._paths(name)
@@ -222,6 +234,10 @@ class Runs:
         arguments = (*self.program, f"--order={record.with_name('order.json')}")
         return children.run(arguments, processes=processes, devices=places(mesh) // processes, logs=record.parent)
 
+    def _failed(self, name: str, case: Case, status: Any, start: int, reason: str) -> Check:
+        mesh, dtype = mesh_name(case.mesh), self.cfg.model.dtype
+        return Check(name, mesh, case.processes, dtype, status, start, reason.splitlines()[0])
+
     def _check(self, name: str, case: Case, start: int, judged: Iterable[Judgement]) -> Check:
         found = list(judged)
         differences = [one for one in found if not one.same]
@@ -233,6 +249,7 @@ class Runs:
             name=name,
             mesh=mesh_name(case.mesh),
             processes=case.processes,
+            dtype=self.cfg.model.dtype,
             status="differs" if differences else "same",
             start=start,
             differences=tuple(differences),
@@ -250,15 +267,21 @@ def _later(straight: Trace, found: Trace, start: int) -> float:
     return max((abs(row["train/loss"] / loss - 1) for loss, row in pairs if row and loss), default=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """The certificate of one config: what was run, with what, and what came of it."""
+    """The certificate of one config: what was run, with what, and what came of it.
+
+    Attributes:
+      source, cfg: the config as it was given. shrunk: that of the runs. kill_at: the step of the kill.
+      epochs: source -> how many epochs of it the runs see. checks: one for every start, the straight run's first.
+    """
 
     source: str
     cfg: Config
-    runs: Runs
-    straight: Trace
-    checks: list[Check]
+    shrunk: Config
+    kill_at: int
+    epochs: dict[str, float] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -273,19 +296,11 @@ class Report:
     def quantities(self) -> list[str]:
         """Return what was compared; random numbers are, by the losses, where dropout draws them."""
         found = dict.fromkeys(quantity for check in self.checks for quantity in check.compared)
-        return [*found, *(["random numbers"] if self.runs.cfg.model.dropout else [])]
-
-    def epochs(self) -> dict[str, float]:
-        """Return how many epochs of every source the runs see."""
-        straight = self.straight
-        counts = straight.drawn(self.runs.cfg.train.steps)
-        return {
-            source: count / rows for source, count, rows in zip(straight.sources, counts, straight.rows, strict=True)
-        }
+        return [*found, *(["random numbers"] if self.cfg.model.dropout else [])]
 
     def as_json(self) -> dict[str, Any]:
         """Return the report with plain values; errors and bounds are relative."""
-        cfg = self.runs.cfg
+        cfg = self.shrunk
         return {
             "schema_version": 1,
             "passed": not self.exit_code,
@@ -293,8 +308,8 @@ class Report:
             "fingerprint": self.fingerprint,
             "shrunk": {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)},
             "steps": cfg.train.steps,
-            "killed_after": self.runs.kill_at,
-            "epochs": self.epochs(),
+            "killed_after": self.kill_at,
+            "epochs": self.epochs,
             "random_numbers": f"dropout {cfg.model.dropout}" if cfg.model.dropout else "none are drawn after the start",
             "versions": {"python": platform.python_version(), **versions(PACKAGES)},
             "code": git_revision(),

@@ -50,6 +50,11 @@ class Trace:
                 counts[next(i for i in range(len(counts)) if row < sum(self.rows[: i + 1]))] += 1
         return counts
 
+    def epochs(self) -> dict[str, float]:
+        """Return how many epochs of every source the run has seen."""
+        counts = self.drawn(max(self.batches))
+        return {name: count / rows for name, count, rows in zip(self.sources, counts, self.rows, strict=True)}
+
 
 def read(workdir: Path, record: Path) -> Trace:
     """Return the trace of a start whose witness wrote to `record`, and whose run folder is `workdir`."""
