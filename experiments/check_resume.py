@@ -113,7 +113,9 @@ def _line(check: Any) -> str:
         return f"{where}  its counters are those of its batches"
     if check.name == "killed":
         return f"{where}  by SIGKILL; bit for bit the same until then"
-    same = "bit for bit the same" if not check.bound else f"loss off by {check.error:.1e}, bound {check.bound:.1e}"
+    same = "bit for bit the same"
+    if check.bound:
+        same = f"loss off by {f'{check.error:.1e}' if check.error else 0}, bound {check.bound:.1e}"
     return f"{where}  resumed after step {check.start}: {same}"
 
 
