@@ -95,10 +95,11 @@ def _folder(workdir: str | None) -> Iterator[Path]:
 
 def _header(report: Any) -> str:
     cfg, epochs = report.shrunk, ", ".join(f"{count:.1f} of {name}" for name, count in report.epochs.items())
+    versions = ", ".join(f"{name} {report.versions[name]}" for name in ("python", "jax", "orbax-checkpoint"))
     return (
         f"{report.source}, fingerprint {report.fingerprint}, shrunk: {cfg.model.num_layers} layers, d_model "
         f"{cfg.model.d_model}, {cfg.train.global_batch_size} rows of {cfg.data.seq_len}; {cfg.optim.name}\n"
-        f"{cfg.train.steps} steps, epochs: {epochs}"
+        f"{cfg.train.steps} steps, epochs: {epochs}; {versions}"
     )
 
 

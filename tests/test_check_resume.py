@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import platform
 import random
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.errors import UserError
-from bigjax.preflight import resume
+from bigjax.preflight import children, resume, resume_compare
 from bigjax.preflight.resume import Case, Check, Runs
 from bigjax.preflight.resume_compare import Judgement, Trace
 from experiments import check, check_resume
@@ -173,7 +174,7 @@ def test_the_command_prints_and_writes_a_certificate(call, tmp_path, monkeypatch
     status, said, _ = call("--config=configs/quickstart.py", f"--out={out}")
     assert status == 0, said
     assert said.splitlines()[0].startswith("configs/quickstart.py, fingerprint ")
-    assert said.splitlines()[1] == "12 steps, epochs: 4.8 of text:a"
+    assert said.splitlines()[1].startswith(f"12 steps, epochs: 4.8 of text:a; python {platform.python_version()}, jax ")
     assert "resumed after step 6: bit for bit the same\n" in said
     assert "resumed after step 6: loss off by 1.0e-07, bound 2.0e-05\n" in said
     assert said.endswith("SAME run after a kill at step 8: batch ids, losses\n")
@@ -193,13 +194,49 @@ def test_what_differs_first_is_named_and_the_status_is_4(call, tmp_path, monkeyp
         "NOT THE SAME run: same mesh, fsdp=2, 1 process: schedule at step 7: opt_state/count was 7 and is 1"
     )
     found = json.loads((tmp_path / "resume.json").read_text())
-    assert not found["passed"] and len(found["checks"][1]["differences"]) == 2
+    assert not found["passed"] and found["checks"][1]["num_differences"] == 2
     pretend(monkeypatch, Check("other mesh", "fsdp=2", 1, "float32", "fails", 6, reason="no such axis"))
     status, said, _ = call("--config=configs/quickstart.py")
     assert status == 4 and "FAILS: no such axis" in said and "NOT THE SAME run: other mesh" in said
     pretend(monkeypatch, Check("other mesh", "tensor=2", 1, "float32", "does not fit", reason="heads"))
     status, said, _ = call("--config=configs/quickstart.py")
     assert status == 0 and "does not fit: heads" in said
+
+
+def test_nothing_is_resumed_if_the_run_does_not_repeat_itself(runs, straight, monkeypatch):
+    monkeypatch.setattr(Runs, "killed", lambda self, _: Check("killed", "data=2", 1, "float32", "differs"))
+    assert [one.name for one in runs.disturbed(straight, [SAME])] == ["killed"]
+
+
+def test_a_run_that_does_not_end_is_no_kill(monkeypatch, tmp_path):
+    monkeypatch.setattr(children, "LIMIT_S", 0.0)
+    ended = children.run(("-c", "input()"), processes=1, devices=1, logs=tmp_path)
+    assert (ended.status, ended.error) == (children.TIMED_OUT, "it did not end in 0 s")
+
+
+def test_processes_that_were_given_different_rows_or_hold_different_copies_show(tmp_path, straight):
+    """Two processes that share all the rows of a batch."""
+
+    def read_with(change):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "metrics.jsonl").touch()
+        facts = {"sources": straight.sources, "rows": straight.rows, "first_row": 0}
+        line = {"step": 1, "state": {"params/w": "a"}, "batch": {"step": 0, "ids": [5], "rows": ["r"]}}
+        for process, found in enumerate((line, line | change)):
+            lines = (facts, {"step": 0, "state": {"params/w": "a"}}, found)
+            (folder / f"record.{process}").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        return resume_compare.read(folder, folder / "record")
+
+    def first(change):
+        found = resume_compare.compare(read_with({}), read_with(change), 0, 1)
+        return next((one.quantity for one in found if not one.same), None)
+
+    assert read_with({}).batches == {1: {"ids": [5], "rows": ["r"]}}
+    assert first({}) is None
+    assert first({"batch": {"step": 0, "ids": [6], "rows": ["r"]}}) == "batch ids"
+    assert first({"batch": {"step": 0, "ids": [5], "rows": ["s"]}}) == "batch ids"
+    assert first({"state": {"params/w": "b"}}) == "parameters"
 
 
 def test_bfloat16_is_checked_in_float32_too(call, monkeypatch):

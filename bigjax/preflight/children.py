@@ -1,7 +1,6 @@
 """Python programs in processes of their own, on virtual CPU devices, alone or as the processes of one run."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,9 @@ POLL_S = 0.05
 
 LIMIT_S = 900.0
 """Processes of a run that wait for each other for ever are ended after so long."""
+
+TIMED_OUT = 124
+"""The exit status that stands for it, that of timeout(1)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _wait(started: list[tuple[subprocess.Popen, Path]]) -> Ended:
         if all(process.returncode == 0 for process, _ in started):
             return Ended(0, started[0][1].read_text())
         time.sleep(POLL_S)
-    return Ended(-signal.SIGKILL, f"{started[0][1].read_text()}\nerror: it did not end in {LIMIT_S:.0f} s")
+    return Ended(TIMED_OUT, f"{started[0][1].read_text()}\nerror: it did not end in {LIMIT_S:.0f} s")
 
 
 def free_port() -> int:
