@@ -267,6 +267,14 @@ def restore_part(folder: Path, part: str, abstract: Any, without: tuple[str, ...
         return step, ocp.load_checkpointables(str(path), {"state": {part: abstract}})["state"][part]
 
 
+def read_data_state(folder: Path, step: int) -> dict[str, Any]:
+    """Return where the data stood at checkpoint `step`, without loading any array; no digest is compared."""
+    from orbax.checkpoint import v1 as ocp
+
+    beside: Any = ocp.checkpointables_metadata(str(Path(folder, str(step)).absolute())).custom_metadata
+    return beside["data_state"]
+
+
 def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
     """Drop what Orbax logs, with a traceback from each of its threads, before it raises the same error."""
     return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
