@@ -1,6 +1,7 @@
 """Saving a run and finding it again: train state, data position and identity, together in one step folder."""
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import sys
@@ -136,9 +137,8 @@ class Checkpoints:
         path = self.folder / str(step)
         saved = ocp.checkpointables_metadata(str(path))
         _require_match(path, saved.metadata["state"], abstract_state)
-        state = ocp.load_checkpointables(str(path), {"state": abstract_state})["state"]
         beside: Any = saved.custom_metadata
-        return Restored(step, state, beside["data_state"], beside["identity"])
+        return Restored(step, _load_state(path, abstract_state), beside["data_state"], beside["identity"])
 
     def wait(self) -> None:
         """Block until the last save is complete on all processes; raise its error if it failed.
@@ -257,10 +257,25 @@ def restore_part(folder: Path, part: str, abstract: State) -> tuple[int, State]:
             _warn(f"checkpoint {report}; step {step} is used")
     path = folder / str(step)
     _require_match(path, ocp.checkpointables_metadata(str(path)).metadata["state"][part], abstract)
+    return step, _load_part(path, {part: abstract})[part]
+
+
+def _load_state(path: Path, abstract: State) -> State:
+    """Load a whole state. A field that is None takes nothing, so it may have been unknown when the state was saved."""
+    if not dataclasses.is_dataclass(abstract):
+        return _load_part(path, abstract)
+    fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
+    wanted = {name: value for name, value in fields.items() if value is not None}
+    return dataclasses.replace(abstract, **_load_part(path, wanted))
+
+
+def _load_part(path: Path, abstract: Any) -> Any:
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        return step, ocp.load_checkpointables(str(path), {"state": {part: abstract}})["state"][part]
+        return ocp.load_checkpointables(str(path), {"state": abstract})["state"]
 
 
 def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
