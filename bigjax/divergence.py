@@ -1,6 +1,6 @@
 """Whether a step has diverged, judged inside the compiled step: no update waits for the host."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -43,7 +43,8 @@ def judge(
     `spike`: whether loss or gradient norm lies more than `threshold` median absolute deviations (Hampel 1974) above the
     median of the window, once that is full. A finite spike enters the window too: half of the window may be spikes
     before the median moves, and a loss that stays high is the new normal then, instead of a run that skips for ever.
-    `dropped`: whether the update must not be made; `skipped`: how many were dropped so far; `skips_in_a_row`.
+    `dropped`: whether the update must not be made; `skipped`: how many were dropped so far; `skips_in_a_row`; `median`
+    and `deviation` (2,): of loss and gradient norm in the window before.
     """
     if watch is None:
         return None, {}
@@ -60,7 +61,8 @@ def judge(
         skipped=watch.skipped + dropped,
         in_a_row=jnp.where(dropped, watch.in_a_row + 1, 0),
     )
-    return after, {"spike": spike, "dropped": dropped, "skipped": after.skipped, "skips_in_a_row": after.in_a_row}
+    verdict = {"spike": spike, "dropped": dropped, "skipped": after.skipped, "skips_in_a_row": after.in_a_row}
+    return after, verdict | {"median": median, "deviation": deviation}
 
 
 def kept_if(dropped: jax.Array, before: Tree, after: Tree) -> Tree:
