@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -262,11 +262,10 @@ def restore_part(folder: Path, part: str, abstract: State) -> tuple[int, State]:
 
 def _load_state(path: Path, abstract: State) -> State:
     """Load a whole state. A field that is None takes nothing, so it may have been unknown when the state was saved."""
-    if not dataclasses.is_dataclass(abstract):
-        return _load_part(path, abstract)
-    fields = {field.name: getattr(abstract, field.name) for field in dataclasses.fields(abstract)}
-    wanted = {name: value for name, value in fields.items() if value is not None}
-    return dataclasses.replace(abstract, **_load_part(path, wanted))
+    names = [field.name for field in dataclasses.fields(abstract)] if dataclasses.is_dataclass(abstract) else []
+    wanted = {name: getattr(abstract, name) for name in names if getattr(abstract, name) is not None}
+    loaded: Any = _load_part(path, wanted or abstract)
+    return dataclasses.replace(cast(Any, abstract), **loaded) if wanted else loaded
 
 
 def _load_part(path: Path, abstract: Any) -> Any:

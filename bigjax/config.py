@@ -189,7 +189,7 @@ class GuardConfig:
     """What happens to a step whose loss or gradient norm is not finite, or spikes.
 
     A spike is more than `threshold` median absolute deviations above the median of the last `window` finite steps.
-    `stop` ends the run; `skip` drops the update; `rollback` goes back to the newest checkpoint and leaves the batch out.
+    `stop` ends the run; `skip` drops the update; `rollback` goes back to the newest checkpoint leaving out the batch.
     """
 
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"

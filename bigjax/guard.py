@@ -65,9 +65,7 @@ class Guard:
                 f"{event}, after {limit} updates in a row were dropped (guard.max_consecutive_skips={limit}): the "
                 f"parameters themselves may be the cause; the evidence is in {evidence}"
             )
-        self._tell(
-            f"{event}: its update is dropped, the {_ordinal(skipped)} of this run; the evidence is in {evidence}"
-        )
+        self._tell(f"{event}: its update is dropped ({skipped} so far); the evidence is in {evidence}")
 
     def _roll_back(self, event: forensics.Event, evidence: Path) -> None:
         limit, done = self._cfg.guard.max_rollbacks, len(event.left_out)
@@ -82,8 +80,3 @@ class Guard:
             f"{limit}; the evidence is in {evidence}"
         )
         raise rollback.RolledBack
-
-
-def _ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"

@@ -31,9 +31,10 @@ CHECKPOINT = """Are the checkpoints of a run what was written? Every file is rea
 
 Exit status: 0 all are sound; 1 a bug; 2 there is nothing to check; 4 damage found."""
 
-REPLAY = """Does a step that diverged do so again? The steps from the nearest earlier checkpoint, or from the start if none
-is left, up to that of the event (a folder in RUN/forensics) are taken again, with the same batches; loss, gradient norms
-and parameter norms are compared with what was recorded. Use as many devices and processes as the run; nothing is written.
+REPLAY = """Does a step that diverged do so again? The steps from the nearest earlier checkpoint, or from the start if
+none is left, up to that of the event (a folder in RUN/forensics) are taken again, with the same batches; loss, gradient
+norms and parameter norms are compared with what was recorded. Use as many devices and processes as the run did. Nothing
+is written.
 
 Exit status: 0 the same, bit for bit; 1 a bug; 2 bad input; 4 something differs."""
 
