@@ -84,12 +84,14 @@ def observed(metrics: dict[str, Any]) -> dict[str, Any]:
 _SCALARS, _PAIRS = ("loss", "grad_norm"), ("median", "deviation")
 
 
-def write(event: Event, cfg: Config, folder: RunFolder, batch: Batch, text: TextData) -> Path:
-    """Write the folder of an event and return it: process 0 `event.json`, every process `batch-PROCESS.jsonl`.
+def write(where: Path, event: Event, cfg: Config, folder: RunFolder, batch: Batch, text: TextData) -> None:
+    """Write the folder `where` of an event: process 0 `event.json`, every process `batch-PROCESS.jsonl`.
 
     The latter has a line for each of its rows: id, source, epoch, row there, text.
+
+    Raises:
+      OSError: something cannot be written.
     """
-    where = folder.forensics / event.name
     where.mkdir(parents=True, exist_ok=True)
     source, epoch, row = text.train.order.locate(batch.ids)
     lines = [
@@ -107,7 +109,6 @@ def write(event: Event, cfg: Config, folder: RunFolder, batch: Batch, text: Text
         rows = text.train.ids(event.batch, range(cfg.train.global_batch_size))
         described = vars(event) | {"batch_ids": rows.tolist(), "rng": _rng(cfg, event.step)}
         write_json(where / EVENT, described | {"replay": replay_command(folder, event)})
-    return where
 
 
 def replay_command(folder: RunFolder, event: Event) -> str:

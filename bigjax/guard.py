@@ -50,7 +50,11 @@ class Guard:
             left_out=self._text.train.left_out,
             **forensics.observed(metrics),
         )
-        evidence = forensics.write(event, self._cfg, self._folder, batch, self._text)
+        evidence = self._folder.forensics / event.name
+        try:
+            forensics.write(evidence, event, self._cfg, self._folder, batch, self._text)
+        except OSError as error:  # what is done about the step does not depend on it
+            self._tell(f"warning: {evidence} cannot be written: {error.strerror}")
         if event.policy == "skip":
             self._after_skip(event, int(metrics["skipped"]), int(metrics["skips_in_a_row"]), evidence)
         elif event.policy == "rollback":
@@ -74,7 +78,10 @@ class Guard:
                 f"{event}, after {done} rollbacks (guard.max_rollbacks={limit}); no checkpoint was written after it; "
                 f"the evidence is in {evidence}"
             )
-        rollback.leave_out(self._folder, event.batch, event.step, event.kind)
+        try:
+            rollback.leave_out(self._folder, event.batch, event.step, event.kind)
+        except OSError as error:
+            raise Diverged(f"{event}; {self._folder.left_out} cannot be written: {error.strerror}") from error
         self._tell(
             f"{event}: back to the newest checkpoint, without batch {event.batch}; rollback {done + 1} of at most "
             f"{limit}; the evidence is in {evidence}"

@@ -38,12 +38,17 @@ def repeat_after_rollback(run: Callable[P, R]) -> Callable[P, R]:
 def left_out(folder: RunFolder, data_state: dict[str, Any] | None = None) -> list[int]:
     """Return the batches that the run leaves out: those its folder lists and those that a checkpoint knows of.
 
-    Every process calls this after `RunFolder.open`, which waits for what process 0 has written.
+    What the list of the folder has lost is added to it. Every process calls this after `RunFolder.open`, which waits for
+    what process 0 has written.
     """
-    return sorted({entry["batch"] for entry in _entries(folder)} | set((data_state or {}).get("left_out", ())))
+    listed = {entry["batch"] for entry in _entries(folder)}
+    lost = set((data_state or {}).get("left_out", ())) - listed
+    for batch in sorted(lost):
+        leave_out(folder, batch, None, "known from a checkpoint only")
+    return sorted(listed | lost)
 
 
-def leave_out(folder: RunFolder, batch: int, step: int, kind: str) -> None:
+def leave_out(folder: RunFolder, batch: int, step: int | None, kind: str) -> None:
     """Add the batch that `step` took to the list of the run; every later start honours it."""
     import jax
 
