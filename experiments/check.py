@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+from experiments import cli, distributed
 
 EQUIVALENCE = """Does every mesh compute what one device computes? The config, shrunk (same code, small sizes), takes
 one step on each mesh; the batch, initial parameters, losses, gradients and updated parameters are compared tensor by
@@ -155,16 +155,18 @@ def define_replay_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags of `check replay`."""
     flags.DEFINE_string("workdir", None, "the run folder", flag_values=flag_values)
     flags.DEFINE_string("event", None, "the name of a folder in RUN/forensics", flag_values=flag_values)
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
 def replay(flag_values: flags.FlagValues) -> int:
     """Take the step of an event again and print what it gives."""
     workdir, event = Path(cli.required(flag_values, "workdir")), cli.required(flag_values, "event")
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
     from bigjax import runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     import jax
 
     from experiments import replay as again

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, distributed
 
 EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart",
@@ -24,16 +24,18 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_enum("split", "eval", ("eval", "train"), "the split of the run's text", flag_values=flag_values)
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
-def main(flag_values: flags.FlagValues) -> None:
+def main(flag_values: flags.FlagValues) -> int:
     """Print the scores as one JSON object."""
     cfg = cli.load_config(flag_values.config)
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
     from bigjax import runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     import jax
 
     from bigjax import data, sharding, step
@@ -52,6 +54,7 @@ def main(flag_values: flags.FlagValues) -> None:
         scores = score(eval_step, run.weights, texts.batches(flag_values.batches), cfg.train.global_batch_size)
     if jax.process_index() == 0:
         print(json.dumps({"step": run.step, "sources": list(texts.specs), **scores}))
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ same command again continues a run that was cut short, or says that it is comple
 
 Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite, or spiked (see forensics/ in
 the run folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step
-does not fit (with --plan); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
+does not fit (with --plan); 6 a process of the run was lost; 130 after Ctrl-C and 143 after SIGTERM, both with a
+checkpoint saved.
 
 A checkpoint that cannot be saved, as on a full or read-only disk, does not stop the training: it is reported, counted
 as checkpoint/failed_saves in the metrics, and older checkpoints stay. If it is the last one, there is no result.json;
@@ -22,7 +23,7 @@ from absl import flags
 
 from bigjax import rollback, strict
 from bigjax.config import Config
-from experiments import cli
+from experiments import cli, distributed
 
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
@@ -39,7 +40,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "plan", False, "first show what the compiled step needs, and stop if it does not fit", flag_values=flag_values
     )
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
 def main(flag_values: flags.FlagValues) -> int:
@@ -47,11 +48,13 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
     profile = cli.parse_range("profile", flag_values.profile)
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
     print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax import runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     return run(cfg, workdir, profile, plan=flag_values.plan)
 
 
@@ -61,7 +64,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     import jax
     import jax.numpy as jnp
 
-    from bigjax import checkpoint, data, guard, metrics, models, optim, sharding, step
+    from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, sharding, step
     from bigjax.evaluate.scoring import score
     from bigjax.interrupt import Interrupt, agreed
     from bigjax.lenient_saves import LenientSaves
@@ -72,6 +75,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
     tokens_per_step = batch_size * cfg.data.seq_len
+
+    pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
 
     def say(line: str) -> None:
         if jax.process_index() == 0:
@@ -85,6 +90,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     if folder.complete and strict.fingerprint(folder.load_config()) == strict.fingerprint(cfg):
         say(f"{workdir} is complete: {finish.summary(folder)}")
         return 0
+    pulse.phase("data")
     text = data.build(cfg, sharding.local_rows(mesh, batch_size))
     finish.check_sample(cfg, model, text)
 
@@ -98,6 +104,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         if cfg.init_from is not None and not resuming:
             source = RunFolder(Path(cfg.init_from))
             _, initial = checkpoint.restore_part(source.checkpoints, "params", abstract.params)
+        pulse.phase("compile")
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:
@@ -112,6 +119,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             data.save_tokenizer(text.tokenizer, folder.path)
         identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
         if resuming:
+            pulse.phase("restore")
             restored = checkpoints.restore(abstract)
             stream = text.train.leaving_out(rollback.left_out(folder, restored.data_state))
             stream.check(restored.data_state)
@@ -156,8 +164,10 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             pending, stopping, done = None, False, start
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)
+                pulse.phase("data", done)
                 with speed.waiting_for_data():
                     batch = next(batches)
+                pulse.phase("step" if done > start + 1 else "compile", done)
                 state, values = train_step(state, sharding.put_batch(batch.arrays, mesh, batch_size))
                 profiler.after(done, values)
                 if pending is not None:
@@ -175,6 +185,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                     with speed.paused():
                         writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
                 if saving:
+                    pulse.phase("save", done)
                     saves.save(done, state, stream.state(done), identity)
                     if stopping or done == total_steps:
                         saves.wait()  # the last checkpoint is whole before the run is called complete, or stopped
