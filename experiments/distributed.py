@@ -16,27 +16,17 @@ NAMES = ("coordinator_address", "num_processes", "process_id")
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags that `supervise` and `initialize` read."""
-    flags.DEFINE_integer(
-        "num_processes", None, "processes of the run; alone: start them all on this machine", flag_values=flag_values
+    declared: tuple[tuple[str, Any, Any, str], ...] = (
+        ("num_processes", flags.DEFINE_integer, None, "processes of the run; alone: start them all on this machine"),
+        ("coordinator_address", flags.DEFINE_string, None, "HOST:PORT of process 0, if each is started by hand"),
+        ("process_id", flags.DEFINE_integer, None, "index of this process, from 0, if each is started by hand"),
+        ("distributed", flags.DEFINE_bool, False, "join the processes of a SLURM, GKE or TPU job, which JAX finds"),
+        ("max_restarts", flags.DEFINE_integer, 0, "with --num_processes alone: start again so often if one is lost"),
+        ("all_output", flags.DEFINE_bool, False, "with --num_processes alone: show the output of every process"),
+        ("peer_timeout_s", flags.DEFINE_float, 40.0, "seconds without a sign of life after which a process is lost"),
     )
-    flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, if each is started by hand", flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "index of this process, from 0, if each is started by hand", flag_values=flag_values
-    )
-    flags.DEFINE_bool(
-        "distributed", False, "join the processes of a SLURM, GKE or TPU job, which JAX finds", flag_values=flag_values
-    )
-    flags.DEFINE_integer(
-        "max_restarts", 0, "with --num_processes alone: start again so often if one is lost", flag_values=flag_values
-    )
-    flags.DEFINE_bool(
-        "all_output", False, "with --num_processes alone: show the output of every process", flag_values=flag_values
-    )
-    flags.DEFINE_float(
-        "peer_timeout_s", 40.0, "seconds without a sign of life after which one is lost", flag_values=flag_values
-    )
+    for name, kind, default, text in declared:
+        kind(name, default, text, flag_values=flag_values)
 
 
 def supervise(flag_values: flags.FlagValues) -> int | None:
@@ -87,7 +77,8 @@ def initialize(flag_values: flags.FlagValues) -> None:
                 f"--{', --'.join(NAMES)}"
             ) from error
         return
-    jax.distributed.initialize(*(flag_values[name].value for name in NAMES), **limits)
+    address, num_processes, process_id = (flag_values[name].value for name in NAMES)
+    jax.distributed.initialize(address, num_processes, process_id, **limits)
 
 
 def _kind(flag_values: flags.FlagValues) -> str:
