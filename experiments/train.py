@@ -7,6 +7,10 @@ Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was no
 folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step does
 not fit (with --plan); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
 
+The first signal lets the step under way end, and at most one more (of several processes, as many as log.every_steps),
+with the evaluation that is due; then the run saves one checkpoint and ends. A second signal, a second or more later,
+ends it at once with the same status and without that checkpoint.
+
 A checkpoint that cannot be saved, as on a full or read-only disk, does not stop the training: it is reported, counted
 as checkpoint/failed_saves in the metrics, and older checkpoints stay. If it is the last one, there is no result.json;
 the same command continues from the newest checkpoint. A checkpoint found damaged is renamed to STEP.damaged, and the
@@ -15,6 +19,7 @@ next older one is used; if all are damaged, that is bad input.
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +61,19 @@ def main(flag_values: flags.FlagValues) -> int:
     return run(cfg, workdir, profile, plan=flag_values.plan)
 
 
-def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool = False) -> int:
-    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status."""
+def run(
+    cfg: Config,
+    workdir: Path,
+    profile: range | None = None,
+    *,
+    plan: bool = False,
+    witness: Callable[[int, Any, Any], None] | None = None,
+) -> int:
+    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status.
+
+    `witness(step, batch, state)`, if given, sees the state that training starts from, with None for the batch, and
+    after each step the batch and the state that came of it.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -77,7 +93,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    # Everything that the user can get wrong fails before the folder is written to and before anything is compiled.
+    # Everything that the user can get wrong fails before the folder is written to, and almost all of it before anything
+    # is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
@@ -106,10 +123,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             say(page.render(planned))
             if status := planner.exit_code(planned):
                 return status
-        folder.open(cfg)
-        if jax.process_index() == 0:
-            data.save_tokenizer(text.tokenizer, folder.path)
-        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+        folder.check(cfg)
         if resuming:
             restored = checkpoints.restore(abstract)
             text.train.check(restored.data_state)
@@ -120,6 +134,10 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 params = {**state.params, **initial}
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
                 state = dataclasses.replace(state, params=params, ema=ema)
+        folder.open(cfg)
+        if jax.process_index() == 0:
+            data.save_tokenizer(text.tokenizer, folder.path)
+        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:
@@ -149,6 +167,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
 
             saves, failures = LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start
+            if witness is not None:
+                witness(start, None, state)
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)
                 with speed.waiting_for_data():
@@ -158,6 +178,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 if pending is not None:
                     report(*pending)  # of the step before, while this one runs
                 pending = (done, batch.ids, values)
+                if witness is not None:
+                    witness(done, batch, state)
 
                 evaluating = bool(cfg.train.eval_every_steps) and done % cfg.train.eval_every_steps == 0
                 polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0

@@ -15,9 +15,9 @@ def score(
 ) -> dict[str, float]:
     """Return averages over all batches: `loss` in nats per token, `perplexity`, and `tokens`, how many were scored.
 
-    With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for; and what else
-    the objective measures, such as `accuracy`. The loss is the negative log likelihood alone, without label smoothing,
-    z-loss or what the model adds to it.
+    With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for; and what
+    else the objective measures, such as `accuracy`. The loss is the negative log likelihood alone, without label
+    smoothing, z-loss or what the model adds to it.
     """
     mesh = jax.sharding.get_mesh()
     totals: metrics.Sums | None = None
