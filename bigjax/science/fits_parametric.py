@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 
+from bigjax.science.fits_points import Conventions, FlopModel
 from bigjax.science.fits_robust import (
     CONVERGED,
     FitError,
@@ -42,8 +43,8 @@ class ParametricFit:
         E: loss in nats per token that no size and no data remove; A, alpha: the share of a finite size; B, beta: that
             of finite data.
         replicates: `(replicates, 5)` values of e = log E, a = log A, b = log B, alpha, beta, spread for few points.
-        objective: sum of Huber losses of `log L_fit - log L`, weighted; mean_log_error: root mean square of that.
-        residuals: `(n,)` log L - log L_fit.
+        objective: sum of Huber losses of `log L_fit - log L`, weighted.
+        residuals: `(n,)` log L - log L_fit; jacobian: `(n, 5)` of log L_fit in `theta`.
         converged: whether the gradient vanishes; replicates_converged: the share of replicates where it does.
         warnings: what a reader should know before trusting the fit.
     """
@@ -60,6 +61,8 @@ class ParametricFit:
     converged: bool
     replicates_converged: float | None
     warnings: tuple[str, ...]
+    conventions: Conventions
+    flop_model: FlopModel
     replicates: np.ndarray = field(repr=False)
     residuals: np.ndarray = field(repr=False)
     jacobian: np.ndarray = field(repr=False)
@@ -123,6 +126,8 @@ def fit_parametric(
     bootstrap: int = 400,
     seed: int = 0,
     start: ParametricFit | None = None,
+    conventions: Conventions | None = None,
+    flop_model: FlopModel | None = None,
 ) -> ParametricFit:
     """Fit E, A, B, alpha and beta to runs by the Huber loss on log values (Hoffmann et al. 2022, appendix D.2).
 
@@ -134,6 +139,8 @@ def fit_parametric(
         weight: `(n,)` weights in the objective, 1 by default.
         delta: where the Huber loss becomes linear, in log loss.
         bootstrap: number of replicates, 0 for none.
+        conventions: what params, tokens and FLOPs count, kept with the fit; flop_model: how FLOPs follow from them, by
+            default `6ND` as `conventions` say.
 
     Raises:
         FitError: too few points, or values that are not finite and positive.
@@ -151,6 +158,7 @@ def fit_parametric(
     if start is not None:
         starts = [_centred(start.theta, centre)]
     best = minimise(model, log_value, weights, starts, delta)
+    conventions = conventions or Conventions()
     cluster = clusters(params, tokens)
     count = int(cluster.max()) + 1
     drawn = weights * bootstrap_weights(cluster, bootstrap, seed)
@@ -167,6 +175,8 @@ def fit_parametric(
         converged=best.converged,
         replicates_converged=reached,
         warnings=tuple(_warnings(best, jacobian, count, reached)),
+        conventions=conventions,
+        flop_model=flop_model or FlopModel(conventions.flops_per_param_token),
         replicates=_uncentred(spread(best.theta, replicates, count, len(NAMES)), centre),
         residuals=log_value - prediction,
         jacobian=log_loss_model(np.log(params), np.log(tokens))(theta)[1],
@@ -197,7 +207,7 @@ def _uncentred(theta: np.ndarray, centre: np.ndarray) -> np.ndarray:
 def _best_starts(
     model: LogModel, log_value: np.ndarray, weights: np.ndarray, delta: float, centre: np.ndarray
 ) -> list[np.ndarray]:
-    """Return the `NUM_STARTS` points of `START_GRID` with the smallest least absolute error, which ranks as Huber does."""
+    """Return the `NUM_STARTS` points of `START_GRID` with the smallest absolute error."""
     e, a, b, alpha, beta = (np.array(column) for column in zip(*product(*START_GRID.values()), strict=True))
     grid = np.stack([e, a - alpha * centre[0], b - beta * centre[1], alpha, beta], axis=1)
     values = [weights @ np.abs(model(theta)[0] - log_value) for theta in grid]

@@ -118,7 +118,7 @@ def minimise_many(
 
 
 def _quadratic(model, theta, log_value, weights, delta, scale):
-    """Return objective `(r,)`, gradient `(r, p)` and the Hessian `(r, p, p)` of the reweighted squares, over `scale`."""
+    """Return objective `(r,)`, gradient `(r, p)` and Hessian `(r, p, p)` of the reweighted squares, over `scale`."""
     prediction, jacobian = model(theta)
     residuals = prediction - log_value
     losses, slopes = huber(residuals, delta)
@@ -137,8 +137,8 @@ def clusters(*columns: np.ndarray) -> np.ndarray:
 def bootstrap_weights(cluster: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """Return `(replicates, n)` random weights of mean 1, the same for all points of a cluster.
 
-    They are uniform Dirichlet weights (Rubin 1981; Xu et al. 2020, fractional-random-weight bootstrap): unlike resampled
-    points, no replicate loses so many distinct points that its fit is not determined.
+    They are uniform Dirichlet weights (Rubin 1981; Xu et al. 2020, fractional-random-weight bootstrap): other than
+    with resampled points, no replicate loses so many that its fit is not determined.
     """
     count = int(cluster.max()) + 1
     drawn = np.random.default_rng(seed).exponential(size=(replicates, count))
@@ -161,9 +161,15 @@ def spread(estimate: np.ndarray, replicates: np.ndarray, num_clusters: int, num_
 
 
 def interval(values: np.ndarray) -> list[float] | None:
-    """Return the 95 % percentile interval of `values` `(replicates,)`, or None if fewer than 20 of them are finite."""
-    known = values[np.isfinite(values)]
-    return None if len(known) < 20 else [float(end) for end in np.quantile(known, (0.025, 0.975))]
+    """Return the 95 % percentile interval of `values` `(replicates,)`.
+
+    It is None with fewer than 20 values, or if more than 2.5 % are NaN: those could lie on either side.
+    """
+    known = values[~np.isnan(values)]
+    if len(known) < max(20, 0.975 * len(values)):
+        return None
+    ends = np.quantile(known, (0.025, 0.975), method="inverted_cdf")  # no interpolation, which infinities turn into NaN
+    return [float(end) for end in ends]
 
 
 def check_points(columns: dict[str, np.ndarray], num_parameters: int, what: str) -> None:

@@ -1,0 +1,188 @@
+"""Whether a fit can be trusted: extrapolation to what it has not seen, and how much hangs on single choices."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigjax.science.compute_optimal import compute_optimal
+from bigjax.science.fits_frontier import FrontierFit
+from bigjax.science.fits_isoflop import fit_isoflop
+from bigjax.science.fits_parametric import ParametricFit, fit_parametric
+from bigjax.science.fits_points import Points, budgets
+from bigjax.science.fits_robust import FitError
+
+MAX_GROUPS = 12
+"""Where runs have more compute budgets than this, those within half a decade of FLOPs are one."""
+
+DELTAS = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Values of delta tried: the first is nearly least absolute, the last nearly least squares."""
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """What a fit to smaller budgets says of a budget it has not seen.
+
+    Attributes:
+        flops: the budget held out; trained_flops: the largest budget fitted.
+        params, tokens, loss, predicted: `(k,)` of the runs held out; ci95: `(2, k)`, with the noise of a run.
+        log_error: `(k,)` log(predicted / loss).
+    """
+
+    flops: float
+    trained_flops: float
+    params: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+    predicted: np.ndarray
+    ci95: np.ndarray
+
+    @property
+    def log_error(self) -> np.ndarray:
+        return np.log(self.predicted / self.loss)
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Whether each loss lies in its interval."""
+        return (self.ci95[0] <= self.loss) & (self.loss <= self.ci95[1])
+
+    def summary(self) -> dict[str, object]:
+        """Return the errors as JSON."""
+        return {
+            "flops": self.flops,
+            "fitted_up_to": self.trained_flops,
+            "n_held_out": len(self.loss),
+            "mean_error": float(np.mean(self.predicted - self.loss)),
+            "rms_relative_error": float(np.sqrt(np.mean(np.expm1(self.log_error) ** 2))),
+            "inside_ci95": int(self.inside.sum()),
+            "points": [
+                {"N": n, "D": d, "loss": loss, "predicted": predicted, "ci95": [low, high]}
+                for n, d, loss, predicted, low, high in zip(
+                    *(map(float, c) for c in (self.params, self.tokens, self.loss, self.predicted, *self.ci95)),
+                    strict=True,
+                )
+            ],
+        }
+
+
+def budget_groups(points: Points) -> np.ndarray:
+    """Return the index `(n,)` of each point's compute budget; see `MAX_GROUPS`."""
+    fine = budgets(points.flops)
+    return fine if fine.max() < MAX_GROUPS else budgets(points.flops, tolerance=10**0.5 - 1)
+
+
+def hold_out_largest(points: Points, *, delta: float = 1e-3, bootstrap: int = 400, seed: int = 0) -> Extrapolation:
+    """Fit the parametric law to all but the largest budget and predict its runs.
+
+    Raises:
+        FitError: there is one budget only, or the others have too few points.
+    """
+    group = budget_groups(points)
+    if group.max() < 1:
+        raise FitError("nothing can be held out: all runs have the same compute budget")
+    small, large = points.take(group < group.max()), points.take(group == group.max())
+    fit = fit_points(small, delta=delta, bootstrap=bootstrap, seed=seed)
+    return Extrapolation(
+        flops=float(np.median(large.flops)),
+        trained_flops=float(small.flops.max()),
+        params=large.params,
+        tokens=large.tokens,
+        loss=large.loss,
+        predicted=fit.predict(large.params, large.tokens),
+        ci95=fit.predict_interval(large.params, large.tokens, seed),
+    )
+
+
+def hold_out_optimum(points: Points, *, bootstrap: int = 400, seed: int = 0) -> dict[str, object]:
+    """Fit isoFLOP curves of all but the largest budget, and compare with the minimum of the largest.
+
+    Raises:
+        FitError: fewer than 3 budgets have a minimum.
+    """
+    full = fit_isoflop(points, bootstrap=0)
+    if len(full.flops) < 3:
+        raise FitError("nothing can be held out: isoFLOP curves of at least 2 smaller budgets are needed")
+    largest = points.flops < full.flops.max() / 1.1
+    (predicted,) = compute_optimal(fit_isoflop(points.take(largest), bootstrap=bootstrap, seed=seed), full.flops[-1])
+    found, ends = float(full.params[-1]), predicted.ci95["N"]
+    return {
+        "flops": float(full.flops[-1]),
+        "fitted_up_to": float(full.flops[-2]),
+        "N": found,
+        "predicted_N": predicted.N,
+        "ci95": ends,
+        "relative_error": predicted.N / found - 1,
+        "inside_ci95": None if ends is None else ends[0] <= found <= ends[1],
+    }
+
+
+def fit_points(points: Points, **how) -> ParametricFit:
+    """Return `fit_parametric` of points, with their weights and conventions."""
+    return fit_parametric(
+        points.params,
+        points.tokens,
+        points.loss,
+        weight=points.weight,
+        conventions=points.conventions,
+        flop_model=points.flop_model(),
+        **how,
+    )
+
+
+def leave_one_budget_out(points: Points, fit: ParametricFit) -> list[dict[str, object]]:
+    """Return for each budget what the fit to the others says: the parameters, and the error on the budget left out."""
+    group, rows = budget_groups(points), []
+    for budget in range(group.max() + 1):
+        left_out = points.take(group == budget)
+        row: dict[str, object] = {"flops": float(np.median(left_out.flops)), "n_held_out": len(left_out)}
+        try:
+            other = fit_points(points.take(group != budget), delta=fit.delta, bootstrap=0, start=fit)
+        except FitError as error:
+            rows.append(row | {"skipped": str(error)})
+            continue
+        error = other.predict(left_out.params, left_out.tokens) / left_out.loss - 1
+        rows.append(row | other.parameters | {"rms_relative_error": float(np.sqrt(np.mean(error**2)))})
+    return rows
+
+
+def sensitivity(points: Points, fit: ParametricFit, most: int = 5) -> dict[str, list[dict[str, object]]]:
+    """Return the parameters for other values of delta, and without each of the points that move the exponents most.
+
+    The influence of a point is how far the compute-optimal size at the largest budget moves without it.
+    """
+    deltas = [{"delta": delta} | fit_points(points, delta=delta, bootstrap=0, start=fit).parameters for delta in DELTAS]
+    largest = float(points.flops.max())
+    dropped = []
+    for index, name in enumerate(points.names):
+        try:
+            other = fit_points(points.take(np.arange(len(points)) != index), delta=fit.delta, bootstrap=0, start=fit)
+            (before,), (after,) = compute_optimal(fit, largest), compute_optimal(other, largest)
+        except FitError:  # too few are left, or no optimum: the most influential there is
+            dropped.append({"point": name, "N_optimal_factor": float("nan")})
+            continue
+        dropped.append({"point": name, "N_optimal_factor": after.N / before.N} | other.parameters)
+    dropped.sort(key=lambda row: -abs(np.log(row["N_optimal_factor"])))
+    return {"delta": deltas, "dropped_points": dropped[:most]}
+
+
+def isoflop_bias(points: Points, fit: ParametricFit, frontier: FrontierFit) -> dict[str, float]:
+    """Return what parabolas get wrong where `fit` holds exactly: the fitted frontier over the true one at its points.
+
+    The curves of the parametric law are no parabolas, so wide or lopsided isoFLOP curves move the minima
+    (`size_at_least_flops` and `size_at_most_flops` are factors on N) and the exponent (a difference).
+
+    Raises:
+        FitError: the law has no optimum, or the exact curves no minimum inside the sizes.
+    """
+    exact = Points(
+        points.params,
+        points.tokens,
+        fit.predict(points.params, points.tokens),
+        points.flops,
+        points.weight,
+        points.names,
+        points.conventions,
+    )
+    found, ends = fit_isoflop(exact, bootstrap=0), [float(frontier.flops.min()), float(frontier.flops.max())]
+    first, last = (a.N / b.N for a, b in zip(compute_optimal(found, ends), compute_optimal(fit, ends), strict=True))
+    exponent = np.log(last / first) / np.log(ends[1] / ends[0])
+    return {"N_exponent": float(exponent), "size_at_least_flops": first, "size_at_most_flops": last}
