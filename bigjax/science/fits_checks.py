@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigjax.science.compute_optimal import compute_optimal
+from bigjax.science.compute_optimal import compute_optimal, optimal_logs
 from bigjax.science.fits_frontier import FrontierFit
 from bigjax.science.fits_isoflop import fit_isoflop
-from bigjax.science.fits_parametric import ParametricFit, fit_parametric
+from bigjax.science.fits_parametric import ParametricFit, fit_parametric, log_loss_model, named, refit
 from bigjax.science.fits_points import Points, budgets
 from bigjax.science.fits_robust import FitError
 
@@ -130,38 +130,41 @@ def fit_points(points: Points, **how) -> ParametricFit:
 
 def leave_one_budget_out(points: Points, fit: ParametricFit) -> list[dict[str, object]]:
     """Return for each budget what the fit to the others says: the parameters, and the error on the budget left out."""
-    group, rows = budget_groups(points), []
-    for budget in range(group.max() + 1):
-        left_out = points.take(group == budget)
-        row: dict[str, object] = {"flops": float(np.median(left_out.flops)), "n_held_out": len(left_out)}
-        try:
-            other = fit_points(points.take(group != budget), delta=fit.delta, bootstrap=0, start=fit)
-        except FitError as error:
-            rows.append(row | {"skipped": str(error)})
+    group = budget_groups(points)
+    kept = group != np.arange(group.max() + 1)[:, None]
+    rows: list[dict[str, object]] = []
+    for budget, theta in enumerate(_refit(points, fit, kept, fit.delta)):
+        out = points.take(group == budget)
+        row: dict[str, object] = {"flops": float(np.median(out.flops)), "n_held_out": len(out)}
+        if len(points) - len(out) < len(theta):
+            rows.append(row | {"skipped": f"{len(points) - len(out)} points are too few for {len(theta)} parameters"})
             continue
-        error = other.predict(left_out.params, left_out.tokens) / left_out.loss - 1
-        rows.append(row | other.parameters | {"rms_relative_error": float(np.sqrt(np.mean(error**2)))})
+        log_error = log_loss_model(np.log(out.params), np.log(out.tokens))(theta)[0] - np.log(out.loss)
+        rows.append(row | named(theta) | {"rms_relative_error": float(np.sqrt(np.mean(np.expm1(log_error) ** 2)))})
     return rows
 
 
 def sensitivity(points: Points, fit: ParametricFit, most: int = 5) -> dict[str, list[dict[str, object]]]:
-    """Return the parameters for other values of delta, and without each of the points that move the exponents most.
+    """Return the parameters for other values of delta, and without each of the `most` influential points.
 
-    The influence of a point is how far the compute-optimal size at the largest budget moves without it.
+    The influence of a point is by what factor the compute-optimal size at the largest budget changes without it.
     """
-    deltas = [{"delta": delta} | fit_points(points, delta=delta, bootstrap=0, start=fit).parameters for delta in DELTAS]
-    largest = float(points.flops.max())
-    dropped = []
-    for index, name in enumerate(points.names):
-        try:
-            other = fit_points(points.take(np.arange(len(points)) != index), delta=fit.delta, bootstrap=0, start=fit)
-            (before,), (after,) = compute_optimal(fit, largest), compute_optimal(other, largest)
-        except FitError:  # too few are left, or no optimum: the most influential there is
-            dropped.append({"point": name, "N_optimal_factor": float("nan")})
-            continue
-        dropped.append({"point": name, "N_optimal_factor": after.N / before.N} | other.parameters)
-    dropped.sort(key=lambda row: -abs(np.log(row["N_optimal_factor"])))
-    return {"delta": deltas, "dropped_points": dropped[:most]}
+    everything = np.ones((1, len(points)))
+    deltas = [{"delta": delta} | named(_refit(points, fit, everything, delta)[0]) for delta in DELTAS]
+    without = _refit(points, fit, 1 - np.eye(len(points)), fit.delta)
+    largest = np.log([points.flops.max()])
+    sizes = optimal_logs(np.concatenate([fit.theta[None], without]), largest, fit.flop_model)[0][:, 0]
+    moved = np.abs(sizes[1:] - sizes[0])
+    order = np.argsort(-np.where(np.isnan(moved), np.inf, moved), kind="stable")[:most]
+    dropped = [
+        {"point": points.names[i], "N_optimal_factor": float(np.exp(sizes[1 + i] - sizes[0]))} | named(without[i])
+        for i in order
+    ]
+    return {"delta": deltas, "dropped_points": dropped}
+
+
+def _refit(points: Points, fit: ParametricFit, factors: np.ndarray, delta: float) -> np.ndarray:
+    return refit(fit, points.params, points.tokens, points.loss, points.weight * factors, delta)
 
 
 def isoflop_bias(points: Points, fit: ParametricFit, frontier: FrontierFit) -> dict[str, float]:

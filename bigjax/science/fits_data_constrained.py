@@ -27,7 +27,7 @@ class DataConstrainedFit:
 
     Attributes:
         base: the law of data that is not repeated.
-        R_D_star, R_N_star: repetitions, and excess of parameters, after which what more of them brings has fallen to 1/e.
+        R_D_star, R_N_star: repetitions, and excess of parameters, after which what one more brings is 1/e.
         replicates: `(r, 2)` values of log R_D_star, log R_N_star.
     """
 
@@ -47,7 +47,7 @@ class DataConstrainedFit:
         return dict(zip(("R_D_star", "R_N_star"), ends, strict=True))
 
     def predict(self, params: np.ndarray, tokens: np.ndarray, unique_tokens: np.ndarray) -> np.ndarray:
-        """Return the loss of models of `params` trained on `tokens`, of which `unique_tokens` are distinct, all `(n,)`."""
+        """Return the loss `(n,)` of models of `params` trained on `tokens`, `unique_tokens` of them distinct."""
         model = _log_model(self.base.theta, params, tokens, unique_tokens)
         return np.exp(model(np.log([self.R_D_star, self.R_N_star]))[0])
 
@@ -65,9 +65,9 @@ def fit_data_constrained(
 ) -> DataConstrainedFit:
     """Fit R*_D and R*_N of equations 5 and 6 of Muennighoff et al. 2023, given the law of data seen once.
 
-    `D' = U_D + U_D R*_D (1 - exp(-R_D / R*_D))` with R_D = D / U_D - 1 repetitions of U_D unique tokens, and N' likewise
-    of U_N = min(N, what is compute-optimal for U_D tokens). Without `base`, the runs that repeat nothing are fitted
-    first; the intervals take `base` as known, as the paper does.
+    `D' = U_D + U_D R*_D (1 - exp(-R_D / R*_D))` with R_D = D / U_D - 1 repetitions of U_D unique tokens, and N'
+    likewise of U_N = min(N, what is compute-optimal for U_D tokens). Without `base`, runs that repeat nothing are
+    fitted first; the intervals take `base` as known, as the paper does.
 
     Args:
         params, tokens, unique_tokens, loss: `(n,)`; unique tokens above tokens mean that nothing is repeated.

@@ -45,10 +45,10 @@ def design_next(
 ) -> Design:
     """Propose up to 6 runs, together of at most `budget` FLOPs, that shrink the interval most.
 
-    A greedy exchange-free search over a grid of sizes and tokens per parameter (1 to 1,000), for every number of equally
+    A greedy search over a grid of sizes and tokens per parameter (2 to 200), for every number of equally
     dear runs. Criterion `c` minimises the variance of the compute-optimal log N at `target_flops` (by default ten times
-    the budget), criterion `D` maximises the determinant of the information (Atkinson, Donev and Tobias 2007, chapters
-    10 and 11; locally optimal at the fit, chapter 17). What the fit knows so far is its bootstrap covariance.
+    the budget), criterion `D` maximises the determinant of the information (Atkinson, Donev and Tobias 2007,
+    chapters 10 and 11; locally optimal at the fit, chapter 17). What the fit knows so far is its bootstrap covariance.
 
     Raises:
         FitError: the budget is not above 0, or the fit has no bootstrap replicates, interval or optimum.
@@ -86,10 +86,10 @@ def _direction(fit: ParametricFit, log_target: float) -> np.ndarray:
 
 
 def _candidates(fit: ParametricFit, flops: float) -> tuple[np.ndarray, list[ProposedRun]]:
-    """Return the Jacobian `(m, 5)` and the runs that spend `flops`, a tenth or a hundredth, at many tokens a parameter."""
+    """Return the Jacobian `(m, 5)` and the runs that spend `flops`, a tenth or a hundredth of it."""
     model, runs = fit.flop_model, []
     for work in (flops, flops / 10, flops / 100):
-        for ratio in np.geomspace(1, 1000, 61):
+        for ratio in np.geomspace(2, 200, 41):
             size = (work / (model.coefficient * ratio)) ** (1 / (1 + model.size_exponent))
             runs.append(ProposedRun(float(size), float(ratio * size), float(work)))
     logs = np.log([[run.N, run.D] for run in runs])

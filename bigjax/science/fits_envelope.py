@@ -31,12 +31,14 @@ def fit_envelope(points: Points, *, bootstrap: int = 400, seed: int = 0) -> Fron
             "give each size several token counts, or runs with metrics.jsonl"
         )
     model = points.flop_model()
-    work = [model.coefficient * size**model.size_exponent * curve.tokens for size, curve in zip(sizes, curves)]
+    work = [
+        model.coefficient * size**model.size_exponent * curve.tokens for size, curve in zip(sizes, curves, strict=True)
+    ]
     log_levels = np.log(np.geomspace(min(w[0] for w in work), max(w[-1] for w in work), LEVELS))
     log_loss = np.stack(
         [
             np.interp(log_levels, np.log(w), np.log(curve.loss), left=np.nan, right=np.nan)
-            for w, curve in zip(work, curves)
+            for w, curve in zip(work, curves, strict=True)
         ]
     )
     best = _best(sizes, log_loss)

@@ -53,7 +53,7 @@ class FrontierFit:
 
 
 def frontier_lines(log_flops: np.ndarray, log_params: np.ndarray, log_tokens: np.ndarray, centre: float) -> np.ndarray:
-    """Return theta `(..., 4)` of the least-squares lines through minima `(..., k)`, NaN where fewer than 2 are known."""
+    """Return theta `(..., 4)` of least-squares lines through minima `(..., k)`, NaN where fewer than 2 are known."""
     known = np.isfinite(log_params) & np.isfinite(log_tokens)
     count = known.sum(axis=-1)
     x = np.where(known, log_flops, 0.0)

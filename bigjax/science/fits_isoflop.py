@@ -34,18 +34,21 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     group = np.repeat(np.arange(len(used)), [len(rows) for rows in used])
     flops = np.array([np.median(points.flops[rows]) for rows in used])
     centre = float(np.log(flops).mean())
-    minima, parabolas, squares = _minima(chosen, group, chosen.weight[None])
+    minima, parabolas = _minima(chosen, group, chosen.weight[None])
     theta = frontier_lines(np.log(flops), *minima[:, 0], centre)
     cluster = clusters(chosen.params, chosen.tokens)
-    random, _, _ = _minima(chosen, group, chosen.weight * bootstrap_weights(cluster, bootstrap, seed))
+    random, _ = _minima(chosen, group, chosen.weight * bootstrap_weights(cluster, bootstrap, seed))
     # A replicate with a budget that has lost its minimum says nothing of the frontier through all of them.
     random = np.where(np.isfinite(random).all(axis=(0, 2))[None, :, None], random, np.nan)
     raw = frontier_lines(np.log(flops), *random, centre)
     count, parameters = int(cluster.max()) + 1, 3 * len(used)
-    warnings = [f"{lost:.0%} of the replicates lose a minimum"] if (lost := np.isnan(raw).any(1).mean()) > 0.01 else []
+    lost = np.isnan(raw).any(axis=1).sum() / max(bootstrap, 1)
+    warnings = [f"{lost:.0%} of the bootstrap replicates lose a minimum"] if lost > 0.01 else []
     if count <= parameters:
         warnings.append(f"{count} distinct points for {parameters} coefficients of parabolas: no intervals")
-    mean, *coefficients = parabolas
+    mean, *coefficients = parabolas[0]
+    z = np.log(chosen.params) - mean[group]
+    residuals = chosen.loss - sum(coefficient[group] * z**power for power, coefficient in enumerate(coefficients))
     return FrontierFit(
         centre=centre,
         theta=theta,
@@ -53,7 +56,7 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
         params=np.exp(minima[0, 0]),
         tokens=np.exp(minima[1, 0]),
         loss=coefficients[0] - coefficients[1] ** 2 / (4 * coefficients[2]),
-        objective=squares,
+        objective=float(chosen.weight @ residuals**2),
         n_points=len(chosen),
         converged=True,
         conventions=points.conventions,
@@ -70,8 +73,7 @@ def _problem(group: Points) -> str | None:
     if sizes < 3:
         return f"a parabola needs at least 3 sizes, not {sizes}"
     z = np.log(group.params) - np.log(group.params).mean()
-    coefficients, _ = _parabola(z, group.loss, group.weight[None])
-    _, slope, curvature = coefficients[0]
+    _, slope, curvature = _parabola(z, group.loss, group.weight[None])[0]
     if curvature <= 0:
         return "its parabola opens downwards"
     if not z.min() <= -slope / (2 * curvature) <= z.max():
@@ -79,30 +81,28 @@ def _problem(group: Points) -> str | None:
     return None
 
 
-def _parabola(z: np.ndarray, values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return `(r, 3)` coefficients by weighted least squares for weights `(r, n)`, and the first's sum of squares."""
+def _parabola(z: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the coefficients `(r, 3)` of 1, z, z² by weighted least squares, for weights `(r, n)`."""
     design = np.vander(z, 3, increasing=True)
     weighted = np.swapaxes(design * weights[:, :, None], 1, 2)
-    coefficients = np.linalg.solve(weighted @ design, weighted @ values[:, None])[:, :, 0]
-    return coefficients, float(weights[0] @ (design @ coefficients[0] - values) ** 2)
+    return np.linalg.solve(weighted @ design, weighted @ values[:, None])[:, :, 0]
 
 
-def _minima(points: Points, group: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return `(2, r, k)` log N and log D at the minima for weights `(r, n)`, the first's parabolas `(4, k)` and squares.
+def _minima(points: Points, group: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return log N and log D at the minima `(2, r, k)` for weights `(r, n)`, and the parabolas in log N `(r, 4, k)`.
 
     The minimum in tokens has a parabola of its own: only for FLOPs of 6ND is it the mirror image of that in size.
     """
-    minima, parabolas, squares = [], [], 0.0
+    minima, parabolas = [], []
     for budget in range(group.max() + 1):
         rows = group == budget
         found = []
         for values in (np.log(points.params[rows]), np.log(points.tokens[rows])):
             z = values - values.mean()
-            coefficients, error = _parabola(z, points.loss[rows], weights[:, rows])
+            coefficients = _parabola(z, points.loss[rows], weights[:, rows])
             slope, curvature = coefficients[:, 1], coefficients[:, 2]
             found.append(values.mean() + np.where(curvature > 0, -slope / (2 * curvature), np.nan))
             if len(found) == 1:
-                parabolas.append([values.mean(), *coefficients[0]])
-                squares += error
+                parabolas.append(np.insert(coefficients, 0, values.mean(), axis=1))
         minima.append(found)
-    return np.moveaxis(np.array(minima), 0, -1), np.array(parabolas).T, squares
+    return np.moveaxis(np.array(minima), 0, -1), np.moveaxis(np.array(parabolas), 0, -1)

@@ -154,9 +154,7 @@ def fit_parametric(
     log_value, centre = np.log(loss), np.array([np.log(params).mean(), np.log(tokens).mean()])
     # Centred logarithms make a and alpha, b and beta nearly independent, and L-BFGS an order of magnitude faster.
     model = log_loss_model(np.log(params) - centre[0], np.log(tokens) - centre[1])
-    starts = _best_starts(model, log_value, weights, delta, centre)
-    if start is not None:
-        starts = [_centred(start.theta, centre)]
+    starts = [_centred(start.theta, centre)] if start else _best_starts(model, log_value, weights, centre)
     best = minimise(model, log_value, weights, starts, delta)
     conventions = conventions or Conventions()
     cluster = clusters(params, tokens)
@@ -167,7 +165,7 @@ def fit_parametric(
     theta = _uncentred(best.theta, centre)
     reached = float(np.mean(gradients <= CONVERGED)) if bootstrap else None
     return ParametricFit(
-        **dict(zip(NAMES, [*map(float, np.exp(theta[:3])), *map(float, theta[3:])], strict=True)),
+        **named(theta),
         delta=delta,
         objective=best.objective,
         n_points=len(loss),
@@ -181,6 +179,21 @@ def fit_parametric(
         residuals=log_value - prediction,
         jacobian=log_loss_model(np.log(params), np.log(tokens))(theta)[1],
     )
+
+
+def refit(
+    fit: ParametricFit, params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, weights: np.ndarray, delta: float
+) -> np.ndarray:
+    """Return theta `(r, 5)` of fits to the points `(n,)` with each row of weights `(r, n)`, started from `fit`."""
+    centre = np.array([np.log(params).mean(), np.log(tokens).mean()])
+    model = log_loss_model(np.log(params) - centre[0], np.log(tokens) - centre[1])
+    starts = np.tile(_centred(fit.theta, centre), (len(weights), 1))
+    return _uncentred(minimise_many(model, np.log(loss), weights, starts, delta)[0], centre)
+
+
+def named(theta: np.ndarray) -> dict[str, float]:
+    """Return E, A, B, alpha and beta of theta `(5,)`."""
+    return dict(zip(NAMES, map(float, [*np.exp(theta[:3]), *theta[3:]]), strict=True))
 
 
 def _check_variety(params: np.ndarray, tokens: np.ndarray) -> None:
@@ -204,9 +217,7 @@ def _uncentred(theta: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return plain
 
 
-def _best_starts(
-    model: LogModel, log_value: np.ndarray, weights: np.ndarray, delta: float, centre: np.ndarray
-) -> list[np.ndarray]:
+def _best_starts(model: LogModel, log_value: np.ndarray, weights: np.ndarray, centre: np.ndarray) -> list[np.ndarray]:
     """Return the `NUM_STARTS` points of `START_GRID` with the smallest absolute error."""
     e, a, b, alpha, beta = (np.array(column) for column in zip(*product(*START_GRID.values()), strict=True))
     grid = np.stack([e, a - alpha * centre[0], b - beta * centre[1], alpha, beta], axis=1)

@@ -49,7 +49,7 @@ class Conventions:
             "non_embedding": "input embeddings, position embeddings and the output matrix are not counted in N",
         }[self.params]
         counted = {
-            "6ND": "6 N D with the N above (Kaplan et al. 2020): no attention scores, whatever N counts counted as used",
+            "6ND": "6 N D with the N above (Kaplan et al. 2020): no attention scores, and all that N counts",
             "recorded": "as recorded by the runs: with attention scores and the output matrix, without look-ups",
         }[self.flops]
         again = "counted, as one more forward pass (8 N D)" if self.recompute else "not counted"
@@ -174,7 +174,7 @@ def make_points(
 
 
 def budgets(flops: np.ndarray, tolerance: float = 0.1) -> np.ndarray:
-    """Return for each point the index `(n,)`, ascending, of its compute budget: FLOPs within `tolerance` of the least."""
+    """Return the index `(n,)`, ascending, of each point's budget: its FLOPs are within `tolerance` of the least."""
     order, index = np.argsort(flops, kind="stable"), np.zeros(len(flops), int)
     least, current = -np.inf, -1
     for position in order:

@@ -22,6 +22,7 @@ from bigjax.science.fits_parametric import ParametricFit, fit_parametric
 from bigjax.science.fits_points import Conventions, Curve, Excluded, FlopModel, Points, make_points
 from bigjax.science.fits_power_law import PowerLawFit, fit_power_law
 from bigjax.science.fits_robust import FitError
+from bigjax.science.fits_sources import read_csv, read_runs
 
 __all__ = [
     "Conventions",
@@ -51,5 +52,7 @@ __all__ = [
     "isoflop_bias",
     "leave_one_budget_out",
     "make_points",
+    "read_csv",
+    "read_runs",
     "sensitivity",
 ]
