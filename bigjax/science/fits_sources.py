@@ -1,7 +1,6 @@
 """Points for fits, read from a CSV file or from the folders of runs."""
 
 import csv
-import glob
 import json
 import math
 from pathlib import Path
@@ -47,9 +46,8 @@ def read_csv(path: Path, *, params: ParamCount, flops: FlopCount, recompute: boo
         raise FitError(f"{path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
     needed = (*REQUIRED, "flops") if flops == "recorded" else REQUIRED
     if missing := [name for name in needed if name not in header]:
-        raise FitError(
-            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}: it has {', '.join(header)}"
-        )
+        lacking = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        raise FitError(f"{path} lacks the {lacking}: it has {', '.join(header) or 'none'}")
     if not rows:
         raise FitError(f"{path} has no rows")
     names = [f"{path.name}:{number}" for number in range(2, len(rows) + 2)]
@@ -87,14 +85,14 @@ def _flag(text: str | None, where: str) -> bool:
 def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: bool) -> Points:
     """Return the finished runs whose folders match the glob `pattern`, with their loss curves.
 
-    A run is excluded, with the reason, if it is not finished, has no held-out loss, diverged (its loss is not below that
-    of uniform guessing) or repeats another folder's fingerprint.
+    A run is excluded, with the reason, if it is not finished, has no held-out loss, diverged (its loss is not
+    below that of uniform guessing) or repeats another folder's fingerprint.
 
     Raises:
         FitError: no folder of a run matches, or the runs' losses cannot be compared.
     """
-    folders = [RunFolder(Path(name)) for name in sorted(glob.glob(pattern, recursive=True))]
-    folders = [folder for folder in folders if folder.config.is_file()]
+    root, relative = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (Path(), pattern)
+    folders = [folder for path in sorted(root.glob(relative)) if (folder := RunFolder(path)).config.is_file()]
     if not folders:
         raise FitError(f"--runs={pattern} matches no folder of a run: none there has a config.json")
     excluded, kept, seen = [], [], {}
@@ -113,8 +111,9 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: 
             seen[fingerprint] = name
             kept.append((folder, config, result))
     if not kept:
+        first = excluded[0]
         raise FitError(
-            f"--runs={pattern} has no run to fit: {excluded[0].point}, the first of {len(excluded)}, is {excluded[0].reason}"
+            f"--runs={pattern} has no run to fit; the first of {len(excluded)} is {first.point}: {first.reason}"
         )
     _check_comparable(kept)
     _, config, _ = kept[0]
