@@ -84,5 +84,6 @@ def _rows(flops, best, drawn, log_loss, drawn_loss) -> list[Optimum]:
                 columns["loss"] = drawn_loss
             ci95 = {name: interval(np.exp(values[:, i])) for name, values in columns.items()}
             loss = None if log_loss is None else float(np.exp(log_loss[i]))
-            found.append(Optimum(float(work), *map(float, np.exp([n, d, d - n])), loss, ci95))
+            size, tokens = float(np.exp(n)), float(np.exp(d))
+            found.append(Optimum(float(work), size, tokens, tokens / size, loss, ci95))
     return found

@@ -1,6 +1,7 @@
 """Whether a fit can be trusted: extrapolation to what it has not seen, and how much hangs on single choices."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Extrapolation:
         """Whether each loss lies in its interval."""
         return (self.ci95[0] <= self.loss) & (self.loss <= self.ci95[1])
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         """Return the errors as JSON."""
         return {
             "flops": self.flops,
@@ -92,7 +93,7 @@ def hold_out_largest(points: Points, *, delta: float = 1e-3, bootstrap: int = 40
     )
 
 
-def hold_out_optimum(points: Points, *, bootstrap: int = 400, seed: int = 0) -> dict[str, object]:
+def hold_out_optimum(points: Points, *, bootstrap: int = 400, seed: int = 0) -> dict[str, Any]:
     """Fit isoFLOP curves of all but the largest budget, and compare with the minimum of the largest.
 
     Raises:
@@ -128,14 +129,14 @@ def fit_points(points: Points, **how) -> ParametricFit:
     )
 
 
-def leave_one_budget_out(points: Points, fit: ParametricFit) -> list[dict[str, object]]:
+def leave_one_budget_out(points: Points, fit: ParametricFit) -> list[dict[str, Any]]:
     """Return for each budget what the fit to the others says: the parameters, and the error on the budget left out."""
     group = budget_groups(points)
     kept = group != np.arange(group.max() + 1)[:, None]
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for budget, theta in enumerate(_refit(points, fit, kept, fit.delta)):
         out = points.take(group == budget)
-        row: dict[str, object] = {"flops": float(np.median(out.flops)), "n_held_out": len(out)}
+        row: dict[str, Any] = {"flops": float(np.median(out.flops)), "n_held_out": len(out)}
         if len(points) - len(out) < len(theta):
             rows.append(row | {"skipped": f"{len(points) - len(out)} points are too few for {len(theta)} parameters"})
             continue
@@ -144,19 +145,21 @@ def leave_one_budget_out(points: Points, fit: ParametricFit) -> list[dict[str, o
     return rows
 
 
-def sensitivity(points: Points, fit: ParametricFit, most: int = 5) -> dict[str, list[dict[str, object]]]:
+def sensitivity(points: Points, fit: ParametricFit, most: int = 5) -> dict[str, list[dict[str, Any]]]:
     """Return the parameters for other values of delta, and without each of the `most` influential points.
 
     The influence of a point is by what factor the compute-optimal size at the largest budget changes without it.
     """
     everything = np.ones((1, len(points)))
-    deltas = [{"delta": delta} | named(_refit(points, fit, everything, delta)[0]) for delta in DELTAS]
+    deltas: list[dict[str, Any]] = [
+        {"delta": delta} | named(_refit(points, fit, everything, delta)[0]) for delta in DELTAS
+    ]
     without = _refit(points, fit, 1 - np.eye(len(points)), fit.delta)
     largest = np.log([points.flops.max()])
     sizes = optimal_logs(np.concatenate([fit.theta[None], without]), largest, fit.flop_model)[0][:, 0]
     moved = np.abs(sizes[1:] - sizes[0])
     order = np.argsort(-np.where(np.isnan(moved), np.inf, moved), kind="stable")[:most]
-    dropped = [
+    dropped: list[dict[str, Any]] = [
         {"point": points.names[i], "N_optimal_factor": float(np.exp(sizes[1 + i] - sizes[0]))} | named(without[i])
         for i in order
     ]

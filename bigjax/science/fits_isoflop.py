@@ -35,14 +35,15 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     flops = np.array([np.median(points.flops[rows]) for rows in used])
     centre = float(np.log(flops).mean())
     minima, parabolas = _minima(chosen, group, chosen.weight[None])
-    theta = frontier_lines(np.log(flops), *minima[:, 0], centre)
+    theta = frontier_lines(np.log(flops), minima[0, 0], minima[1, 0], centre)
     cluster = clusters(chosen.params, chosen.tokens)
     random, _ = _minima(chosen, group, chosen.weight * bootstrap_weights(cluster, bootstrap, seed))
     # A replicate with a budget that has lost its minimum says nothing of the frontier through all of them.
-    random = np.where(np.isfinite(random).all(axis=(0, 2))[None, :, None], random, np.nan)
-    raw = frontier_lines(np.log(flops), *random, centre)
+    whole = np.isfinite(random).all(axis=(0, 2))
+    random = np.where(whole[:, None], random, np.nan)
+    raw = frontier_lines(np.log(flops), random[0], random[1], centre)
     count, parameters = int(cluster.max()) + 1, 3 * len(used)
-    lost = np.isnan(raw).any(axis=1).sum() / max(bootstrap, 1)
+    lost = np.isnan(raw[:, 0]).sum() / max(bootstrap, 1)
     warnings = [f"{lost:.0%} of the bootstrap replicates lose a minimum"] if lost > 0.01 else []
     if count <= parameters:
         warnings.append(f"{count} distinct points for {parameters} coefficients of parabolas: no intervals")

@@ -126,7 +126,8 @@ def _isoflop(figure: Any, study: Study) -> None:
     for index, (flops, (mean, *coefficients)) in enumerate(zip(fit.flops, fit.parabolas, strict=True)):
         rows = (nearest == index) & (np.abs(np.log(points.flops / flops)) < 0.1)
         colour = colours.to_rgba(flops)
-        log_size = np.linspace(*np.log([points.params[rows].min() * 0.85, points.params[rows].max() * 1.18]), 60)
+        tried = np.log(points.params[rows])
+        log_size = np.linspace(tried.min() - 0.16, tried.max() + 0.16, 60)
         parabola = np.polynomial.polynomial.polyval(log_size - mean, coefficients)
         left.plot(np.exp(log_size), parabola, color=colour, linewidth=1.2, alpha=0.8)
         left.plot(points.params[rows], points.loss[rows], "o", color=colour, markersize=4.2, markeredgewidth=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Conventions:
         """C / (N D) where FLOPs are `6ND`."""
         return 6 * (RECOMPUTE_FACTOR if self.recompute else 1)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Return the conventions in words, as every fit is stored with them."""
         embeddings = {
             "total": "input embeddings, position embeddings and the output matrix are counted in N",

@@ -214,8 +214,8 @@ def _findings(found: Study):
     if design := found.design:
         rows = [(f"{run.N:.3g}", f"{run.D:.3g}", f"{run.C:.3g}") for run in design.runs]
         yield (
-            f"next runs: these shrink the interval of the best size at {design.target_flops:.3g} FLOPs from a factor of "
-            f"{design.size_factor_before:.2f} to {design.size_factor_after:.2f} (expected)"
+            f"next runs: these shrink the interval of the best size at {design.target_flops:.3g} FLOPs "
+            f"from a factor of {design.size_factor_before:.2f} to {design.size_factor_after:.2f} (expected)"
         )
         yield _table(("N (parameters)", "D (tokens)", "C (FLOPs)"), rows)
     for name, reason in found.skipped.items():
