@@ -39,12 +39,12 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     cluster = clusters(chosen.params, chosen.tokens)
     random, _ = _minima(chosen, group, chosen.weight * bootstrap_weights(cluster, bootstrap, seed))
     # A replicate with a budget that has lost its minimum says nothing of the frontier through all of them.
-    whole = np.isfinite(random).all(axis=(0, 2))
-    random = np.where(whole[:, None], random, np.nan)
+    lost = np.isnan(random.sum(axis=(0, 2)))
+    random[:, lost] = np.nan
     raw = frontier_lines(np.log(flops), random[0], random[1], centre)
     count, parameters = int(cluster.max()) + 1, 3 * len(used)
-    lost = np.isnan(raw[:, 0]).sum() / max(bootstrap, 1)
-    warnings = [f"{lost:.0%} of the bootstrap replicates lose a minimum"] if lost > 0.01 else []
+    share = lost.sum() / max(bootstrap, 1)
+    warnings = [f"{share:.0%} of the bootstrap replicates lose a minimum"] if share > 0.01 else []
     if count <= parameters:
         warnings.append(f"{count} distinct points for {parameters} coefficients of parabolas: no intervals")
     mean, *coefficients = parabolas[0]

@@ -17,6 +17,7 @@ from bigjax.science.fits_robust import (
     interval,
     minimise,
     minimise_many,
+    objective,
     spread,
 )
 
@@ -31,8 +32,11 @@ START_GRID = {
 }
 """The 4,500 starts of Hoffmann et al. 2022, appendix D.2."""
 
-NUM_STARTS = 8
-"""How many of them L-BFGS follows: those with the smallest objective."""
+NUM_STARTS = 24
+"""How many of them are followed, those with the smallest error: roughly, all together, by `minimise_many`."""
+
+NUM_POLISHED = 2
+"""How many of these, the best, L-BFGS then follows to the end."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def fit_parametric(
 ) -> ParametricFit:
     """Fit E, A, B, alpha and beta to runs by the Huber loss on log values (Hoffmann et al. 2022, appendix D.2).
 
-    L-BFGS follows the best of `START_GRID`, or `start` alone if that is given (for a refit of nearly the same points).
+    L-BFGS starts where the best of `START_GRID` lead, or from `start` if that is given (a fit of nearly these points).
     Runs with the same parameters and tokens, i.e. seeds, are drawn together in the bootstrap.
 
     Args:
@@ -154,7 +158,7 @@ def fit_parametric(
     log_value, centre = np.log(loss), np.array([np.log(params).mean(), np.log(tokens).mean()])
     # Centred logarithms make a and alpha, b and beta nearly independent, and L-BFGS an order of magnitude faster.
     model = log_loss_model(np.log(params) - centre[0], np.log(tokens) - centre[1])
-    starts = [_centred(start.theta, centre)] if start else _best_starts(model, log_value, weights, centre)
+    starts = [_centred(start.theta, centre)] if start else _best_starts(model, log_value, weights, delta, centre)
     best = minimise(model, log_value, weights, starts, delta)
     conventions = conventions or Conventions()
     cluster = clusters(params, tokens)
@@ -217,12 +221,17 @@ def _uncentred(theta: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return plain
 
 
-def _best_starts(model: LogModel, log_value: np.ndarray, weights: np.ndarray, centre: np.ndarray) -> list[np.ndarray]:
-    """Return the `NUM_STARTS` points of `START_GRID` with the smallest absolute error."""
+def _best_starts(
+    model: LogModel, log_value: np.ndarray, weights: np.ndarray, delta: float, centre: np.ndarray
+) -> list[np.ndarray]:
+    """Return where the most promising points of `START_GRID` lead, the best first."""
     e, a, b, alpha, beta = (np.array(column) for column in zip(*product(*START_GRID.values()), strict=True))
     grid = np.stack([e, a - alpha * centre[0], b - beta * centre[1], alpha, beta], axis=1)
     values = [weights @ np.abs(model(theta)[0] - log_value) for theta in grid]
-    return list(grid[np.argsort(values, kind="stable")[:NUM_STARTS]])
+    followed = grid[np.argsort(values, kind="stable")[:NUM_STARTS]]
+    rough, _ = minimise_many(model, log_value, np.tile(weights, (NUM_STARTS, 1)), followed, delta, iterations=60)
+    reached = [objective(theta, model, log_value, weights, delta)[0] for theta in rough]
+    return list(rough[np.argsort(reached, kind="stable")[:NUM_POLISHED]])
 
 
 def _warnings(best: Optimum, jacobian: np.ndarray, count: int, reached: float | None):
