@@ -1,5 +1,6 @@
 """Fits of L(N, D) find the law that made the points, as often as they claim, and agree with SciPy and the papers."""
 
+import csv
 import math
 
 import numpy as np
@@ -21,7 +22,11 @@ from bigjax.science.scaling_laws import (
     make_points,
     sensitivity,
 )
+from tests.commands import ROOT
 from tests.scaling_points import BESIROGLU, HOFFMANN, best_size, isoflop_runs, loss_of
+
+PUBLISHED = ROOT / "shared" / "chinchilla_points.csv"
+"""The points of Besiroglu et al. 2024 (their svg_extracted_data.csv); no package ships them."""
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +256,31 @@ def test_points_that_no_law_fits_are_refused(change, words):
     given = {"params": np.geomspace(1e7, 1e9, 10), "tokens": np.geomspace(1e9, 1e10, 10), "loss": np.linspace(3, 2, 10)}
     with pytest.raises(FitError, match=words):
         fit_parametric(**(given | change))
+
+
+@pytest.mark.skipif(
+    not PUBLISHED.is_file(), reason=f"no {PUBLISHED.name} in shared/: published points cannot be fitted"
+)
+def test_the_published_points_give_the_published_fit():
+    """Besiroglu et al. 2024, table 1, from the points they read off a figure of Hoffmann et al. 2022.
+
+    As there, the five runs with the fewest tokens per parameter are left out.
+    """
+    with PUBLISHED.open(newline="") as file:
+        rows = [
+            [float(row[name] or "nan") for name in ("Model Size", "Training FLOP", "loss")]
+            for row in csv.DictReader(file)
+        ]
+    params, flops, loss = np.array(rows)[np.isfinite(rows).all(axis=1)].T
+    tokens = flops / (6 * params)
+    kept = np.argsort(tokens / params)[5:]
+    params, tokens, loss = params[kept], tokens[kept], loss[kept]
+    fit = fit_parametric(params, tokens, loss, bootstrap=200)
+    assert (len(kept), fit.converged) == (240, True)
+    model = fits_parametric.log_loss_model(np.log(params), np.log(tokens))
+    published = np.array([*np.log([BESIROGLU[name] for name in "EAB"]), BESIROGLU["alpha"], BESIROGLU["beta"]])
+    theirs, _ = fits_robust.objective(published, model, np.log(loss), np.ones(240), 1e-3)
+    assert fit.objective <= theirs < 1.01 * fit.objective
+    assert pytest.approx(BESIROGLU["E"], abs=1e-4) == fit.E
+    assert (fit.alpha, fit.beta) == pytest.approx((BESIROGLU["alpha"], BESIROGLU["beta"]), abs=2e-3)
+    assert all(low <= BESIROGLU[name] <= high for name, (low, high) in fit.ci95.items())

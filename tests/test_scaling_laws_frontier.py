@@ -1,5 +1,7 @@
 """IsoFLOP curves and envelopes find the compute-optimal frontier of a known law, as often as they claim."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import optimize, stats
@@ -14,6 +16,7 @@ from bigjax.science.scaling_laws import (
     fit_parametric,
     isoflop_bias,
     make_points,
+    read_csv,
 )
 from tests.scaling_points import HOFFMANN, best_size, isoflop_runs, loss_of
 
@@ -165,3 +168,11 @@ def test_seeds_average_in_a_parabola():
         lambda z, a, b, c: a + b * z + c * z**2, np.log(params[rows]) - 18, loss[rows]
     )
     assert np.log(fit.params[0]) == pytest.approx(18 - slope / (2 * curvature), abs=1e-5)
+
+
+def test_the_synthetic_runs_of_the_readme_are_what_it_says():
+    """Hoffmann et al.'s law on five isoFLOP curves with 0.3 % noise, rounded."""
+    points = read_csv(Path(__file__).with_name("synthetic_runs.csv"), params="total", flops="6ND", recompute=False)
+    params, tokens, loss = isoflop_runs(HOFFMANN, noise=0.003, seed=0)
+    assert points.params == pytest.approx(params, rel=1e-5) and points.tokens == pytest.approx(tokens, rel=1e-5)
+    assert points.loss == pytest.approx(loss, abs=1e-5)
