@@ -19,7 +19,8 @@ def fit_envelope(points: Points, *, bootstrap: int = 400, seed: int = 0) -> Fron
     """Find the run with the least loss at each FLOP level and fit power laws to its size and tokens.
 
     Loss curves are `points.curves`, or else go through the runs of each size. A level counts where at least 3 sizes
-    reach and the best is neither the smallest nor the largest of them. The bootstrap draws whole curves.
+    reach and the best is neither the smallest nor the largest of them. The bootstrap draws whole curves
+    and looks at the same levels.
 
     Raises:
         FitError: fewer than 3 sizes with curves that overlap, or fewer than 2 best sizes.
@@ -41,8 +42,9 @@ def fit_envelope(points: Points, *, bootstrap: int = 400, seed: int = 0) -> Fron
             for w, curve in zip(work, curves, strict=True)
         ]
     )
-    best = _best(sizes, log_loss)
-    known = best >= 0
+    best = _least(log_loss)
+    known = _inside(sizes, log_loss, best)
+    best = np.where(known, best, -1)
     if len(np.unique(sizes[best[known]])) < 2:
         raise FitError(
             "the envelope has no frontier: at no two FLOP levels is the best of at least 3 sizes another inner one"
@@ -59,8 +61,8 @@ def fit_envelope(points: Points, *, bootstrap: int = 400, seed: int = 0) -> Fron
     raw = np.full((bootstrap, 4), np.nan)
     for replicate in range(bootstrap):
         drawn = np.unique(rng.integers(len(sizes), size=len(sizes)))
-        found = _best(sizes[drawn], log_loss[drawn])
-        raw[replicate] = frontier_lines(log_levels, *minima(np.where(found >= 0, drawn[found], -1)), centre)
+        found = _least(log_loss[drawn])
+        raw[replicate] = frontier_lines(log_levels, *minima(np.where(known & (found >= 0), drawn[found], -1)), centre)
     warnings = (
         [SCHEDULE_WARNING] if points.curves else ["curves go through the runs of each size, straight in logarithms"]
     )
@@ -106,11 +108,15 @@ def _mean_by_tokens(tokens: np.ndarray, loss: np.ndarray) -> Curve:
     return Curve(distinct, np.bincount(index, loss) / np.bincount(index))
 
 
-def _best(sizes: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
-    """Return the index of the best curve at each level, -1 where its size is at the edge of fewer than 3 or of all."""
+def _least(log_loss: np.ndarray) -> np.ndarray:
+    """Return the index of the curve `(c, levels)` with the least loss at each level, -1 where none reaches."""
     reached = np.isfinite(log_loss)
-    best = np.argmin(np.where(reached, log_loss, np.inf), axis=0)
+    return np.where(reached.any(axis=0), np.argmin(np.where(reached, log_loss, np.inf), axis=0), -1)
+
+
+def _inside(sizes: np.ndarray, log_loss: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Return at which levels the best size lies between others that reach: at an edge a better one may not be there."""
+    reached = np.isfinite(log_loss)
     largest = np.where(reached, sizes[:, None], -np.inf).max(axis=0)
     smallest = np.where(reached, sizes[:, None], np.inf).min(axis=0)
-    inside = (sizes[best] > smallest) & (sizes[best] < largest)
-    return np.where(reached.any(axis=0) & inside, best, -1)
+    return (best >= 0) & (sizes[best] > smallest) & (sizes[best] < largest)

@@ -10,7 +10,7 @@ from bigjax.science.fits_robust import (
     CONVERGED,
     FitError,
     LogModel,
-    Optimum,
+    Minimum,
     bootstrap_weights,
     check_points,
     clusters,
@@ -234,7 +234,7 @@ def _best_starts(
     return list(rough[np.argsort(reached, kind="stable")[:NUM_POLISHED]])
 
 
-def _warnings(best: Optimum, jacobian: np.ndarray, count: int, reached: float | None):
+def _warnings(best: Minimum, jacobian: np.ndarray, count: int, reached: float | None):
     """Yield what is doubtful about a fit."""
     _, _, _, alpha, beta = best.theta
     if not best.converged:

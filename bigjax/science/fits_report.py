@@ -79,7 +79,8 @@ def study(
     }
     fits = {method: attempt(method, work[method]) for method in methods}
     if all(fit is None for fit in fits.values()):
-        raise FitError("; ".join(skipped.values()))
+        reasons = "; ".join(skipped.values())
+        raise FitError(reasons if len(methods) == 1 else f"no law can be fitted: {reasons}")
     law, curves, checks = fits.get("parametric"), fits.get("isoflop"), {}
     extrapolation = design = None
     if law:

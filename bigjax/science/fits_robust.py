@@ -26,7 +26,7 @@ class FitError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Optimum:
+class Minimum:
     """Where a minimisation ended: `objective` is the weighted sum of Huber losses, `gradient` as in `CONVERGED`."""
 
     theta: np.ndarray
@@ -55,7 +55,7 @@ def objective(
 
 def minimise(
     model: LogModel, log_value: np.ndarray, weight: np.ndarray, starts: Iterable[np.ndarray], delta: float
-) -> Optimum:
+) -> Minimum:
     """Return the best optimum that L-BFGS reaches from `starts`.
 
     The objective is divided by delta and by the sum of the weights: left as small as it is, L-BFGS stops far from the
@@ -82,7 +82,7 @@ def minimise(
             best = found
     if best is None:
         raise FitError("a fit needs at least one start")
-    return Optimum(best.x, float(best.fun * scale), float(np.abs(best.jac).max()))
+    return Minimum(best.x, float(best.fun * scale), float(np.abs(best.jac).max()))
 
 
 def minimise_many(
