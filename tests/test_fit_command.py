@@ -193,6 +193,19 @@ def test_identical_budgets_have_no_isoflop_frontier(points, tmp_path, capsys):
     assert "at least 2 compute budgets" in said
 
 
+def test_what_the_law_does_not_describe_is_said_and_not_a_crash(points, tmp_path):
+    """Losses that rise with compute, and six runs of one budget: a fit is there, with its doubts."""
+    path = write_csv(tmp_path / "rising.csv", points | {"loss": 6 - points["loss"]})
+    run(f"--csv={path}", f"--out={tmp_path}/rising", "--bootstrap=30", "--method=parametric")
+    found = read(tmp_path / "rising" / "fit.json")
+    assert found["parametric"]["warnings"]
+    path = write_csv(tmp_path / "six.csv", {name: values[:6] for name, values in points.items()})
+    run(f"--csv={path}", f"--out={tmp_path}/six", "--bootstrap=30")
+    found = read(tmp_path / "six" / "fit.json")
+    assert "same compute budget" in found["skipped"]["holdout.parametric"]
+    assert found["parametric"]["leave_one_budget_out"] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

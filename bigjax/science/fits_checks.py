@@ -130,8 +130,13 @@ def fit_points(points: Points, **how) -> ParametricFit:
 
 
 def leave_one_budget_out(points: Points, fit: ParametricFit) -> list[dict[str, Any]]:
-    """Return for each budget what the fit to the others says: the parameters, and the error on the budget left out."""
+    """Return for each budget what the fit to the others says: the parameters, and the error on the budget left out.
+
+    With a single budget there is nothing to return.
+    """
     group = budget_groups(points)
+    if group.max() < 1:
+        return []
     kept = group != np.arange(group.max() + 1)[:, None]
     rows: list[dict[str, Any]] = []
     for budget, theta in enumerate(_refit(points, fit, kept, fit.delta)):

@@ -245,5 +245,6 @@ def _warnings(best: Minimum, jacobian: np.ndarray, count: int, reached: float | 
         yield "an exponent is not positive: the points do not show that the loss falls with size and with data"
     if count <= len(NAMES):
         yield f"{count} distinct points for {len(NAMES)} parameters: no degree of freedom is left for an interval"
-    if np.linalg.cond(jacobian / np.linalg.norm(jacobian, axis=0)) > 1e4:
+    lengths = np.linalg.norm(jacobian, axis=0)
+    if not lengths.all() or np.linalg.cond(jacobian / lengths) > 1e4:
         yield "the points hardly determine the parameters: some combination of them is free"

@@ -19,7 +19,9 @@ def plot_study(study: Study, folder: Path) -> list[str]:
     if study.isoflop:
         pictures["isoflop"] = _isoflop
     if study.parametric:
-        pictures |= {"contours": _contours, "residuals": _residuals}
+        # A law without an optimum has levels that are no contours around anything.
+        pictures |= {"contours": _contours} if study.optimal.get("parametric") else {}
+        pictures["residuals"] = _residuals
     for name, draw in pictures.items():
         figure = _figure((9.6, 4.4) if name in ("isoflop", "residuals") else (7.2, 4.8))
         draw(figure, study)
@@ -68,7 +70,14 @@ def _frontier(figure: Any, study: Study) -> None:
         work = model.coefficient * size**model.size_exponent * curve.tokens
         axes.plot(work, curve.loss, color=colours.to_rgba(size), linewidth=0.7, alpha=0.6)
     axes.scatter(
-        points.flops, points.loss, c=colours.to_rgba(points.params), s=22, edgecolor="white", linewidth=0.4, zorder=3
+        points.flops,
+        points.loss,
+        c=colours.to_rgba(points.params),
+        s=22,
+        edgecolor="white",
+        linewidth=0.4,
+        zorder=3,
+        label="runs",
     )
     if study.parametric and study.optimal.get("parametric"):
         flops = _reach(points)
