@@ -52,7 +52,7 @@ def _colours(values: np.ndarray, name: str) -> Any:
     from matplotlib.colors import ListedColormap, LogNorm
 
     low, high = values.min(), values.max()
-    if low == high:
+    if np.isclose(low, high):
         low, high = low / 2, high * 2
     return ScalarMappable(LogNorm(low, high), ListedColormap(colormaps[name](np.linspace(0.0, 0.88, 256))))
 
@@ -116,6 +116,8 @@ def _frontier(figure: Any, study: Study) -> None:
         else:
             axes.plot(fit.flops, fit.loss, color=SECOND, linewidth=1.4, label=label)
     axes.set(xscale="log", yscale="log")
+    left, right = axes.get_xlim()
+    axes.set_xlim(min(left, points.flops.min() / 1.5), max(right, points.flops.max() * 1.5))
     _plain_log_ticks(axes.yaxis)
     curves = np.concatenate([points.loss, *(curve.loss[len(curve.loss) // 10 :] for curve in points.curves)])
     low = min(points.loss.min(), study.parametric.E if study.parametric else np.inf)
@@ -219,7 +221,8 @@ def _residuals(figure: Any, study: Study) -> None:
         axes.axhspan(-noise, noise, color=GREY, alpha=0.12, linewidth=0, label="±1.96 rms")
         axes.axhline(0, color=GREY, linewidth=0.9)
         axes.scatter(x, percent, c=colours.to_rgba(points.params), s=24, edgecolor="white", linewidth=0.4, zorder=3)
-        axes.set(xscale="log")
+        axes.set_xlim(x.min() / 1.5, x.max() * 1.5)  # before the scale, which refuses the limits of a single budget
+        axes.set_xscale("log")
         _axes(axes, xlabel=label)
     if held is not None:
         work = points.flop_model()
