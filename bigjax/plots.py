@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.metrics import read_rows
+from bigjax.run_folder import read_rows
 
 
 def plot_loss(metrics_jsonl: Path, out: Path) -> None:

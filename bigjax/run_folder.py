@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -185,6 +185,18 @@ class RunFolder:
             listed = "\n".join(maths)
             raise UserError(f"{self.path} belongs to another run; choose another --workdir. It differs in\n{listed}")
         return {found.path: [found.a, found.b] for found in differences}
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `metrics.jsonl` in order, with the strings for NaN and infinities turned back into floats.
+
+    A last line that a crash cut short is left out.
+    """
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                row = json.loads(line)
+                yield {name: float(value) if name != "step" else value for name, value in row.items()}
 
 
 def describe_session() -> dict[str, Any]:
