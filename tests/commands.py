@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -50,8 +52,16 @@ class Commands:
     def __init__(self, cache: Path):
         self._cache = cache
 
-    def start(self, module: str, *arguments: object, devices: int = 1, options: tuple[str, ...] = (), cwd: Path = ROOT):
-        """Start a command on `devices` virtual devices; `options` go to Python itself."""
+    def start(
+        self,
+        module: str,
+        *arguments: object,
+        devices: int = 1,
+        options: tuple[str, ...] = (),
+        cwd: Path = ROOT,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ):
+        """Start a command on `devices` virtual devices; `options` go to Python itself, `variables` to its environment."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
         environment |= {
             "JAX_PLATFORMS": "cpu",
@@ -60,6 +70,7 @@ class Commands:
             "XDG_CACHE_HOME": str(self._cache),
             "PYTHONWARNINGS": "error",
             "PYTHONPATH": str(ROOT),
+            **variables,
         }
         return subprocess.Popen(
             [sys.executable, *options, "-m", module, *map(str, arguments)],
