@@ -8,6 +8,10 @@ the run folder), or something is silently replicated (with --plan); 4 the last c
 does not fit (with --plan); 6 a process of the run was lost; 130 after Ctrl-C and 143 after SIGTERM, both with a
 checkpoint saved.
 
+The first signal lets the step under way end, and at most one more (of several processes, as many as log.every_steps),
+with the evaluation that is due; then the run saves one checkpoint and ends. A second signal, a second or more later,
+ends it at once with the same status and without that checkpoint.
+
 A checkpoint that cannot be saved, as on a full or read-only disk, does not stop the training: it is reported, counted
 as checkpoint/failed_saves in the metrics, and older checkpoints stay. If it is the last one, there is no result.json;
 the same command continues from the newest checkpoint. A checkpoint found damaged is renamed to STEP.damaged, and the
@@ -16,6 +20,7 @@ next older one is used; if all are damaged, that is bad input.
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from experiments import cli, distributed
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
     "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
     "python -m experiments.train --config=configs/quickstart.py --print_config",
     "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
 )
@@ -59,8 +65,19 @@ def main(flag_values: flags.FlagValues) -> int:
 
 
 @rollback.repeat_after_rollback
-def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool = False) -> int:
-    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status."""
+def run(
+    cfg: Config,
+    workdir: Path,
+    profile: range | None = None,
+    *,
+    plan: bool = False,
+    witness: Callable[[int, Any, Any], None] | None = None,
+) -> int:
+    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status.
+
+    `witness(step, batch, state)`, if given, sees the state that training starts from, with None for the batch, and
+    after each step the batch and the state that came of it.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -71,7 +88,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     from bigjax.run_folder import RunFolder
     from bigjax.science import flops
     from bigjax.throughput import Profile, Throughput
-    from experiments import finish
+    from experiments import finish, trained
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
     tokens_per_step = batch_size * cfg.data.seq_len
@@ -82,7 +99,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    # Everything that the user can get wrong fails before the folder is written to and before anything is compiled.
+    # Everything that the user can get wrong fails before the folder is written to, and almost all of it before anything
+    # is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
@@ -106,8 +124,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
-            source = RunFolder(Path(cfg.init_from))
-            _, initial = checkpoint.restore_part(source.checkpoints, "params", abstract.params)
+            initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
         pulse.phase("compile")
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
@@ -118,10 +135,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             say(page.render(planned))
             if status := planner.exit_code(planned):
                 return status
-        folder.open(cfg)
-        if jax.process_index() == 0:
-            data.save_tokenizer(text.tokenizer, folder.path)
-        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+        folder.check(cfg)
         if resuming:
             pulse.phase("restore")
             restored = checkpoints.restore(abstract)
@@ -132,8 +146,13 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             stream = text.train.leaving_out(rollback.left_out(folder))
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
-                ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
-                state = dataclasses.replace(state, params=initial, ema=ema)
+                params = {**state.params, **initial}
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                state = dataclasses.replace(state, params=params, ema=ema)
+        folder.open(cfg)
+        if jax.process_index() == 0:
+            data.save_tokenizer(text.tokenizer, folder.path)
+        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:
@@ -157,7 +176,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 watchman.check(done, batch, values)
                 speed.count(tokens_per_step)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
-                    row = {"train/loss": float(values["loss"]), "train/nll": float(values["nll"])}
+                    names = [name for name in values if name in metrics.TRAINING or "/" in name]
+                    row = {name if "/" in name else f"train/{name}": float(values[name]) for name in names}
                     row |= {"optim/grad_norm": float(values["grad_norm"])}
                     row |= {"optim/lr": float(schedule(int(values["updates"])))}
                     if "skipped" in values:
@@ -166,6 +186,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
 
             saves, failures = LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start
+            if witness is not None:
+                witness(start, None, state)
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)
                 pulse.phase("data", done)
@@ -177,6 +199,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 if pending is not None:
                     report(*pending)  # of the step before, while this one runs
                 pending = (done, batch, values)
+                if witness is not None:
+                    witness(done, batch, state)
 
                 evaluating = bool(cfg.train.eval_every_steps) and done % cfg.train.eval_every_steps == 0
                 polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from types import MappingProxyType
 import pytest
 
 from bigjax.metrics import read_rows
+from bigjax.preflight.children import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu")
@@ -61,7 +61,7 @@ class Commands:
         cwd: Path = ROOT,
         variables: Mapping[str, str] = MappingProxyType({}),
     ):
-        """Start a command on `devices` virtual devices; `options` go to Python itself, `variables` to its environment."""
+        """Start a command on `devices` virtual devices, with `options` of Python and environment `variables`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
         environment |= {
             "JAX_PLATFORMS": "cpu",
@@ -106,13 +106,6 @@ def finish(process: subprocess.Popen, code: int) -> subprocess.CompletedProcess:
     out, err = process.communicate()
     assert process.returncode == code, f"exit status {process.returncode}, not {code}\n{out}\n{err}"
     return subprocess.CompletedProcess(process.args, code, out, err)
-
-
-def free_port() -> int:
-    """Return a TCP port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def rows(workdir: Path) -> list[dict]:
