@@ -1,7 +1,7 @@
 """One step of a run again: from the nearest earlier checkpoint, or from the start, to a step that diverged."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def replay(workdir: Path, name: str) -> Replay:
         state = found.state if found else step.jit_init_state(cfg, model, tx, layout)()
         if not found and cfg.init_from is not None:
             params = {**state.params, **trained.initial_params(cfg, abstract.params, text.tokenizer)}
-            state = state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+            state = replace(state, params=params, ema=ema)
         start, metrics = found.step if found else 0, {}
         with stream.batches(start) as batches:
             for _ in range(start, event["step"]):
