@@ -11,6 +11,7 @@ from types import MappingProxyType
 import pytest
 
 from bigjax.metrics import read_rows
+from bigjax.run_lock import LOCK
 from bigjax.preflight.children import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,5 +121,6 @@ def read(path: Path) -> dict:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file in a folder by its path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the bytes of every file in a folder by its path, but for a trainer's lock, which comes and goes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
