@@ -19,6 +19,7 @@ from bigjax import strict
 from bigjax.config import Config
 from bigjax.errors import ConfigError, UserError
 from bigjax.json_files import write_json
+from bigjax.run_lock import LOCK
 
 PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers")
 """The packages whose versions a run records."""
@@ -175,7 +176,7 @@ class RunFolder:
         """Whether the path holds something other than what a start that was cut short leaves behind."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(found.suffix != ".tmp" for found in self.path.iterdir())
+        return any(found.suffix != ".tmp" and found.name != LOCK for found in self.path.iterdir())
 
     def _changed_plumbing(self, config: Config) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the plumbing fields that differ from the stored config."""

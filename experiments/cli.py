@@ -6,6 +6,7 @@ a bool is `--config.model.qk_norm` or `--noconfig.model.qk_norm`, and a tuple is
 """
 
 import difflib
+import io
 import re
 import sys
 import traceback
@@ -48,6 +49,9 @@ def main(
         SystemExit: the exit status is not 0.
     """
     argv = list(sys.argv if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to end
     try:
         if config_of_run and not {"-h", "-help", "--help"} & set(argv):
             argv.append(f"--config={_workdir_of_run(argv)}")

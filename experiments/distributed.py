@@ -17,19 +17,18 @@ NAMES = ("coordinator_address", "num_processes", "process_id")
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags that `supervise` and `initialize` read."""
-    integer = partial(flags.DEFINE_integer, flag_values=flag_values)
-    switch = partial(flags.DEFINE_bool, flag_values=flag_values)
-    integer("num_processes", None, "processes of the run; alone: start them all on this machine")
-    flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, if each is started by hand", flag_values=flag_values
-    )
-    integer("process_id", None, "index of this process, from 0, if each is started by hand")
-    switch("distributed", False, "join the processes of a SLURM, GKE or TPU job, which JAX finds")
-    integer("max_restarts", 0, "with --num_processes alone: start again so often if one is lost")
-    switch("all_output", False, "with --num_processes alone: show the output of every process")
-    flags.DEFINE_float(
-        "peer_timeout_s", 40.0, "seconds without a sign of life after which a process is lost", flag_values=flag_values
-    )
+    define = partial(_define, flag_values)
+    define(flags.DEFINE_integer, "num_processes", None, "processes of the run; alone: start them all on this machine")
+    define(flags.DEFINE_string, "coordinator_address", None, "HOST:PORT of process 0, if each is started by hand")
+    define(flags.DEFINE_integer, "process_id", None, "index of this process, from 0, if each is started by hand")
+    define(flags.DEFINE_bool, "distributed", False, "join the processes of a SLURM, GKE or TPU job, which JAX finds")
+    define(flags.DEFINE_integer, "max_restarts", 0, "with --num_processes alone: start again so often if one is lost")
+    define(flags.DEFINE_bool, "all_output", False, "with --num_processes alone: show the output of every process")
+    define(flags.DEFINE_float, "peer_timeout_s", 40.0, "seconds without a sign of life after which a process is lost")
+
+
+def _define(flag_values: flags.FlagValues, kind: Any, name: str, default: Any, text: str) -> None:
+    kind(name, default, text, flag_values=flag_values)
 
 
 def supervise(flag_values: flags.FlagValues) -> int | None:

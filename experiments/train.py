@@ -81,7 +81,7 @@ def run(
     import jax
     import jax.numpy as jnp
 
-    from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, sharding, step
+    from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, run_lock, sharding, step
     from bigjax.evaluate.scoring import score
     from bigjax.interrupt import Interrupt, agreed
     from bigjax.lenient_saves import LenientSaves
@@ -112,7 +112,11 @@ def run(
     text = data.build(cfg, sharding.local_rows(mesh, batch_size))
     finish.check_sample(cfg, model, text)
 
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
+    with (
+        run_lock.held(folder.path),
+        jax.set_mesh(mesh),
+        checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints,
+    ):
         tx = optim.build(cfg.optim, model.specs, total_steps)
         schedule = optim.schedule(cfg.optim, total_steps)
         train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)

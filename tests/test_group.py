@@ -73,6 +73,25 @@ def test_processes_started_by_hand_name_the_one_that_is_lost(commands, tmp_path,
         assert f"  process 0 of 2 ({HOST}, pid " in done.stderr
 
 
+def test_the_processes_of_a_slurm_job_find_each_other(commands, undisturbed, tmp_path):
+    """What JAX reads of SLURM's own variables is all that `--distributed` needs."""
+    job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    both = [
+        commands.start(
+            "experiments.train",
+            *RUN,
+            "--distributed",
+            f"--workdir={tmp_path}/run",
+            variables=job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2"},
+        )
+        for index in range(2)
+    ]
+    for process in both:
+        finish(process, 0)
+    assert rows(tmp_path / "run") == rows(undisturbed[0])
+    assert not (tmp_path / "run" / "processes.tmp").exists()
+
+
 def test_a_signal_is_passed_on_and_ends_the_group_in_order():
     member = (
         "import os, signal, sys\n"
