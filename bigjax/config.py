@@ -38,13 +38,22 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer. Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
+    """A transformer: a `decoder` predicts the next token, an `encoder` sees whole rows.
 
+    Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
+
+    `layer_windows` are the sliding windows of successive layers, repeated over the depth; 0 is full attention. Gemma 2
+    has `(4096, 0)`, banded and dense attention in turn (Child et al. 2019).
+    `rmsnorm_unit_offset` scales by one plus its parameter, and `scale_embeddings` multiplies what is looked up by
+    sqrt(d_model), both as in Gemma (Gemma Team 2024).
     `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
     but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated `SAVEABLE`.
     """
 
-    family: Literal["decoder"] = "decoder"
+    family: Literal["decoder", "encoder"] = "decoder"
+    head: Literal["lm", "classification"] = "lm"
+    num_classes: int = bounded(0, minimum=0)
+    token_types: int = bounded(0, minimum=0)
     vocab_size: int = bounded(256, minimum=2)
     num_layers: int = bounded(4, minimum=1)
     d_model: int = bounded(256, minimum=1)
@@ -55,17 +64,19 @@ class ModelConfig:
     max_seq_len: int = bounded(1024, minimum=1)
     positions: Literal["learned", "rotary", "none"] = "learned"
     rope: RopeConfig = field(default_factory=RopeConfig)
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm: Literal["layernorm", "rmsnorm", "rmsnorm_unit_offset"] = "layernorm"
     norm_eps: float = bounded(1e-5, above=0)
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "relu_squared"] = "gelu_tanh"
     bias: Literal["all", "qkv", "none"] = "all"
     tie_embeddings: bool = True
+    scale_embeddings: bool = False
     qk_norm: bool = False
     attn_scale: float | None = bounded(None, above=0)
     attn_softcap: float | None = bounded(None, above=0)
     final_softcap: float | None = bounded(None, above=0)
     sliding_window: int | None = bounded(None, minimum=1)
+    layer_windows: tuple[int, ...] = bounded((), minimum=0)
     dropout: float = bounded(0.0, minimum=0, below=1)
     init_std: float = bounded(0.02, above=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -84,12 +95,25 @@ class ModelConfig:
         object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
 
+    @property
+    def period(self) -> int:
+        """After how many layers their kinds repeat."""
+        return max(len(self.layer_windows), 1)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding window of each layer, None for full attention."""
+        pattern = [window or None for window in self.layer_windows] or [self.sliding_window]
+        return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where text comes from and how it becomes rows of tokens.
 
-    A source is `shakespeare` (packaged), `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`.
+    A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
+    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`. `text_key`
+    and `label_key` are columns; `classes` in order, by default all the labels that are trained on, sorted.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
     """
 
@@ -98,6 +122,10 @@ class DataConfig:
     eval_sources: tuple[str, ...] = ()
     holdout: float = bounded(0.05, minimum=0, below=1)
     text_key: str = "text"
+    label_key: str = "label"
+    classes: tuple[str, ...] = ()
+    mask_rate: float = bounded(0.15, above=0, below=1)
+    whole_word_masking: bool = False
     tokenizer: str = "bytes"
     seq_len: int = bounded(256, minimum=1)
     document_mask: bool = True
@@ -113,7 +141,7 @@ class TrainConfig:
     seed: int = bounded(0, minimum=0)
     global_batch_size: int = bounded(16, minimum=1)
     microbatches: int = plumbing(1, minimum=1)
-    objective: Literal["causal_lm"] = "causal_lm"
+    objective: Literal["causal_lm", "masked_lm", "classification"] = "causal_lm"
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     z_loss: float = bounded(0.0, minimum=0)
     loss_chunks: int = plumbing(1, minimum=1)
@@ -214,6 +242,37 @@ class Config:
             raise ConfigError("\n".join(problems))
 
 
+OBJECTIVES = {
+    "causal_lm": (("decoder",), "lm"),
+    "masked_lm": (("encoder",), "lm"),
+    "classification": (("encoder",), "classification"),
+}
+"""Objective -> the families that it trains and the head they need."""
+
+
+def _objective_problems(cfg: Config):
+    model, train = cfg.model, cfg.train
+    families, head = OBJECTIVES[train.objective]
+    if model.family not in families:
+        yield (
+            f"train.objective={train.objective!r} trains model.family={' or '.join(map(repr, families))}, "
+            f"not {model.family!r}"
+        )
+    if model.head != head:
+        yield f"train.objective={train.objective!r} needs model.head={head!r}, not {model.head!r}"
+    if (model.head == "classification") != bool(model.num_classes) or model.num_classes == 1:
+        yield (
+            f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
+            "more, other heads 0"
+        )
+    if train.objective != "causal_lm" and train.loss_chunks > 1:
+        yield f"train.loss_chunks={train.loss_chunks} is for train.objective='causal_lm', not {train.objective!r}"
+    if train.objective != "causal_lm" and cfg.log.sample_tokens:
+        yield f"log.sample_tokens={cfg.log.sample_tokens} needs train.objective='causal_lm', not {train.objective!r}"
+    if model.family == "encoder" and cfg.data.seq_len < 3:
+        yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"
+
+
 def _clashes(cfg: Config):
     """Yield one sentence for every pair of fields that contradict each other."""
     model, data, train, optim, mesh = cfg.model, cfg.data, cfg.train, cfg.optim, cfg.mesh
@@ -226,6 +285,16 @@ def _clashes(cfg: Config):
         )
     if model.positions == "rotary" and model.head_dim % 2:
         yield f"model.head_dim={model.head_dim} is odd, but model.positions='rotary' rotates pairs"
+    if model.layer_windows and model.num_layers % len(model.layer_windows):
+        yield (
+            f"model.num_layers={model.num_layers} is not a multiple of the {len(model.layer_windows)} layers that "
+            f"model.layer_windows={model.layer_windows} describes"
+        )
+    if model.layer_windows and model.sliding_window is not None:
+        yield (
+            f"model.sliding_window={model.sliding_window} and model.layer_windows={model.layer_windows} both set the "
+            "windows: leave one of them out"
+        )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
     if train.global_batch_size % train.microbatches:
@@ -247,6 +316,7 @@ def _clashes(cfg: Config):
     if data.weights and len(data.weights) != len(data.sources):
         yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
     yield from _remat_problems(model.remat)
+    yield from _objective_problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if not data.sources:

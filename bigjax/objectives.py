@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bigjax import losses
 from bigjax.config import TrainConfig
 from bigjax.models import Model
+from bigjax.models.layers import Aux
 from bigjax.sharding import UNSHARDED, Layout
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -34,10 +36,10 @@ def causal_lm(
         `rows` `(B,)`, the global row of each example, when `key` draws dropout; `bytes` `(B, S)` when scoring text.
 
     Returns:
-      `loss` (with smoothing and z-loss), `nll` and `z_loss` in nats over the weighted tokens; given `bytes`, also
-      `nll_per_byte` in nats over the bytes that those tokens stand for.
+      `loss` (with smoothing, z-loss and what the model adds), `nll` and `z_loss` in nats over the weighted tokens; what
+      else the model says of itself; given `bytes`, also `nll_per_byte` in nats over the bytes of those tokens.
     """
-    x_BSD = model.family.apply(
+    x_BSD, aux = model.family.apply(
         params,
         batch["tokens"],
         model.cfg,
@@ -47,6 +49,14 @@ def causal_lm(
         key=key,
         rows_B=batch.get("rows"),
     )
+    sums = _with_aux(_token_loss(model, params, x_BSD, batch, cfg, layout), aux, batch["weights"])
+    if "bytes" in batch:
+        sums["nll_per_byte"] = (sums["nll"][0], batch["bytes"].sum())
+    return sums
+
+
+def _token_loss(model: Model, params, x_BSD, batch, cfg: TrainConfig, layout: Layout) -> Sums:
+    """Predict `targets` at every position from hidden states."""
     smoothing = {"label_smoothing": cfg.label_smoothing, "z_loss": cfg.z_loss}
     if cfg.loss_chunks > 1:
         entropy = losses.chunked_cross_entropy(
@@ -62,14 +72,85 @@ def causal_lm(
     else:
         logits_BSV = model.family.logits(params, x_BSD, model.cfg, layout)
         entropy = losses.cross_entropy(logits_BSV, batch["targets"], batch["weights"], **smoothing)
-    sums: Sums = {
+    return _entropy_sums(entropy)
+
+
+def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
+    """Add what the model says of itself, each piece of a row weighted by its tokens, so that any split is exact."""
+    sums = dict(sums)
+    for name, mean_BN in aux.items():
+        B, N = mean_BN.shape
+        total = jnp.sum(mean_BN * weights_BS.reshape(B, N, -1).sum(axis=-1))
+        if name == "loss":
+            sums["loss"] = (sums["loss"][0] + total, sums["loss"][1])
+        else:
+            sums[name] = (total, weights_BS.sum())
+    return sums
+
+
+def masked_lm(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    cfg: TrainConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> Sums:
+    """Predict what stood at masked positions (Devlin et al. 2019, section 3.1).
+
+    Args:
+      batch: as `data.masking.MaskedText.arrays` makes it, and `rows` as for `causal_lm`.
+
+    Returns:
+      `loss`, `nll` and `z_loss` in nats over the masked tokens, and `accuracy`, the share that is predicted first.
+    """
+    inputs = {"segments_BS": batch["segments"], "key": key, "rows_B": batch.get("rows")}
+    x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, layout=layout, **inputs)
+    logits_BMV = model.family.masked_logits(params, x_BSD, batch["masked"], model.cfg, layout)
+    return _classify(logits_BMV, batch, cfg)
+
+
+def classification(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    cfg: TrainConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> Sums:
+    """Predict the class of each row (Devlin et al. 2019, section 4.1).
+
+    Args:
+      batch: as `data.labelled.LabelledText.arrays` makes it, and `rows` as for `causal_lm`.
+
+    Returns:
+      `loss`, `nll` and `z_loss` in nats over the rows, and `accuracy`.
+    """
+    inputs: dict[str, Any] = {"layout": layout, "key": key, "rows_B": batch.get("rows")}
+    x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, segments_BS=batch["segments"], **inputs)
+    if key is not None:
+        inputs["key"] = jax.random.fold_in(key, model.cfg.num_layers + 1)  # layers and embedding use the numbers below
+    return _classify(model.family.class_logits(params, x_BSD, model.cfg, **inputs), batch, cfg)
+
+
+def _classify(logits: jax.Array, batch: Mapping[str, jax.Array], cfg: TrainConfig) -> Sums:
+    """Score logits `(..., classes)` against `targets` `(...)`."""
+    entropy = losses.cross_entropy(
+        logits, batch["targets"], batch["weights"], label_smoothing=cfg.label_smoothing, z_loss=cfg.z_loss
+    )
+    right = jnp.argmax(logits, axis=-1) == batch["targets"]
+    return _entropy_sums(entropy) | {"accuracy": (jnp.sum(right * batch["weights"]), entropy.weight)}
+
+
+def _entropy_sums(entropy: losses.CrossEntropy) -> Sums:
+    return {
         "loss": (entropy.total, entropy.weight),
         "nll": (entropy.nll, entropy.weight),
         "z_loss": (entropy.z_loss, entropy.weight),
     }
-    if "bytes" in batch:
-        sums["nll_per_byte"] = (entropy.nll, batch["bytes"].sum())
-    return sums
 
 
-OBJECTIVES = {"causal_lm": causal_lm}
+OBJECTIVES = {"causal_lm": causal_lm, "masked_lm": masked_lm, "classification": classification}
+"""`train.objective` -> function. `config.OBJECTIVES` says which families each trains."""

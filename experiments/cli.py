@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from bigjax import schema, strict
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.interop.hf_config import PREFIX
 from bigjax.run_folder import RunFolder
 from experiments import config_source, show_config
 
@@ -112,9 +113,12 @@ def write_out(out: Path | None, value: Any) -> None:
 def default_workdir(argv: Sequence[str]) -> str:
     """Return the run folder of a command line without --workdir.
 
-    It is `runs/NAME` or `runs/NAME-ARG` after `--config=.../NAME.py:ARG`, or the folder itself if --config is a run's.
+    It is `runs/NAME` or `runs/NAME-ARG` after `--config=.../NAME.py:ARG`, `runs/NAME` after `--config=hf:.../NAME`, or
+    the folder itself if --config is a run's.
     """
     source = config_of(argv) or ""
+    if source.startswith(PREFIX):
+        return str(Path("runs", Path(source.removeprefix(PREFIX)).resolve().name))
     if Path(source).is_dir():
         return source
     file, _, argument = source.partition(":")
@@ -171,6 +175,8 @@ def _workdir_of_run(argv: list[str]) -> str:
     values = [argument.partition("=")[2] for argument in argv if argument.startswith(("--workdir=", "-workdir="))]
     if not values:
         raise UserError("--workdir=RUN is missing: the folder of the run")
+    if values[-1].startswith(PREFIX):
+        return values[-1]
     return str(RunFolder.existing(Path(values[-1])).path)
 
 
@@ -300,7 +306,7 @@ def _show_config(flag_values: flags.FlagValues, source: str | None) -> None:
 def _help(doc: str | None, flag_values: flags.FlagValues, examples: Sequence[str], config: bool) -> str:
     rows = [_help_row(flag_values[name]) for name in flag_values if name != "h"]
     if config:
-        rows.insert(0, ("--config=FILE[:ARG]", "config file and its argument, or the folder of a run"))
+        rows.insert(0, ("--config=FILE[:ARG]", "config file and its argument, the folder of a run, or hf:PATH"))
         rows.insert(1, ("--config.SECTION.FIELD=VALUE", "change one field; None switches off what may be off"))
     width = max(len(name) for name, _ in rows)
     parts = [(doc or "").strip(), "Flags:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)]

@@ -1,4 +1,4 @@
-"""Where a config comes from: a config file with an optional argument, the folder of a run, or a preset of a plan."""
+"""Where a config comes from: a config file, the folder of a run, a preset of a plan, or a Hugging Face folder."""
 
 import difflib
 import importlib.util
@@ -11,18 +11,22 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from bigjax import strict
+from bigjax.config import Config, DataConfig, OptimConfig
 from bigjax.errors import UserError
+from bigjax.interop import hf_config
 from bigjax.run_folder import RunFolder
 
 
 def load(source: str) -> ConfigDict:
-    """Return the locked ConfigDict of `FILE[:ARG]`, of `PRESET.json`, or the one recorded in the folder of a run.
+    """Return the locked ConfigDict of `FILE[:ARG]`, of `PRESET.json`, of `hf:PATH`, or the one recorded by a run.
 
     Raises:
         UserError: there is no such file or folder, or the file's `get_config` refuses the argument.
     """
     if not source:
-        raise UserError("a config is missing: give FILE[:ARG] or the folder of a run")
+        raise UserError("a config is missing: give FILE[:ARG], the folder of a run, or hf:PATH")
+    if folder := hf_config.folder_of(source):
+        return strict.to_config_dict(_finetuning(source, folder))
     if Path(source).is_dir():
         return strict.to_config_dict(RunFolder(Path(source)).load_config())
     if source.endswith(".json"):
@@ -45,6 +49,22 @@ def load(source: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
     return config.lock()
+
+
+def _finetuning(source: str, folder: Path) -> Config:
+    """Return a run that starts from the model of a Hugging Face folder, with its tokenizer if it has one.
+
+    The learning rate is that of instruction tuning of a 7B model (Taori et al. 2023): smaller models bear more.
+    """
+    model = hf_config.import_config(folder).model
+    tokenizer = folder / "tokenizer.json"
+    name = f"hf:{tokenizer}" if tokenizer.is_file() else "bytes"
+    return Config(
+        model=model,
+        data=DataConfig(seq_len=min(model.max_seq_len, 1024), tokenizer=name),
+        optim=OptimConfig(lr=2e-5, warmup_steps=30, weight_decay=0.0),
+        init_from=source,
+    )
 
 
 def _load_preset(path: Path) -> ConfigDict:

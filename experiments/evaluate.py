@@ -1,11 +1,13 @@
-"""Score a trained run: loss in nats per token, perplexity and bits per byte, with its newest checkpoint.
+"""Score a trained run with its newest checkpoint: loss in nats per token, perplexity and bits per byte, or what else
+its objective measures; for classification also precision, recall and F1 of every class and the confusion matrix.
 
 Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
 --config.mesh.fsdp=4.
 """
 
 import json
-from pathlib import Path
+import sys
+from typing import Any
 
 from absl import flags
 
@@ -20,7 +22,7 @@ EXAMPLES = (
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("workdir", None, "the run folder", flag_values=flag_values)
+    flags.DEFINE_string("workdir", None, "the run folder, or hf:PATH of a Hugging Face folder", flag_values=flag_values)
     flags.DEFINE_enum("split", "eval", ("eval", "train"), "the split of the run's text", flag_values=flag_values)
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
@@ -40,7 +42,7 @@ def main(flag_values: flags.FlagValues) -> None:
     from bigjax.evaluate.scoring import score
     from experiments import trained
 
-    run = trained.load(Path(flag_values.workdir), cfg)
+    run = trained.load(flag_values.workdir, cfg)
     rows = sharding.local_rows(run.mesh, cfg.train.global_batch_size)
     tokenizer = data.load_tokenizer(run.folder.path)
     if flag_values.sources:
@@ -49,9 +51,28 @@ def main(flag_values: flags.FlagValues) -> None:
         texts = data.build(cfg, rows, tokenizer).score_set(flag_values.split)
     with jax.set_mesh(run.mesh):
         eval_step = jax.jit(step.make_eval_step(cfg, run.model, run.layout))
-        scores = score(eval_step, run.weights, texts.batches(flag_values.batches), cfg.train.global_batch_size)
+        scores: dict[str, Any] = {}
+        scores |= score(eval_step, run.weights, texts.batches(flag_values.batches), cfg.train.global_batch_size)
+        if cfg.train.objective == "classification":
+            scores["classification"] = _classes(run, texts, flag_values.batches)
     if jax.process_index() == 0:
-        print(json.dumps({"step": run.step, "sources": list(texts.specs), **scores}))
+        print(json.dumps({"step": run.step, "sources": [source.spec for source in texts.sources], **scores}))
+
+
+def _classes(run: Any, texts: Any, limit: int) -> dict[str, Any]:
+    """Print a table of how well classes are told apart; return the same."""
+    import jax
+
+    from bigjax.evaluate import classification
+
+    batch_size = run.cfg.train.global_batch_size
+    probabilities = jax.jit(classification.make_class_probabilities(run.model, run.layout))
+    measured = classification.report(
+        *classification.predict(probabilities, run.weights, texts.batches(limit), batch_size), texts.sources[0].classes
+    )
+    if jax.process_index() == 0:
+        print(classification.table(measured), file=sys.stderr)
+    return measured
 
 
 if __name__ == "__main__":

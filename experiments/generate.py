@@ -4,8 +4,6 @@ Prints each sample as the prompt followed by what the model writes after it, to 
 --max_new_tokens. The same seed gives the same text. Overrides change the recorded config, as in --config.mesh.tensor=2.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from bigjax.errors import UserError
@@ -20,7 +18,7 @@ EXAMPLES = (
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags of this command."""
-    flags.DEFINE_string("workdir", None, "the run folder", flag_values=flag_values)
+    flags.DEFINE_string("workdir", None, "the run folder, or hf:PATH of a Hugging Face folder", flag_values=flag_values)
     flags.DEFINE_string("prompt", None, "the text to continue", flag_values=flag_values)
     flags.DEFINE_integer("max_new_tokens", 200, "the most tokens to write", flag_values=flag_values)
     flags.DEFINE_float("temperature", 0.8, "divides the logits; 0 takes the likeliest token", flag_values=flag_values)
@@ -55,11 +53,11 @@ def main(flag_values: flags.FlagValues) -> None:
         "top_k": flag_values.top_k,
         "top_p": flag_values.top_p,
     }
-    tokenizer = data.load_tokenizer(flag_values.workdir)
+    tokenizer = data.load_tokenizer(trained.folder_of(flag_values.workdir))
     prompts = [tokenizer.encode(prompt).tolist()] * flag_values.num_samples
     # Loading takes long: what can be wrong with the flags is found out first.
     generation.check(models.build(cfg.model), prompts, **settings)
-    run = trained.load(Path(flag_values.workdir), cfg)
+    run = trained.load(flag_values.workdir, cfg)
     with jax.set_mesh(run.mesh):
         texts = generation.generate(
             run.model,

@@ -32,6 +32,7 @@ from experiments import cli
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
     "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
     "python -m experiments.train --config=configs/quickstart.py --print_config",
     "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
 )
@@ -83,7 +84,7 @@ def run(
     from bigjax.run_folder import RunFolder
     from bigjax.science import flops
     from bigjax.throughput import Profile, Throughput
-    from experiments import finish
+    from experiments import finish, trained
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
     tokens_per_step = batch_size * cfg.data.seq_len
@@ -112,8 +113,7 @@ def run(
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
-            source = RunFolder(Path(cfg.init_from))
-            _, initial = checkpoint.restore_part(source.checkpoints, "params", abstract.params)
+            initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:
@@ -131,8 +131,9 @@ def run(
         else:
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
-                ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
-                state = dataclasses.replace(state, params=initial, ema=ema)
+                params = {**state.params, **initial}
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                state = dataclasses.replace(state, params=params, ema=ema)
         folder.open(cfg)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
@@ -159,7 +160,8 @@ def run(
                 guard.check_finite(folder, done, ids, values)
                 speed.count(tokens_per_step)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
-                    row = {"train/loss": float(values["loss"]), "train/nll": float(values["nll"])}
+                    names = [name for name in values if name in metrics.TRAINING or "/" in name]
+                    row = {name if "/" in name else f"train/{name}": float(values[name]) for name in names}
                     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
                     writer.write(done, row | speed.read())
 

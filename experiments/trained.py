@@ -8,6 +8,9 @@ import jax
 
 from bigjax import checkpoint, models, optim, sharding, step
 from bigjax.config import Config
+from bigjax.data import Tokenizer, load_tokenizer
+from bigjax.errors import UserError
+from bigjax.interop import hf_config
 from bigjax.models import Model
 from bigjax.run_folder import RunFolder
 from bigjax.sharding import Layout
@@ -26,20 +29,57 @@ class Trained:
     weights: Any
 
 
-def load(workdir: Path, cfg: Config) -> Trained:
+def load(workdir: str, cfg: Config) -> Trained:
     """Load the newest checkpoint in `workdir` onto the devices at hand: the averaged weights if the run keeps them.
 
-    `cfg` is the recorded config, whose plumbing, such as the mesh, may have been changed.
+    `workdir` may be `hf:PATH` of a Hugging Face folder, too, whose weights are those of step 0. `cfg` is the recorded
+    config, whose plumbing, such as the mesh, may have been changed.
 
     Raises:
       UserError: there is no complete checkpoint, or the mesh does not fit the devices.
     """
-    folder = RunFolder(workdir)
+    folder = RunFolder(folder_of(workdir))
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.layout(cfg.mesh, mesh, model.specs)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     abstract = step.abstract_state(cfg, model, tx, layout, mesh)
+    if hf_config.folder_of(workdir):
+        return Trained(cfg, folder, mesh, model, layout, 0, _from_hugging_face(folder.path, cfg, abstract.params))
     part = "params" if abstract.ema is None else "ema"
     found, weights = checkpoint.restore_part(folder.checkpoints, part, getattr(abstract, part))
     return Trained(cfg, folder, mesh, model, layout, found, weights)
+
+
+def folder_of(workdir: str) -> Path:
+    """Return the path of a run folder, or of the Hugging Face folder that `hf:PATH` names."""
+    return hf_config.folder_of(workdir) or Path(workdir)
+
+
+def initial_params(cfg: Config, abstract: dict, tokenizer: Tokenizer) -> dict:
+    """Return the parameters that `cfg.init_from` names, of a run folder or `hf:PATH`, placed as `abstract` says.
+
+    Where the run had a head for another task, `head` is left out.
+
+    Raises:
+      UserError: there are none, or they are of another model, or of a run with another tokenizer.
+    """
+    folder = folder_of(str(cfg.init_from))
+    if hf_config.folder_of(cfg.init_from):
+        return _from_hugging_face(folder, cfg, abstract)
+    source = RunFolder(folder)
+    before = source.load_config().model
+    if load_tokenizer(folder).digest != tokenizer.digest:
+        raise UserError(
+            f"init_from={cfg.init_from!r} was trained with another tokenizer than data.tokenizer="
+            f"{cfg.data.tokenizer!r}: use its own with data.tokenizer='hf:{folder / 'tokenizer.json'}'"
+        )
+    same_head = (before.head, before.num_classes) == (cfg.model.head, cfg.model.num_classes)
+    without = () if same_head else ("head",)
+    return checkpoint.restore_part(source.checkpoints, "params", abstract, without)[1]
+
+
+def _from_hugging_face(folder: Path, cfg: Config, abstract: Any) -> Any:
+    from bigjax.interop import hf
+
+    return hf.load_params(folder, cfg.model, abstract)

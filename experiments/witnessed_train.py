@@ -43,7 +43,14 @@ def main(flag_values: flags.FlagValues) -> int:
     def build_excerpt(*arguments: Any) -> data.TextData:
         text = excerpt(build(*arguments), cfg.data.weights, order["rows"])
         stream = text.train
-        write_line(record, {"sources": stream.specs, "rows": stream.order.rows, "first_row": stream.rows.start})
+        write_line(
+            record,
+            {
+                "sources": [source.spec for source in stream.sources],
+                "rows": stream.order.rows,
+                "first_row": stream.rows.start,
+            },
+        )
         return text
 
     def then(step: int) -> None:

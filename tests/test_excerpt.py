@@ -8,7 +8,7 @@ import pytest
 
 from bigjax import data
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
-from bigjax.preflight.excerpt import excerpt
+from bigjax.preflight.excerpt import _first, excerpt
 
 SEQ_LEN, BATCH = 32, 8
 
@@ -40,28 +40,46 @@ def test_each_source_gives_its_share_and_at_least_one_row(sources, tmp_path):
 
 def test_rows_hold_the_beginnings_of_documents_in_their_order(sources, tmp_path):
     text, _ = build(sources, tmp_path)
-    long, short = excerpt(text, (1.0, 1.0), 10).train.shards
+    long, short = (source.shard for source in excerpt(text, (1.0, 1.0), 10).train.sources)
     # 5 rows of 32 and one token more; no document gives more than 3/2 of a row.
     np.testing.assert_array_equal(long.tokens, np.repeat(np.arange(97, 101), 48)[: 5 * SEQ_LEN + 1])
     np.testing.assert_array_equal(long.offsets, [0, 48, 96, 144, 161])
     np.testing.assert_array_equal(short.tokens, np.repeat(np.arange(97, 106), 20)[: 5 * SEQ_LEN + 1])
     np.testing.assert_array_equal(short.offsets, [*range(0, 161, 20), 161])
     assert (long.num_bytes, short.num_bytes) == (161, 161)
-    assert long.digest != text.train.shards[0].digest
-    assert long.digest == excerpt(text, (1.0, 1.0), 10).train.shards[0].digest
+    assert long.digest != text.train.sources[0].digest
+    assert long.digest == excerpt(text, (1.0, 1.0), 10).train.sources[0].digest
 
 
 def test_nothing_else_changes_and_a_short_source_stays_whole(sources, tmp_path):
     text, _ = build(sources, tmp_path)
     found = excerpt(text, (), 10**6)
     assert found.eval is text.eval and found.tokenizer is text.tokenizer
-    kept = dataclasses.replace(found.train, shards=text.train.shards, order=text.train.order)
+    kept = dataclasses.replace(found.train, sources=text.train.sources, order=text.train.order)
     assert kept == text.train
-    for shard, whole in zip(found.train.shards, text.train.shards, strict=True):
-        np.testing.assert_array_equal(shard.tokens, whole.tokens)
-        np.testing.assert_array_equal(shard.offsets, whole.offsets)
     for step in (0, 70, 200):
         here, there = found.train.batch(step), text.train.batch(step)
         np.testing.assert_array_equal(here.ids, there.ids)
         for name, array in there.arrays.items():
             np.testing.assert_array_equal(here.arrays[name], array)
+
+
+def test_rows_that_are_not_packed_are_spread_over_the_source():
+    class Numbers:
+        """Ten rows that hold their own numbers."""
+
+        spec, digest, sizes, identity = "numbers", "d", {"documents": 10}, {"seq_len": 1}
+
+        def __len__(self):
+            return 10
+
+        def arrays(self, rows, ids):
+            return {"tokens": rows[:, None], "ids": ids[:, None]}
+
+    found = _first(Numbers(), 4)
+    assert (len(found), found.spec, found.sizes, found.identity) == (4, "numbers", {"documents": 10}, {"seq_len": 1})
+    assert found.digest not in ("d", _first(Numbers(), 5).digest)
+    arrays = found.arrays(np.array([0, 3, 1, 4]), np.array([5, 6, 7, 8]))
+    np.testing.assert_array_equal(arrays["tokens"][:, 0], [0, 7, 2, 10])  # one past the end stays past the end
+    np.testing.assert_array_equal(arrays["ids"][:, 0], [5, 6, 7, 8])
+    assert len(_first(Numbers(), 99)) == 10

@@ -26,7 +26,19 @@ LLAMA = dataclasses.replace(
     rope=RopeConfig(scaling="llama3", factor=4.0, original_max_seq_len=16),
 )
 GEMMA = dataclasses.replace(LLAMA, sliding_window=7, attn_softcap=5.0, final_softcap=3.0, qk_norm=True)
-CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA}
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    norm="rmsnorm_unit_offset",
+    norm_placement="sandwich",
+    activation="geglu",
+    tie_embeddings=True,
+    scale_embeddings=True,
+    rope=RopeConfig(),
+    layer_windows=(7, 0),
+    attn_softcap=5.0,
+    final_softcap=3.0,
+)
+CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "gemma2": GEMMA2}
 PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 17, 40)]
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "temperature": 0}
@@ -44,7 +56,7 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     together = generate(model, params, PROMPTS, **GREEDY)
     # What comes after a position does not change its logits, so all rows may have one length.
     rows = [(prompt + written + [0] * 60)[:60] for prompt, written in zip(PROMPTS, together, strict=True)]
-    forward = lambda p, tokens: model.family.logits(p, model.family.apply(p, tokens, cfg), cfg)  # noqa: E731
+    forward = lambda p, tokens: model.family.logits(p, model.family.apply(p, tokens, cfg)[0], cfg)  # noqa: E731
     best_BS = np.argmax(jax.jit(forward)(params, jnp.asarray(rows)), axis=-1)
     for prompt, written, best in zip(PROMPTS, together, best_BS, strict=True):
         assert best[len(prompt) - 1 : len(prompt) - 1 + NEW].tolist() == written
@@ -53,14 +65,16 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     assert len({tuple(written) for written in together}) > 1
 
 
-@pytest.mark.parametrize("cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig())], ids=str)
+@pytest.mark.parametrize(
+    "cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig()), GEMMA2], ids=str
+)
 def test_greedy_is_hugging_face_generate(cfg):
     torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
-    from tests.parity import hf_weights
+    from tests.parity import peers
 
     cfg = dataclasses.replace(cfg, max_seq_len=96)
-    peer = hf_weights.build(cfg)
-    model, params = models.build(cfg), hf_weights.weights(peer, cfg)
+    peer = peers.build(cfg)
+    model, params = models.build(cfg), peers.weights(peer, cfg)
     longest = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])

@@ -158,7 +158,7 @@ def test_twin(name):
         return jnp.mean(logits * direction), logits
 
     def our_loss(params):
-        x = model.family.apply(params, tokens, cfg, segments_BS=segments)
+        x, _ = model.family.apply(params, tokens, cfg, segments_BS=segments)
         logits = model.family.logits(params, x, cfg)
         return jnp.mean(logits * direction), logits
 

@@ -3,13 +3,14 @@
 Only declarations are counted; no array is made.
 """
 
+import dataclasses
 import functools
 
 import pytest
 
 from bigjax import models, params, strict
 from bigjax.config import Config, ModelConfig
-from configs import gpt, llama, scaling
+from configs import gemma, gpt, llama, mistral, qwen, scaling
 
 PUBLISHED = {
     # Counts of the released checkpoints.
@@ -20,8 +21,17 @@ PUBLISHED = {
     ("llama", "1b"): 1_235_814_400,
     ("llama", "8b"): 8_030_261_248,
     ("llama", "70b"): 70_553_706_496,
+    ("gemma", "2b"): 2_614_341_888,
+    ("gemma", "9b"): 9_241_705_984,
+    ("gemma", "27b"): 27_227_128_320,
+    ("mistral", "7b"): 7_241_732_096,
+    ("qwen", "qwen2-0.5b"): 494_032_768,
+    ("qwen", "qwen2-7b"): 7_615_616_512,
+    ("qwen", "qwen3-0.6b"): 596_049_920,
+    ("qwen", "qwen3-1.7b"): 1_720_574_976,
+    ("qwen", "qwen3-8b"): 8_190_735_360,
 }
-MODULES = {"gpt": gpt, "llama": llama, "scaling": scaling}
+MODULES = {"gpt": gpt, "llama": llama, "scaling": scaling, "gemma": gemma, "mistral": mistral, "qwen": qwen}
 NAMED = [(module, arg) for module in MODULES for arg in MODULES[module].ARGUMENTS]
 
 
@@ -75,11 +85,12 @@ def transformers_count(cfg: ModelConfig) -> int:
     torch = pytest.importorskip("torch", reason="counting transformers' parameters needs PyTorch")
     from transformers import AutoModelForCausalLM
 
-    from tests.parity import hf_weights
+    from tests.parity import peers
 
-    hf_cfg = hf_weights.gpt2_config(cfg) if cfg.positions == "learned" else hf_weights.llama_config(cfg)
+    # GPT-2 has no windows, which hold no parameters.
+    plain = dataclasses.replace(cfg, layer_windows=()) if cfg.positions == "learned" else cfg
     with torch.device("meta"):
-        return sum(w.numel() for w in AutoModelForCausalLM.from_config(hf_cfg).parameters())
+        return sum(w.numel() for w in AutoModelForCausalLM.from_config(peers.config(plain)).parameters())
 
 
 def has_a_twin(module: str, arg: str) -> bool:

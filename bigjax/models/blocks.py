@@ -4,7 +4,8 @@ Legend: B batch, S sequence, T key positions, D model, F mlp, H heads, G kv head
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, ones, zeros
 
 from bigjax.config import ModelConfig
+from bigjax.models import attention as attention_backends
 from bigjax.models import layers
+from bigjax.models.attention_mask import ProbsDropout
 from bigjax.params import Initializer, ParamSpec
 from bigjax.sharding import Layout
 
@@ -45,8 +48,8 @@ def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
         declared["k_bias"] = _bias((L, G, K), ("kv_heads", "head_dim"))
         declared["v_bias"] = _bias((L, G, K), ("kv_heads", "head_dim"))
     if cfg.qk_norm:
-        declared["q_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
-        declared["k_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", ones)
+        declared["q_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", _scale_init(cfg))
+        declared["k_norm"] = ParamSpec((L, K), ("layers", "head_dim"), "norm", _scale_init(cfg))
     if cfg.bias == "all":
         declared["o_bias"] = _bias((L, D), ("vector",))
     return declared
@@ -71,7 +74,7 @@ def norm_specs(cfg: ModelConfig, num_layers: int | None = None) -> dict[str, Par
     """Declare one norm of the model's width, or one in each of `num_layers` stacked blocks."""
     stack = () if num_layers is None else (num_layers,)
     axes = ("layers", "vector")[-1 - len(stack) :]
-    declared = {"scale": ParamSpec((*stack, cfg.d_model), axes, "norm", ones)}
+    declared = {"scale": ParamSpec((*stack, cfg.d_model), axes, "norm", _scale_init(cfg))}
     if cfg.norm == "layernorm" and cfg.bias == "all":
         declared["bias"] = ParamSpec((*stack, cfg.d_model), axes, "bias", zeros)
     return declared
@@ -85,8 +88,22 @@ def residual_norm_specs(cfg: ModelConfig, name: str, num_layers: int) -> dict[st
     return declared
 
 
+def transformer_specs(cfg: ModelConfig, num_layers: int) -> dict[str, Any]:
+    """Declare `num_layers` stacked blocks of self-attention and an MLP, as `transformer_block` reads them."""
+    return {
+        **residual_norm_specs(cfg, "attn", num_layers),
+        "attn": attention_specs(cfg, num_layers),
+        **residual_norm_specs(cfg, "mlp", num_layers),
+        "mlp": mlp_specs(cfg, num_layers),
+    }
+
+
 def _weight(cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
     return ParamSpec(shape, ("layers", *axes), "matrix", normal(cfg.init_std), ("embed",))
+
+
+def _scale_init(cfg: ModelConfig) -> Initializer:
+    return zeros if cfg.norm == "rmsnorm_unit_offset" else ones
 
 
 def _bias(shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
@@ -95,9 +112,13 @@ def _bias(shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
 
 def norm(x: jax.Array, p: dict, cfg: ModelConfig) -> jax.Array:
     """Normalise the last axis as `cfg.norm` says, with parameters declared by `norm_specs`."""
-    if cfg.norm == "rmsnorm":
-        return layers.rms_norm(x, p["scale"], cfg.norm_eps)
-    return layers.layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
+    if cfg.norm == "layernorm":
+        return layers.layer_norm(x, p["scale"], p.get("bias"), cfg.norm_eps)
+    return _rms_norm(x, p["scale"], cfg)
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
+    return layers.rms_norm(x, scale, cfg.norm_eps, unit_offset=cfg.norm == "rmsnorm_unit_offset")
 
 
 def residual(x_BSD, name: str, p: dict, cfg: ModelConfig, layout: Layout, sublayer, drop) -> tuple[jax.Array, Any]:
@@ -125,7 +146,7 @@ def attention(
         sharding = layout.act("batch", "seq", heads, "head_dim")
         y = jnp.einsum("BSD,DHK->BSHK", x, p[name], out_sharding=sharding)
         y = y + p[f"{name}_bias"] if f"{name}_bias" in p else y
-        y = layers.rms_norm(y, p[f"{name}_norm"], cfg.norm_eps) if f"{name}_norm" in p else y
+        y = _rms_norm(y, p[f"{name}_norm"], cfg) if f"{name}_norm" in p else y
         return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
 
     q = project(h_BSD, "q", "heads")
@@ -148,3 +169,84 @@ def mlp(h_BSD: jax.Array, p: dict, cfg: ModelConfig, layout: Layout) -> jax.Arra
     hidden = layers.activation(cfg.activation, hidden, gate)
     y = jnp.einsum("BSF,FD->BSD", hidden, p["down"], out_sharding=layout.act("batch", "residual_seq", "embed"))
     return checkpoint_name(y + p["down_bias"] if "down_bias" in p else y, "mlp_out")
+
+
+class Drops(NamedTuple):
+    """The dropout of one layer: of its attention's probabilities, None for none, and of the output of each half."""
+
+    probs: ProbsDropout | None
+    outputs: list[Callable[[jax.Array], jax.Array]]
+
+
+def drops(rate: float, key: jax.Array | None, index: Any, rows_B: jax.Array | None) -> Drops:
+    """Return the dropout of layer `index`; without a rate or a key nothing is dropped."""
+    if not rate or key is None or rows_B is None:
+        return Drops(None, [lambda y: y] * 2)
+    keys = jax.random.split(jax.random.fold_in(key, index), 3)
+    outputs = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
+    return Drops(ProbsDropout(rate, keys[0], rows_B), outputs)
+
+
+def rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig) -> tuple[jax.Array, jax.Array] | None:
+    """Return the tables that rotate queries and keys, None where positions are not rotary."""
+    if cfg.positions != "rotary":
+        return None
+    positions = jnp.arange(seq_len)[None] if positions_BS is None else positions_BS
+    return layers.rope_tables(positions, cfg.rope, cfg.head_dim)
+
+
+def attend_of(cfg: ModelConfig, *, segments: bool, dropout: float, causal: bool = True) -> Callable[..., jax.Array]:
+    """Return the attention function of a model after checking that it honours all its layers ask for.
+
+    Raises:
+      AttentionError: as `attention.select`.
+    """
+    return attention_backends.select(
+        cfg.attention,
+        segments=segments,
+        window=next((window for window in cfg.windows if window is not None), None),
+        softcap=cfg.attn_softcap,
+        dropout=dropout,
+        dtype=cfg.dtype,
+        causal=causal,
+    )
+
+
+def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Return the embeddings of tokens, and of learned positions, `(B, S, D)`; None counts positions along the row.
+
+    `tables` are gathered and in the compute dtype.
+    """
+    where = layout.act("batch", "residual_seq", "embed")
+    x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=where)
+    if cfg.scale_embeddings:  # rounded to the compute dtype, as in Gemma's released code
+        x_BSD = x_BSD * jnp.asarray(cfg.d_model**0.5, x_BSD.dtype)
+    if cfg.positions != "learned":
+        return x_BSD
+    if positions_BS is None:
+        return x_BSD + layout.place(tables["positions"][: tokens_BS.shape[1]], "residual_seq", "embed")
+    return x_BSD + tables["positions"].at[positions_BS].get(out_sharding=where)
+
+
+def final_norm(params: Any, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Normalise the residual stream after the last block, unless every block ends with a norm."""
+    if cfg.norm_placement == "post":
+        return x_BSD
+    return norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
+
+
+def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend, outputs):
+    """Take one block of `transformer_specs`; also return what `attend` keeps and what the block says of itself.
+
+    `p` is gathered and in the compute dtype; `outputs` is the dropout of each half's output.
+    """
+
+    def self_attention(h):
+        return attention(h, h, p["attn"], cfg, layout, rope, attend)
+
+    def feed_forward(h):
+        return mlp(h, p["mlp"], cfg, layout), {}
+
+    x_BSD, kept = residual(x_BSD, "attn", p, cfg, layout, self_attention, outputs[0])
+    x_BSD, said = residual(x_BSD, "mlp", p, cfg, layout, feed_forward, outputs[1])
+    return x_BSD, (kept, said)

@@ -1,5 +1,5 @@
-"""A decoder-only transformer that covers GPT-2/3 (Radford et al. 2019; Brown et al. 2020) and the Llama family
-(Touvron et al. 2023; Grattafiori et al. 2024) by configuration.
+"""A decoder-only transformer that covers GPT-2/3 (Radford et al. 2019; Brown et al. 2020), the Llama family (Touvron
+et al. 2023; Grattafiori et al. 2024) with Mistral and Qwen, and Gemma 2 (Gemma Team 2024) by configuration.
 
 Legend: B batch, S sequence, T cached sequence, D model, F mlp, H heads, G kv heads, K head dim, V vocab, L layers.
 """
@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import normal
 
-from bigjax import params as param_tree
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers
+from bigjax.models import attention, blocks, layers, stacks
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -32,12 +31,7 @@ def specs(cfg: ModelConfig) -> dict:
         embed["positions"] = ParamSpec(shape, ("positions", "embed"), "embedding", normal(cfg.init_std))
     declared = {
         "embed": embed,
-        "blocks": {
-            **blocks.residual_norm_specs(cfg, "attn", cfg.num_layers),
-            "attn": blocks.attention_specs(cfg, cfg.num_layers),
-            **blocks.residual_norm_specs(cfg, "mlp", cfg.num_layers),
-            "mlp": blocks.mlp_specs(cfg, cfg.num_layers),
-        },
+        "blocks": blocks.transformer_specs(cfg, cfg.num_layers),
     }
     if cfg.norm_placement != "post":
         declared["final_norm"] = blocks.norm_specs(cfg)
@@ -56,8 +50,8 @@ def apply(
     segments_BS: jax.Array | None = None,
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
-) -> jax.Array:
-    """Return the final hidden states `(B, S, D)` in the compute dtype.
+) -> tuple[jax.Array, layers.Aux]:
+    """Return the final hidden states `(B, S, D)` in the compute dtype, and the mean over the layers of what they add.
 
     Args:
       params: as declared by `specs`; `params["blocks"]` may also be a list of one tree per layer.
@@ -66,64 +60,31 @@ def apply(
       key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
     """
     rate = cfg.dropout if key is not None else 0.0
-    attend = attention.select(
-        cfg.attention,
-        segments=segments_BS is not None,
-        window=cfg.sliding_window,
-        softcap=cfg.attn_softcap,
-        dropout=rate,
-        dtype=cfg.dtype,
-    )
-    mask = attention.Mask(segments_BS, cfg.sliding_window)
+    attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate)
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
-    rope = _rope(positions_BS, tokens_BS.shape[1], cfg)
+    rope = blocks.rope(positions_BS, tokens_BS.shape[1], cfg)
+    declared = specs(cfg)["blocks"]
 
-    def block(x, layer, index):
-        keys: Any = (None, None, None)
-        if rate:
-            assert key is not None
-            keys = jax.random.split(jax.random.fold_in(key, index), 3)
-        probs_dropout = attention.ProbsDropout(rate, keys[0], rows_B) if rate and rows_B is not None else None
+    def block(nth, x, layer, index):
+        drops, mask = blocks.drops(rate, key, index, rows_B), attention.Mask(segments_BS, cfg.windows[nth])
 
         def self_attend(q, k, v):
-            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=probs_dropout, layout=layout), None
+            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
 
-        drop = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
-        return _block(x, layer, cfg, layout, rope, self_attend, drop)[0]
+        p = layout.gather(layer, declared, cfg.dtype)
+        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs)
+        return x, said
 
-    stacked = params["blocks"]
-    in_loop = cfg.layers == "scan" and not isinstance(stacked, list)
-    block = layers.rematerialised(block, cfg.remat, in_loop=in_loop)
-    if in_loop:
-        step = lambda x, xs: (block(x, *xs), None)  # noqa: E731
-        x_BSD, _ = jax.lax.scan(step, x_BSD, (stacked, jnp.arange(cfg.num_layers)))
-    else:
-        for index, layer in enumerate(stacked if isinstance(stacked, list) else param_tree.unstack(stacked)):
-            # Without the barrier XLA's CPU compiler recomputes the residual stream inside later fusions.
-            x_BSD = jax.lax.optimization_barrier(block(x_BSD, layer, index))
-    return final_norm(params, x_BSD, cfg)
+    x_BSD, said = stacks.through(block, x_BSD, params["blocks"], cfg)
+    return blocks.final_norm(params, x_BSD, cfg), jax.tree.map(lambda per_layer: per_layer.mean(axis=0), said)
 
 
 def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
     """Look tokens (and learned positions) up: `(B, S, D)` in the compute dtype."""
-    declared = specs(cfg)["embed"]
-    tables = layout.gather(params["embed"], declared, cfg.dtype)
-    out_sharding = layout.act("batch", "residual_seq", "embed")
-    x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=out_sharding)
-    if cfg.positions != "learned":
-        return x_BSD
-    if positions_BS is None:
-        return x_BSD + layout.place(tables["positions"][: tokens_BS.shape[1]], "residual_seq", "embed")
-    return x_BSD + tables["positions"].at[positions_BS].get(out_sharding=out_sharding)
-
-
-def final_norm(params: Params, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Normalise the residual stream after the last block, unless every block ends with a norm."""
-    if cfg.norm_placement == "post":
-        return x_BSD
-    return blocks.norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
+    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    return blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
 
 
 def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -191,11 +152,12 @@ def prefill(
     """
     S = tokens_BS.shape[1]
     positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
-    mask = attention.Mask((jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32), cfg.sliding_window)
+    segments_BS = (jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32)
     room = ((0, 0), (0, 0), (0, 0), (0, max_len - S))
 
-    def attend(_, q, k, v):
+    def attend(layer: int, q, k, v):
         k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
+        mask = attention.Mask(segments_BS, cfg.windows[layer])
         mixed = attention.blocked(q, k, v, mask, softcap=cfg.attn_softcap, layout=layout)
         k_BGKT = jnp.pad(jnp.transpose(k, (0, 2, 3, 1)), room)
         v_BGTK = jnp.pad(jnp.transpose(v, (0, 2, 1, 3)), (*room[:2], room[3], room[2]))
@@ -211,13 +173,13 @@ def decode(
     """Read the next token of each row; return hidden states `(B, 1, D)` and the longer cache."""
     index, positions_T = cache.length, jnp.arange(cache.v[0].shape[2])
     past_BT = (positions_T < index) & (positions_T >= cache.starts_B[:, None])
-    if cfg.sliding_window is not None:
-        past_BT &= positions_T > index - cfg.sliding_window
 
     def attend(layer: int, q, k, v):
+        window = cfg.windows[layer]
+        allowed_BT = past_BT if window is None else past_BT & (positions_T > index - window)
         k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
         caches = cache.k[layer], cache.v[layer]
-        return attention.cached(q, k, v, *caches, index, past_BT, softcap=cfg.attn_softcap, layout=layout)
+        return attention.cached(q, k, v, *caches, index, allowed_BT, softcap=cfg.attn_softcap, layout=layout)
 
     x_B1D, k, v = _through_blocks(params, tokens_B1, index - cache.starts_B[:, None], cfg, layout, attend)
     return x_B1D, Cache(k, v, index + 1, cache.starts_B)
@@ -226,31 +188,11 @@ def decode(
 def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout, attend):
     """Return the final hidden states and what `attend(layer, q, k, v)` keeps of each layer, all k and all v."""
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
-    rope = _rope(positions_BS, tokens_BS.shape[1], cfg)
-    kept = []
+    rope, declared = blocks.rope(positions_BS, tokens_BS.shape[1], cfg), specs(cfg)["blocks"]
+    kept, whole = [], [lambda y: y] * 2
     # Unrolled: a loop over stacked layers would copy its layer's weights and cache out of the stack for every token.
     for index, layer in enumerate(params["blocks"]):
-        x_BSD, kv = _block(x_BSD, layer, cfg, layout, rope, partial(attend, index), (lambda y: y, lambda y: y))
+        p = layout.gather(layer, declared, cfg.dtype)
+        x_BSD, (kv, _) = blocks.transformer_block(x_BSD, p, cfg, layout, rope, partial(attend, index), whole)
         kept.append(kv)
-    return final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)
-
-
-def _rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig):
-    if cfg.positions != "rotary":
-        return None
-    positions = jnp.arange(seq_len)[None] if positions_BS is None else positions_BS
-    return layers.rope_tables(positions, cfg.rope, cfg.head_dim)
-
-
-def _block(x_BSD, layer, cfg: ModelConfig, layout: Layout, rope, attend, drop):
-    """One block; also what `attend(q, k, v)` returns besides the mixed values."""
-    p = layout.gather(layer, specs(cfg)["blocks"], cfg.dtype)
-
-    def attention(h):
-        return blocks.attention(h, h, p["attn"], cfg, layout, rope, attend)
-
-    def mlp(h):
-        return blocks.mlp(h, p["mlp"], cfg, layout), None
-
-    x_BSD, aux = blocks.residual(x_BSD, "attn", p, cfg, layout, attention, drop[0])
-    return blocks.residual(x_BSD, "mlp", p, cfg, layout, mlp, drop[1])[0], aux
+    return blocks.final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)

@@ -13,35 +13,45 @@ import numpy as np
 
 from bigjax.config import RopeConfig
 
+Aux = dict[str, jax.Array]
+"""What a model says of a batch besides its hidden states: name -> `(B, N)`, a mean for each of N equal pieces of a row.
+
+`loss` is added to what training minimises, other names are metrics."""
+
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
     """Normalise the last axis to mean 0 and variance 1 in float32 (Ba et al. 2016), then scale and shift."""
-    y = _normalise(x, scale, eps, True)
+    y = _normalise(x, scale, eps, True, False)
     return y if bias is None else y + bias
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Divide the last axis by its root mean square in float32 (Zhang & Sennrich 2019), then scale."""
-    return _normalise(x, scale, eps, False)
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, *, unit_offset: bool = False) -> jax.Array:
+    """Divide the last axis by its root mean square in float32 (Zhang & Sennrich 2019), then scale.
+
+    With `unit_offset` the factor is 1 + `scale`, and applied in float32 too, as in Gemma's released code.
+    """
+    return _normalise(x, scale, eps, False, unit_offset)
 
 
-def _normalise_primal(x: jax.Array, scale: jax.Array, eps: float, centre: bool) -> jax.Array:
+def _normalise_primal(x: jax.Array, scale: jax.Array, eps: float, centre: bool, unit_offset: bool) -> jax.Array:
     """Both norms, with a gradient of its own that keeps only x and one or two numbers a row."""
-    return _normalise_forward(x, scale, eps, centre)[0]
+    return _normalise_forward(x, scale, eps, centre, unit_offset)[0]
 
 
-def _normalise_forward(x, scale, eps: float, centre: bool):
+def _normalise_forward(x, scale, eps: float, centre: bool, unit_offset: bool):
     x32 = x.astype(jnp.float32)
     mean = jnp.mean(x32, axis=-1, keepdims=True) if centre else jnp.zeros((), jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32 - mean), axis=-1, keepdims=True) + eps)
-    return ((x32 - mean) * inverse).astype(x.dtype) * scale, (x, mean, inverse, scale)
+    normal = (x32 - mean) * inverse
+    y = (normal * (1 + scale.astype(jnp.float32))).astype(x.dtype) if unit_offset else normal.astype(x.dtype) * scale
+    return y, (x, mean, inverse, scale)
 
 
-def _normalise_backward(eps: float, centre: bool, residuals, dy):
+def _normalise_backward(eps: float, centre: bool, unit_offset: bool, residuals, dy):
     del eps
     x, mean, inverse, scale = residuals
     normal = (x.astype(jnp.float32) - mean) * inverse
-    dnormal = (dy * scale).astype(jnp.float32)
+    dnormal = (dy * (1 + scale.astype(jnp.float32) if unit_offset else scale)).astype(jnp.float32)
     dx = dnormal - normal * jnp.mean(dnormal * normal, axis=-1, keepdims=True)
     if centre:
         dx -= jnp.mean(dnormal, axis=-1, keepdims=True)
@@ -49,7 +59,7 @@ def _normalise_backward(eps: float, centre: bool, residuals, dy):
     return (dx * inverse).astype(x.dtype), jnp.sum(dy * normal, axis=rows).astype(scale.dtype)
 
 
-_normalise: Any = jax.custom_vjp(_normalise_primal, nondiff_argnums=(2, 3))
+_normalise: Any = jax.custom_vjp(_normalise_primal, nondiff_argnums=(2, 3, 4))
 _normalise.defvjp(_normalise_forward, _normalise_backward)
 
 

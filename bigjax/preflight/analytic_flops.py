@@ -30,14 +30,15 @@ def _product(share: Share, specs: list[ParamSpec]) -> float:
 def _recomputed(share: Share) -> set[str]:
     """Return the matrices whose product with the activations the backward pass forms again.
 
-    The last one of a layer never is: no derivative needs its result.
+    The last one of a layer never is, unless a norm follows it: no derivative needs its result.
     """
     kind, _, listed = share.cfg.model.remat.partition(":")
     if kind in ("none", "dots"):
         return set()
-    saves = {"qkv": {"q", "k", "v"}, "attn_out": {"o"}, "mlp_hidden": {"up"}}
+    saves = {"qkv": {"q", "k", "v"}, "attn_out": {"o"}, "mlp_hidden": {"up"}, "mlp_out": {"down"}}
     kept = [saves.get(name, set()) for name in listed.split(",")]
-    return {"q", "k", "v", "o", "up", "gate"}.difference(*kept)
+    last = {"down"} if share.normed_outputs else set()
+    return {"q", "k", "v", "o", "up", "gate", *last}.difference(*kept)
 
 
 def _attention(share: Share) -> float:

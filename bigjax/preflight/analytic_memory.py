@@ -143,11 +143,12 @@ def _saved_by_layer(share: Share) -> int:
     kind, _, listed = share.cfg.model.remat.partition(":")
     if kind in ("full", "offload"):
         return residual
+    # Without a norm after it, the result of the last product of a layer is in no derivative.
+    mlp_out = residual if share.normed_outputs else 0
     if kind == "dots":  # q, k, v, the output of attention and the one or two products into the MLP
-        return 2 * residual + qkv + (2 if share.gated else 1) * mlp
+        return 2 * residual + qkv + (2 if share.gated else 1) * mlp + mlp_out
     if kind == "save":
-        # The result of the last product of a layer is in no derivative, so naming `mlp_out` keeps nothing.
-        sizes = {"qkv": qkv, "attn_mixed": heads, "attn_out": residual, "mlp_hidden": mlp, "mlp_out": 0}
+        sizes = {"qkv": qkv, "attn_mixed": heads, "attn_out": residual, "mlp_hidden": mlp, "mlp_out": mlp_out}
         return residual + sum(sizes[name] for name in set(listed.split(",")))
     attended = 2 * heads + 2 * tokens * share.attended_kv_heads * model.head_dim * item
     if model.layers == "unroll":
@@ -155,12 +156,13 @@ def _saved_by_layer(share: Share) -> int:
         # or probabilities are not kept.
         gathered = _layer_weights(share) * item if share.layout.sizes["fsdp"] > 1 else 0
         scores = 4 * share.rows * share.heads * share.scores if share.stored_scores else 0
-        return 2 * residual + attended + (2 if share.gated else 1) * mlp + scores + gathered
+        return 2 * residual + attended + (2 if share.gated else 1) * mlp + 2 * mlp_out + scores + gathered
     # Across the loop every array is kept as the forward pass wrote it, the gathered or cast weights included.
     scores = _probabilities(share)
     again = 0 if model.attention in ("reference", "xla") else heads  # a kernel keeps its output in its own layout
     weights = _layer_weights(share) * item if item == 2 or share.layout.sizes["fsdp"] > 1 else 0
-    return 2 * residual + 2 * whole + attended + again + SAVED_BY_ACTIVATION[model.activation] * mlp + scores + weights
+    hidden = SAVED_BY_ACTIVATION[model.activation] * mlp
+    return 2 * residual + 2 * mlp_out + 2 * whole + attended + again + hidden + scores + weights
 
 
 def _layer_weights(share: Share) -> int:
@@ -194,7 +196,7 @@ def _layer_bytes(share: Share) -> int:
     if share.cfg.model.remat == "none":
         return 4 * at_once + mlp + stream
     if model.attention == "blocked":
-        attention = held = share.rows * share.heads * share.scores * item
+        attention = held = share.rows * share.heads * share.layer_scores * item
         attention += 4 * at_once
     else:
         held = 4 * at_once

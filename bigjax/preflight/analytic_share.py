@@ -29,8 +29,9 @@ class Share:
       specs: every parameter by its name. item: bytes of a number in the compute dtype.
       rows, seq_len: of tokens. residual_len: positions of the residual stream, fewer with `mesh.shard_sequence`.
       kv_heads: as projected. attended_kv_heads: as attention sees them, after `match_kv_heads`.
-      scores: pairs of query and key that attention computes per head and row; blocks above the diagonal are skipped by
-        the back ends that can. largest_scores: those that exist at the same time.
+      scores: pairs of query and key that attention computes per head and row, in the mean over the layers; blocks above
+        the diagonal are skipped by the back ends that can. layer_scores: those of the layer with the most.
+        largest_scores: those that exist at the same time.
     """
 
     cfg: Config
@@ -46,6 +47,7 @@ class Share:
     d_ff: int
     vocab: int
     scores: int
+    layer_scores: int
     largest_scores: int
 
     @property
@@ -57,6 +59,11 @@ class Share:
     def gated(self) -> bool:
         """Whether the MLP has a gate."""
         return self.cfg.model.activation in GATED
+
+    @property
+    def normed_outputs(self) -> bool:
+        """Whether the derivative of a norm needs what attention and the MLP add to the residual stream."""
+        return self.cfg.model.norm_placement != "pre"
 
     @property
     def stored_scores(self) -> bool:
@@ -97,7 +104,7 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
 
     split_alike = layout.over("heads") == layout.over("kv_heads")
     repeated = model.num_kv_heads if split_alike else lcm(model.num_kv_heads, mesh_sizes["tensor"])
-    pairs = _pairs(cfg)
+    pairs = {window: _pairs(cfg, window) for window in set(model.windows)}
     return Share(
         cfg=cfg,
         layout=layout,
@@ -111,13 +118,14 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         attended_kv_heads=local(repeated, "heads"),
         d_ff=local(model.d_ff, "mlp"),
         vocab=local(model.vocab_size, "vocab"),
-        scores=sum(pairs),
-        largest_scores=max(pairs),
+        scores=sum(sum(pairs[window]) for window in model.windows) // model.num_layers,
+        layer_scores=max(map(sum, pairs.values())),
+        largest_scores=max(map(max, pairs.values())),
     )
 
 
-def _pairs(cfg: Config) -> list[int]:
-    """Return how many scores of one head and row each block of queries computes."""
+def _pairs(cfg: Config, window: int | None) -> list[int]:
+    """Return how many scores of one head and row each block of queries of a layer with that window computes."""
     seq_len, backend = cfg.data.seq_len, cfg.model.attention
     if backend in ("reference", "xla"):
         return [seq_len * seq_len]
@@ -126,5 +134,5 @@ def _pairs(cfg: Config) -> list[int]:
     else:
         sizes = SPLASH_BLOCKS if backend == "splash" else (CUDNN_BLOCK,)
         count = seq_len // next((size for size in sizes if seq_len % size == 0), seq_len)
-    blocks = query_blocks(seq_len, count, cfg.model.sliding_window)
+    blocks = query_blocks(seq_len, count, window)
     return [(end - start) * (end - first) for first, start, end in blocks]

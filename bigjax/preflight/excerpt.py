@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from bigjax.data import TextData, Tokenizer
+from bigjax.data import TextData
 from bigjax.data.order import build_order
-from bigjax.data.packing import num_rows
+from bigjax.data.rows import PackedText, Rows
 from bigjax.data.shards import Shard
 
 
@@ -17,21 +19,57 @@ def excerpt(text: TextData, weights: Sequence[float], rows: int) -> TextData:
     """Return `text` with about `rows` training rows an epoch, and nothing else changed.
 
     Every source gives its share of the rows, by `weights` (`data.weights`) or, without them, by its size; at least one.
-    They are packed from the first documents, each cut so that a row holds parts of two. The held-out text stays whole.
+    Packed text is taken from the first documents, each cut so that a row holds parts of two; of other rows some are
+    taken, evenly spread. The held-out text stays whole.
     """
     train = text.train
     sizes = weights or train.order.rows
     shares = [size / sum(sizes) for size in sizes]
-    shards = tuple(
-        _first_rows(shard, max(1, round(share * rows)), train.seq_len, text.tokenizer)
-        for shard, share in zip(train.shards, shares, strict=True)
+    sources = tuple(
+        _first(source, max(1, round(share * rows))) for source, share in zip(train.sources, shares, strict=True)
     )
-    counts = [num_rows(len(shard.tokens), train.seq_len) for shard in shards]
-    order = build_order(counts, weights, train.seed)
-    return dataclasses.replace(text, train=dataclasses.replace(train, shards=shards, order=order))
+    order = build_order([len(source) for source in sources], weights, train.seed)
+    return dataclasses.replace(text, train=dataclasses.replace(train, sources=sources, order=order))
 
 
-def _first_rows(shard: Shard, rows: int, seq_len: int, tokenizer: Tokenizer) -> Shard:
+def _first(source: Rows, count: int) -> Rows:
+    if isinstance(source, PackedText):
+        return dataclasses.replace(source, shard=_first_tokens(source.shard, count, source.seq_len))
+    return SomeRows(source, min(count, len(source)))
+
+
+@dataclass(frozen=True)
+class SomeRows:
+    """So many rows of a source, evenly spread over it."""
+
+    source: Rows
+    count: int
+
+    @property
+    def spec(self) -> str:
+        return self.source.spec
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.source.digest} {self.count}".encode()).hexdigest()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.source.sizes
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity
+
+    def __len__(self) -> int:
+        return self.count
+
+    def arrays(self, rows: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """As `Rows.arrays`."""
+        return self.source.arrays(rows * len(self.source) // self.count, ids)
+
+
+def _first_tokens(shard: Shard, rows: int, seq_len: int) -> Shard:
     wanted = rows * seq_len + 1
     longest = max(-(-wanted // shard.num_documents), 3 * seq_len // 2)
     pieces, offsets = [], [0]
@@ -41,10 +79,8 @@ def _first_rows(shard: Shard, rows: int, seq_len: int, tokenizer: Tokenizer) -> 
         if offsets[-1] == wanted:
             break
     tokens, ends = np.concatenate(pieces), np.array(offsets, np.int64)
+    digest = hashlib.sha256(tokens.tobytes() + ends.tobytes()).hexdigest()
+    share = len(tokens) / len(shard.tokens)
     return dataclasses.replace(
-        shard,
-        tokens=tokens,
-        offsets=ends,
-        num_bytes=int(tokenizer.token_bytes[tokens].sum()),
-        digest=hashlib.sha256(tokens.tobytes() + ends.tobytes()).hexdigest(),
+        shard, tokens=tokens, offsets=ends, num_bytes=round(share * shard.num_bytes), digest=digest
     )

@@ -25,12 +25,12 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
 
     - Kept as they are: every option (family, positions, norm, activation, biases, kernel, remat, dtype, dropout,
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
-    - At most 2 layers. At most 2 kv heads, or 3 if their number is odd, so that what `tensor` did not divide it still
-      does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
+    - At most 2 layers, or one period of `layer_windows`. At most 2 kv heads, or 3 if their number is odd, so that what
+      `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
-      blocks, divisible by 8 and by the loss chunks (at most 4). A window and the length that rotary positions are
+      blocks, divisible by 8 and by the loss chunks (at most 4). Windows and the length that rotary positions are
       stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.
     - At most 2 microbatches of 8 rows, and `steps` steps; warmup and decay take the same share of them, at least one
       each.
@@ -93,7 +93,7 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
     return dataclasses.replace(
         model,
         vocab_size=_small(model.vocab_size, 64),
-        num_layers=min(model.num_layers, 2),
+        num_layers=min(model.num_layers, max(len(model.layer_windows), 2)),
         d_model=d_model,
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -102,6 +102,7 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
         max_seq_len=seq_len * min(ceil(model.max_seq_len / cfg.data.seq_len), 2),
         rope=rope,
         sliding_window=None if model.sliding_window is None else _part(model.sliding_window, share),
+        layer_windows=tuple(_part(window, share) for window in model.layer_windows),
     )
 
 

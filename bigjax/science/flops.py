@@ -29,14 +29,14 @@ def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int) -> float:
     """Return the FLOPs of one token's forward and backward pass.
 
     Convention (Chowdhery et al. 2022, appendix B): 6 for every parameter that a matrix product uses, the output matrix
-    included and look-ups left out, plus `12 * layers * heads * head_dim` for every key; causality is not deducted, a
-    sliding window is. Recomputation is not counted.
+    included and look-ups left out, plus `12 * heads * head_dim` for every key of every layer; causality is not
+    deducted, a sliding window is. Recomputation is not counted.
     """
     matmul_params = count(specs, without=("embedding", "norm", "bias"))
     if cfg.tie_embeddings:
         matmul_params += cfg.vocab_size * cfg.d_model
-    keys = min(seq_len, cfg.sliding_window or seq_len)
-    return 6.0 * matmul_params + 12.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim * keys
+    keys = sum(min(seq_len, window or seq_len) for window in cfg.windows)
+    return 6.0 * matmul_params + 12.0 * cfg.num_heads * cfg.head_dim * keys
 
 
 def peak_flops(devices: list[Any]) -> float | None:

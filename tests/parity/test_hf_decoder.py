@@ -4,7 +4,6 @@ Tolerance of logits: 1e-4. Logits here are of size up to 5 or so, made in 2 or 3
 so float32 rounding (6e-8 relative, growing with the root of the number of sums) leaves about 1e-5.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +16,9 @@ torch = pytest.importorskip("torch", reason="parity with transformers needs PyTo
 from bigjax import models  # noqa: E402
 from bigjax.config import ModelConfig, RopeConfig  # noqa: E402
 from bigjax.losses import cross_entropy  # noqa: E402
+from bigjax.models import layers  # noqa: E402
 from bigjax.params import names  # noqa: E402
-from tests.parity import hf_weights, quick_jit  # noqa: E402
+from tests.parity import peers, quick_jit  # noqa: E402
 
 LOGIT_TOLERANCE = 1e-4
 
@@ -33,6 +33,19 @@ LLAMA = GPT2 | {
     "activation": "swiglu",
     "bias": "none",
     "tie_embeddings": False,
+}
+
+GEMMA2 = LLAMA | {
+    "num_layers": 4,
+    "norm": "rmsnorm_unit_offset",
+    "norm_placement": "sandwich",
+    "activation": "geglu",
+    "tie_embeddings": True,
+    "scale_embeddings": True,
+    "attn_scale": 7**-0.5,
+    "attn_softcap": 0.7,
+    "final_softcap": 1.5,
+    "layer_windows": (4, 0),
 }
 
 
@@ -64,6 +77,19 @@ CASES: dict[str, tuple[dict, tuple[int, int]]] = {
     "mistral, window as long as the row": (LLAMA | {"sliding_window": 17}, (3, 17)),
     "qwen2, biases on queries, keys and values": (LLAMA | {"bias": "qkv"}, (3, 17)),
     "qwen3, normalised queries and keys": (LLAMA | {"qk_norm": True}, (3, 17)),
+    "qwen2, full layers before those with a window": (
+        LLAMA | {"bias": "qkv", "num_layers": 3, "layer_windows": (0, 5, 5)},
+        (3, 17),
+    ),
+    "gemma2": (GEMMA2, (3, 17)),
+    "gemma2 of one kv head, odd width, without caps": (
+        GEMMA2 | {"num_heads": 3, "num_kv_heads": 1, "d_model": 21, "attn_softcap": None, "final_softcap": None},
+        (5, 31),
+    ),
+    "gemma2, queries scaled by the head dim, one window": (
+        GEMMA2 | {"attn_scale": None, "layer_windows": (), "sliding_window": 3},
+        (1, 9),
+    ),
     "llama3 rope, factor 8": (rope("llama3", 8.0, original_max_seq_len=64), (3, 37)),
     "llama3 rope, factor 32, other bands": (
         rope("llama3", 32.0, original_max_seq_len=40, low_freq_factor=0.5, high_freq_factor=3.0, theta=100.0),
@@ -87,7 +113,7 @@ def our_logits(params: Any, tokens: np.ndarray, cfg: ModelConfig, **inputs) -> n
 
     @quick_jit
     def run(params, tokens, inputs):
-        return model.family.logits(params, model.family.apply(params, tokens, cfg, **inputs), cfg)
+        return model.family.logits(params, model.family.apply(params, tokens, cfg, **inputs)[0], cfg)
 
     return np.asarray(run(params, tokens, inputs))
 
@@ -101,8 +127,8 @@ def hf_logits(hf: Any, tokens: np.ndarray) -> np.ndarray:
 def test_logits(case):
     fields, shape = CASES[case]
     cfg = ModelConfig(**fields)
-    tokens, hf = tokens_of(cfg, shape), hf_weights.build(cfg)
-    params = hf_weights.weights(hf, cfg)
+    tokens, hf = tokens_of(cfg, shape), peers.build(cfg)
+    params = peers.weights(hf, cfg)
     declared = {name: spec.shape for name, spec in names(models.build(cfg).specs).items()}
     assert {name: w.shape for name, w in names(params).items()} == declared
     expected = hf_logits(hf, tokens)
@@ -123,7 +149,7 @@ def test_logits(case):
 def test_the_comparison_notices_every_small_change(change):
     """Each option moves logits by far more than the tolerance: agreement above is no accident."""
     cfg = ModelConfig(**GPT2)
-    tokens, params = tokens_of(cfg, (3, 17)), hf_weights.weights(hf_weights.build(cfg), cfg)
+    tokens, params = tokens_of(cfg, (3, 17)), peers.weights(peers.build(cfg), cfg)
     other = ModelConfig(**GPT2 | change)
     changed = jax.tree.map(lambda w: w, params)
     if other.num_kv_heads != cfg.num_kv_heads:
@@ -133,18 +159,35 @@ def test_the_comparison_notices_every_small_change(change):
     assert moved > 10 * LOGIT_TOLERANCE
 
 
+def test_a_norm_with_a_unit_offset_adds_the_one_in_float32():
+    """In bfloat16, 1 + scale is off by up to 2**-9; as it is, only the result is rounded."""
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+    rng = np.random.default_rng(0)
+    x, scale = (rng.standard_normal(shape).astype(jnp.bfloat16) for shape in ((40, 64), (64,)))
+    norm = Gemma2RMSNorm(64, eps=1e-6).bfloat16()
+    norm.weight.data = torch.from_numpy(scale.astype(np.float32)).bfloat16()
+    with torch.no_grad():
+        expected = norm(torch.from_numpy(x.astype(np.float32)).bfloat16()).float().numpy()
+    ours = layers.rms_norm(jnp.asarray(x), jnp.asarray(scale), 1e-6, unit_offset=True)
+    assert ours.dtype == jnp.bfloat16
+    # Where float32 differs in its last bit, one in a few thousand results is rounded to the other neighbour.
+    assert np.mean(np.asarray(ours, np.float32) != expected) < 0.005
+    np.testing.assert_allclose(np.asarray(ours, np.float32), expected, rtol=2**-7)
+
+
 DOCUMENTS = ((5, 7, 1, 4), (17,), (2, 9))
 """Lengths of the documents of each packed row of 17; the last row ends in padding."""
 
 
 @pytest.mark.parametrize(
     "fields",
-    [GPT2, LLAMA, LLAMA | {"sliding_window": 3}],
-    ids=["gpt2", "llama", "mistral"],
+    [GPT2, LLAMA, LLAMA | {"sliding_window": 3}, GEMMA2],
+    ids=["gpt2", "llama", "mistral", "gemma2"],
 )
 def test_packed_documents_equal_each_document_alone(fields):
     cfg = ModelConfig(**fields)
-    hf = hf_weights.build(cfg)
+    hf = peers.build(cfg)
     tokens = tokens_of(cfg, (len(DOCUMENTS), 17))
     segments, positions = np.zeros_like(tokens), np.zeros_like(tokens)
     pieces = []
@@ -154,7 +197,7 @@ def test_packed_documents_equal_each_document_alone(fields):
             segments[row, start : start + length] = number
             positions[row, start : start + length] = np.arange(length)
             pieces.append((row, slice(start, start + length)))
-    params = hf_weights.weights(hf, cfg)
+    params = peers.weights(hf, cfg)
     ours = our_logits(params, tokens, cfg, segments_BS=segments, positions_BS=positions)
     assert np.isfinite(ours).all()
     for row, span in pieces:
@@ -162,24 +205,67 @@ def test_packed_documents_equal_each_document_alone(fields):
         np.testing.assert_allclose(ours[row, span], alone, rtol=0, atol=LOGIT_TOLERANCE)
 
 
-def test_softcaps_equal_llama_with_the_attention_of_gemma2():
-    """Gemma 2 has norms that we lack, so its attention function is put into Llama, and its cap on Llama's logits."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
-
-    cfg = ModelConfig(**LLAMA, attn_softcap=0.7, final_softcap=1.5)
-    ALL_ATTENTION_FUNCTIONS.register("gemma2_softcap", partial(eager_attention_forward, softcap=0.7))
-    ALL_MASK_ATTENTION_FUNCTIONS.register("gemma2_softcap", eager_mask)
-    hf = hf_weights.build(cfg, attn_implementation="gemma2_softcap")
-    tokens, params = tokens_of(cfg, (3, 17)), hf_weights.weights(hf, cfg)
-    expected = 1.5 * np.tanh(hf_logits(hf, tokens) / 1.5)
-    np.testing.assert_allclose(our_logits(params, tokens, cfg), expected, rtol=0, atol=LOGIT_TOLERANCE)
-    assert np.abs(our_logits(params, tokens, ModelConfig(**LLAMA, final_softcap=1.5)) - expected).max() > 1e-2
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"norm": "rmsnorm"},
+        {"scale_embeddings": False},
+        {"activation": "swiglu"},
+        {"attn_softcap": None},
+        {"final_softcap": None},
+        {"attn_scale": None},
+        {"layer_windows": (0, 4)},
+        {"layer_windows": (), "sliding_window": 4},
+        {"layer_windows": (4, 0, 4, 0)},
+    ],
+    ids=str,
+)
+def test_every_option_of_gemma2_matters(change):
+    """The last change is none: the same windows written out."""
+    cfg = ModelConfig(**GEMMA2)
+    tokens, params = tokens_of(cfg, (3, 17)), peers.weights(peers.build(cfg), cfg)
+    moved = np.abs(our_logits(params, tokens, ModelConfig(**GEMMA2 | change)) - our_logits(params, tokens, cfg)).max()
+    assert moved == 0 if change == {"layer_windows": (4, 0, 4, 0)} else moved > 10 * LOGIT_TOLERANCE
 
 
 @pytest.mark.parametrize(
-    "fields", [GPT2, LLAMA, LLAMA | {"qk_norm": True, "tie_embeddings": True}], ids=["gpt2", "llama", "qwen3"]
+    "how",
+    [
+        {"layers": "unroll"},
+        {"remat": "full"},
+        {"remat": "dots", "layers": "unroll"},
+        {"attention": "blocked"},
+        {"layer_windows": (4, 0, 4, 0)},
+    ],
+    ids=str,
+)
+def test_gemma2_has_the_same_gradients_however_it_runs(how):
+    cfg = ModelConfig(**GEMMA2)
+    tokens = tokens_of(cfg, (2, 18))
+    params = peers.weights(peers.build(cfg), cfg)
+    expected, actual = (names(our_gradients(params, tokens, each)[1]) for each in (cfg, ModelConfig(**GEMMA2 | how)))
+    for name, grad in expected.items():
+        tolerance = 1e-5 * np.abs(grad).max() + 1e-7
+        np.testing.assert_allclose(actual[name], grad, rtol=0, atol=tolerance, err_msg=name)
+
+
+def our_gradients(params: Any, tokens: np.ndarray, cfg: ModelConfig) -> tuple[Any, Any]:
+    """Return the mean loss of predicting each next token, and its gradient."""
+    model = models.build(cfg)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+
+    def loss(params):
+        out = model.family.logits(params, model.family.apply(params, inputs, cfg)[0], cfg)
+        sums = cross_entropy(out, targets, jnp.ones(targets.shape))
+        return sums.total / sums.weight
+
+    return quick_jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [GPT2, LLAMA, LLAMA | {"qk_norm": True, "tie_embeddings": True}, GEMMA2],
+    ids=["gpt2", "llama", "qwen3", "gemma2"],
 )
 def test_gradients_of_all_parameters(fields):
     """Both sides differentiate the same mean loss; a gradient may differ by 1e-5 of the largest in its parameter.
@@ -187,21 +273,16 @@ def test_gradients_of_all_parameters(fields):
     The floor of 1e-7 is for parameters without effect, such as the bias of the keys, which softmax cancels.
     """
     cfg = ModelConfig(**fields)
-    model, hf = models.build(cfg), hf_weights.build(cfg)
+    model, hf = models.build(cfg), peers.build(cfg)
     tokens = tokens_of(cfg, (3, 18))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     logits = hf(torch.from_numpy(inputs), use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(logits.reshape(-1, cfg.vocab_size), torch.from_numpy(targets).reshape(-1))
     loss.backward()
 
-    def our_loss(params):
-        out = model.family.logits(params, model.family.apply(params, inputs, cfg), cfg)
-        sums = cross_entropy(out, targets, jnp.ones(targets.shape))
-        return sums.total / sums.weight
-
-    value, grads = quick_jit(jax.value_and_grad(our_loss))(hf_weights.weights(hf, cfg))
+    value, grads = our_gradients(peers.weights(hf, cfg), tokens, cfg)
     assert abs(float(value) - loss.item()) < 1e-5
-    expected = names(hf_weights.gradients(hf, cfg))
+    expected = names(peers.gradients(hf, cfg))
     assert set(expected) == set(names(model.specs))
     for name, grad in names(grads).items():
         tolerance = 1e-5 * np.abs(expected[name]).max() + 1e-7

@@ -23,7 +23,7 @@ from bigjax import config, models, optim, sharding, step  # noqa: E402
 from bigjax.config import Config, DataConfig, LrMultipliers, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from bigjax.params import names  # noqa: E402
 from tests.conftest import mesh_of  # noqa: E402
-from tests.parity import hf_weights, quick_jit  # noqa: E402
+from tests.parity import peers, quick_jit  # noqa: E402
 
 STEPS, ROWS, SEQ_LEN = 3, 4, 9
 GRADIENT_TOLERANCE = 1e-6
@@ -54,7 +54,7 @@ def train(cfg: Config, steps: int = STEPS) -> tuple[list[step.TrainState], list[
         layout = sharding.layout(cfg.mesh, mesh, model.specs)
         tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
         whole = jax.NamedSharding(mesh, jax.P())
-        params = jax.device_put(hf_weights.weights(hf_weights.build(MODEL), MODEL), whole)
+        params = jax.device_put(peers.weights(peers.build(MODEL), MODEL), whole)
         ema = None if cfg.optim.ema_decay is None else params
         state = step.TrainState(jax.device_put(np.int32(0), whole), params, quick_jit(tx.init)(params), ema)
         batch = sharding.put_batch(make_batch(), mesh, ROWS)
@@ -103,7 +103,7 @@ def torch_train(optimizer: Any, cfg: OptimConfig, model: Any) -> tuple[list, lis
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-    return names(hf_weights.weights(model, MODEL)), losses, norms
+    return names(peers.weights(model, MODEL)), losses, norms
 
 
 GRADIENT = config.replace(BASE, optim={"name": "sgd", "lr": 1.0, "weight_decay": 0.0, "momentum": 0.0})
@@ -111,7 +111,7 @@ GRADIENT = config.replace(BASE, optim={"name": "sgd", "lr": 1.0, "weight_decay":
 
 
 def test_loss_and_gradients_weigh_tokens():
-    hf = hf_weights.build(MODEL)
+    hf = peers.build(MODEL)
     states, (metrics,) = train(GRADIENT, 1)
     loss = torch_loss(hf)
     loss.backward()
@@ -119,7 +119,7 @@ def test_loss_and_gradients_weigh_tokens():
     assert metrics["nll"] == metrics["loss"] and metrics["z_loss"] == 0
     assert metrics["tokens"] == make_batch()["weights"].sum()
     before, after = (names(state.params) for state in states)
-    for name, grad in names(hf_weights.gradients(hf, MODEL)).items():
+    for name, grad in names(peers.gradients(hf, MODEL)).items():
         rounding = 2.0**-23 * np.abs(after[name]).max()  # of the subtraction
         np.testing.assert_allclose(before[name] - after[name], grad, rtol=0, atol=GRADIENT_TOLERANCE + rounding)
         assert metrics["grad_norms"][name] == pytest.approx(np.linalg.norm(grad), rel=1e-5, abs=1e-6), name
@@ -147,7 +147,7 @@ def test_three_steps_equal_pytorch(case):
     fields, optimizer = OPTIMIZERS[case]
     cfg = config.replace(BASE, optim=fields)
     states, metrics = train(cfg)
-    expected, losses, norms = torch_train(optimizer, cfg.optim, hf_weights.build(MODEL))
+    expected, losses, norms = torch_train(optimizer, cfg.optim, peers.build(MODEL))
     np.testing.assert_allclose([m["loss"] for m in metrics], losses, rtol=1e-5)
     np.testing.assert_allclose([m["grad_norm"] for m in metrics], norms, rtol=1e-4)
     if cfg.optim.grad_clip is not None:

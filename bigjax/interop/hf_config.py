@@ -1,0 +1,177 @@
+"""`config.json` of a Hugging Face folder to a model config and back; does not import JAX."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bigjax import strict
+from bigjax.config import ModelConfig, RopeConfig
+from bigjax.errors import ConfigError
+from bigjax.interop.hf_architecture import Architecture, HuggingFaceError, Settings, window_fields
+from bigjax.interop.hf_gemma import GEMMA2
+from bigjax.interop.hf_gpt2 import GPT2
+from bigjax.interop.hf_llama import LLAMA, MISTRAL, QWEN2, QWEN3
+
+ARCHITECTURES = {each.model_type: each for each in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2)}
+"""By `model_type`. A model that several can hold is exported as the first of them."""
+
+PREFIX = "hf:"
+"""What a Hugging Face folder is marked with where a run folder may stand, too."""
+
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+
+WITHOUT_EFFECT = (
+    "cache_implementation",
+    "chunk_size_feed_forward",
+    "dtype",
+    "finetuning_task",
+    "id2label",
+    "is_llama_config",
+    "label2id",
+    "max_window_layers",
+    "n_ctx",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_cache",
+)
+"""Keys of `config.json` that do not change what the model computes, or only how generation is driven; so are those that
+start with an underscore, and the ids of special tokens."""
+
+TRAINING = ("dropout", "init_std", "dtype")
+"""Fields of `ModelConfig` that a checkpoint may differ in from the run that starts from it; so may plumbing."""
+
+
+def folder_of(source: str | Path | None) -> Path | None:
+    """Return the folder that `hf:PATH` names; None for anything else."""
+    text = str(source)
+    return Path(text.removeprefix(PREFIX)).expanduser() if text.startswith(PREFIX) else None
+
+
+class Imported(NamedTuple):
+    """What the `config.json` of a folder says."""
+
+    architecture: Architecture
+    model: ModelConfig
+
+
+def import_config(folder: Path) -> Imported:
+    """Read `config.json`; the compute dtype is bfloat16 if the weights are, else float32.
+
+    Raises:
+      HuggingFaceError: there is none, or it has an architecture or an option that is not covered.
+    """
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise HuggingFaceError(f"there is no folder {folder}")
+    if (folder / ADAPTER).exists():
+        raise HuggingFaceError(f"{folder / ADAPTER}: a LoRA or other adapter is not covered: merge it into its model")
+    place = folder / CONFIG
+    values = read_json(place)
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise HuggingFaceError(f"{place} is not the config of a Hugging Face model: it has no model_type")
+    kind = values.pop("model_type")
+    if kind not in ARCHITECTURES:
+        raise HuggingFaceError(
+            f"{place}: the architecture {kind!r} is not covered; covered are {', '.join(ARCHITECTURES)}"
+        )
+    return Imported(ARCHITECTURES[kind], _read(ARCHITECTURES[kind], values, str(place)))
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file of the folder."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HuggingFaceError(f"{path.parent} has no {path.name}") from None
+    except (ValueError, OSError) as error:
+        raise HuggingFaceError(f"{path} cannot be read: {error}") from None
+
+
+def _read(architecture: Architecture, values: dict[str, Any], place: str) -> ModelConfig:
+    settings = Settings(values, place)
+    for name in settings.take("architectures", []):
+        if name != architecture.class_name:
+            raise settings.uncovered("architectures", name, [architecture.class_name])
+    for key, covered in architecture.required.items():
+        if (value := settings.take(key, covered)) != covered:
+            raise settings.uncovered(key, value, [covered])
+    fields: dict[str, Any] = dict(architecture.fixed)
+    fields |= {name: settings.take(key, default) for name, (key, default) in architecture.fields.items()}
+    stored = {values.get(key) for key in ("dtype", "torch_dtype")}
+    fields["dtype"] = "bfloat16" if "bfloat16" in stored else "float32"
+    try:
+        fields |= architecture.read(settings, fields)
+        unknown = [key for key in settings.rest() if not _without_effect(key)]
+        model = strict.from_dict(ModelConfig, fields)
+    except ConfigError as error:
+        raise HuggingFaceError(f"{place} describes no model that can be built:\n{error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise HuggingFaceError(f"{place} has a value of a wrong type: {error}") from error
+    if unknown:
+        raise HuggingFaceError(f"{place}: {unknown[0]}={values[unknown[0]]!r} is not covered")
+    return model
+
+
+def _without_effect(key: str) -> bool:
+    return key in WITHOUT_EFFECT or key.startswith("_") or key.endswith("_token_id")
+
+
+def export_config(model: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
+    """Return the architecture that holds `model`, and its `config.json`.
+
+    Raises:
+      HuggingFaceError: none does; naming the fields in which the nearest differs.
+    """
+    nearest: tuple[list[str], Architecture] | None = None
+    for architecture in ARCHITECTURES.values():
+        values = _write(architecture, model)
+        differing = disagreements(_read(architecture, dict(values), CONFIG), model)
+        if not differing:
+            return architecture, {"model_type": architecture.model_type, **values}
+        if nearest is None or len(differing) < len(nearest[0]):
+            nearest = differing, architecture
+    assert nearest is not None
+    raise HuggingFaceError(
+        f"no covered Hugging Face architecture holds this model; the nearest, {nearest[1].class_name}, differs in\n"
+        + "\n".join(nearest[0])
+    )
+
+
+def _write(architecture: Architecture, model: ModelConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {"architectures": [architecture.class_name], **architecture.required}
+    values |= {key: getattr(model, name) for name, (key, _) in architecture.fields.items()}
+    return values | architecture.write(model)
+
+
+def disagreements(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+    """Return a line for each field that makes the two different architectures."""
+    differences = strict.diff(_canonical(theirs), _canonical(ours))
+    return [
+        f"  model.{found.path}: {found.a!r} there, {found.b!r} here"
+        for found in differences
+        if not found.plumbing and found.path not in TRAINING
+    ]
+
+
+def _canonical(model: ModelConfig) -> ModelConfig:
+    """Return `model` with the fields that have no effect at their defaults, and windows in their shortest form."""
+    rope = RopeConfig() if model.positions != "rotary" else model.rope
+    if rope.scaling == "none":
+        rope = RopeConfig(theta=rope.theta)
+    scale = None if model.attn_scale == model.head_dim**-0.5 else model.attn_scale
+    return dataclasses.replace(model, rope=rope, attn_scale=scale, **window_fields(model.windows))

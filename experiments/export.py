@@ -1,0 +1,68 @@
+"""Write the weights of a trained run as a folder that another library reads, and check what that library makes of it.
+
+--format=hf writes config.json, safetensors files (several with an index above --max_shard_gb) and the run's tokenizer,
+for AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of transformers. Weights are those of the
+newest checkpoint, the averaged ones if the run keeps them, in float32 or in --dtype. Where PyTorch is installed the
+folder is loaded with transformers and its logits are compared with ours; bigjax_export.json in the folder says what
+came out, or that there was no PyTorch.
+
+Exit status: 0 exported; 1 a bug; 2 bad input, such as a model that no covered architecture holds; 4 transformers
+computes something else from the folder.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from bigjax.errors import UserError
+from experiments import cli
+
+EXAMPLES = (
+    "python -m experiments.export --workdir=runs/d12 --format=hf --out=exported/d12",
+    "python -m experiments.export --workdir=runs/d12 --format=hf --out=exported/d12-bf16 --dtype=bfloat16",
+)
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Define the flags of this command."""
+    flags.DEFINE_string("workdir", None, "the run folder, or hf:PATH of a Hugging Face folder", flag_values=flag_values)
+    flags.DEFINE_enum("format", "hf", ("hf",), "whose format: hf is Hugging Face's", flag_values=flag_values)
+    flags.DEFINE_string("out", None, "the folder to write, new or empty", flag_values=flag_values)
+    flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16", "float16"), "of tensors", flag_values=flag_values)
+    flags.DEFINE_float("max_shard_gb", 5.0, "the largest file in 1e9 bytes", flag_values=flag_values)
+
+
+def main(flag_values: flags.FlagValues) -> None:
+    """Export, and say what was found."""
+    cfg = cli.load_config(flag_values.config)
+    out = Path(cli.required(flag_values, "out"))
+    if flag_values.max_shard_gb <= 0:
+        raise UserError(f"--max_shard_gb={flag_values.max_shard_gb} must be above 0")
+    from bigjax import runtime
+
+    runtime.configure_jax()
+    from bigjax.interop import hf
+    from experiments import trained
+
+    hf.check_exportable(cfg.model, out)
+    run = trained.load(flag_values.workdir, cfg)
+    report = hf.export_checkpoint(
+        run.weights,
+        cfg.model,
+        out,
+        dtype=flag_values.dtype,
+        tokenizer_from=run.folder.path,
+        max_shard_bytes=int(flag_values.max_shard_gb * 1e9),
+    )
+    print(
+        f"{report['architecture']}, {report['parameters']:,} parameters, {report['dtype']}, of step {run.step}: {out}"
+    )
+    if report["verified"]:
+        difference, tolerance = report["max_logit_difference"], report["tolerance"]
+        print(f"verified: transformers' logits differ by {difference:.2g} at most (allowed {tolerance:.2g})")
+    else:
+        print(f"not verified: {report['reason']}")
+
+
+if __name__ == "__main__":
+    cli.main(main, doc=__doc__, define_flags=define_flags, examples=EXAMPLES, config_of_run=True)
