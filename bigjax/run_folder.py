@@ -78,9 +78,14 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
-    def nonfinite(self) -> Path:
-        """What is known about the step that ended the run because it was not finite."""
-        return self.path / "nonfinite.json"
+    def forensics(self) -> Path:
+        """One folder for every step that diverged; see `bigjax.forensics`."""
+        return self.path / "forensics"
+
+    @property
+    def left_out(self) -> Path:
+        """The batches that rollbacks left out; see `bigjax.rollback`."""
+        return self.path / "left_out.json"
 
     @property
     def profile(self) -> Path:
@@ -160,14 +165,10 @@ class RunFolder:
         return cfg
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write `result.json`, which declares the run finished; NaN and infinities become strings.
-
-        The evidence of an earlier session that ended because a step was not finite goes: the run has got past it.
-        """
+        """Write `result.json`, which declares the run finished; NaN and infinities become strings."""
         import jax
 
         if jax.process_index() == 0:
-            self.nonfinite.unlink(missing_ok=True)
             write_json(self.result, result)
 
     def _is_foreign(self) -> bool:

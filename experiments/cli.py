@@ -139,38 +139,6 @@ def parse_range(name: str, value: str | None) -> range | None:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-def define_distributed_flags(flag_values: flags.FlagValues) -> None:
-    """Define the flags that `initialize_distributed` reads."""
-    flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, for a run of several processes", flag_values=flag_values
-    )
-    flags.DEFINE_integer("num_processes", None, "number of processes of the run", flag_values=flag_values)
-    flags.DEFINE_integer("process_id", None, "index of this process, from 0", flag_values=flag_values)
-
-
-def initialize_distributed(flag_values: flags.FlagValues) -> None:
-    """Join this process to the others of the run, if the flags for it are given; call it before any use of JAX.
-
-    Raises:
-        UserError: only some of the flags are given, or the process index is out of range.
-    """
-    names = ("coordinator_address", "num_processes", "process_id")
-    missing = [f"--{name}" for name in names if flag_values[name].value is None]
-    if len(missing) == len(names):
-        return
-    if missing:
-        raise UserError(
-            f"{' and '.join(missing)} missing: a run of several processes needs all of --{', --'.join(names)}"
-        )
-    values: list[Any] = [flag_values[name].value for name in names]
-    address, num_processes, process_id = values
-    if not 0 <= process_id < num_processes:
-        raise UserError(f"--process_id={process_id} is not between 0 and --num_processes={num_processes} minus 1")
-    import jax
-
-    jax.distributed.initialize(address, num_processes, process_id)
-
-
 def _workdir_of_run(argv: list[str]) -> str:
     values = [argument.partition("=")[2] for argument in argv if argument.startswith(("--workdir=", "-workdir="))]
     if not values:

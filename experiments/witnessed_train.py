@@ -16,7 +16,7 @@ from absl import flags
 
 from bigjax import strict
 from bigjax.config import Config
-from experiments import cli, train
+from experiments import cli, distributed, train
 
 POLL_S = 0.005
 
@@ -24,7 +24,7 @@ POLL_S = 0.005
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Define the flags of this command."""
     flags.DEFINE_string("order", None, "the JSON file that says what to do", flag_values=flag_values)
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
 def main(flag_values: flags.FlagValues) -> int:
@@ -34,7 +34,7 @@ def main(flag_values: flags.FlagValues) -> int:
     from bigjax import data, runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     from bigjax.preflight.excerpt import excerpt
     from bigjax.preflight.witness import Witness, write_line
 

@@ -319,10 +319,10 @@ def test_the_command_names_what_differs_and_ends_with_4(call, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the first argument names a check: the checks are equivalence, resume and checkpoint"),
+        ((), "the first argument names a check: the checks are equivalence, resume, checkpoint and replay"),
         (
             ("equivalense",),
-            "there is no check 'equivalense': the checks are equivalence, resume and checkpoint; did you mean",
+            "there is no check 'equivalense': the checks are equivalence, resume, checkpoint and replay; did you mean",
         ),
         (("equivalence",), "--config=FILE[:ARG] is missing"),
         (("equivalence", "--config=configs/quickstart.py", "--meshes=daat=8"), "'daat=8' is not AXIS=SIZE"),

@@ -19,28 +19,26 @@ def excerpt(text: TextData, weights: Sequence[float], rows: int) -> TextData:
     """Return `text` with about `rows` training rows an epoch, and nothing else changed.
 
     Every source gives its share of the rows, by `weights` (`data.weights`) or, without them, by its size; at least one.
-    Packed text is taken from the first documents, each cut so that a row holds parts of two; of other rows some are
-    taken, evenly spread. The held-out text stays whole.
+    Packed rows are made from the first documents, each cut so that a row holds parts of two; of others the first are
+    taken. The held-out text stays whole.
     """
     train = text.train
     sizes = weights or train.order.rows
-    shares = [size / sum(sizes) for size in sizes]
-    sources = tuple(
-        _first(source, max(1, round(share * rows))) for source, share in zip(train.sources, shares, strict=True)
-    )
+    counts = [max(1, round(size / sum(sizes) * rows)) for size in sizes]
+    sources = tuple(_first(source, count) for source, count in zip(train.sources, counts, strict=True))
     order = build_order([len(source) for source in sources], weights, train.seed)
     return dataclasses.replace(text, train=dataclasses.replace(train, sources=sources, order=order))
 
 
 def _first(source: Rows, count: int) -> Rows:
     if isinstance(source, PackedText):
-        return dataclasses.replace(source, shard=_first_tokens(source.shard, count, source.seq_len))
-    return SomeRows(source, min(count, len(source)))
+        return dataclasses.replace(source, shard=_first_rows(source.shard, count, source.seq_len))
+    return FirstRows(source, min(count, len(source)))
 
 
-@dataclass(frozen=True)
-class SomeRows:
-    """So many rows of a source, evenly spread over it."""
+@dataclass(frozen=True, eq=False)
+class FirstRows:
+    """The first `count` rows of a source."""
 
     source: Rows
     count: int
@@ -51,7 +49,7 @@ class SomeRows:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(f"{self.source.digest} {self.count}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.source.digest}/{self.count}".encode()).hexdigest()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -65,11 +63,11 @@ class SomeRows:
         return self.count
 
     def arrays(self, rows: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """As `Rows.arrays`."""
-        return self.source.arrays(rows * len(self.source) // self.count, ids)
+        """Return rows as the source does."""
+        return self.source.arrays(np.where(rows < self.count, rows, len(self.source)), ids)
 
 
-def _first_tokens(shard: Shard, rows: int, seq_len: int) -> Shard:
+def _first_rows(shard: Shard, rows: int, seq_len: int) -> Shard:
     wanted = rows * seq_len + 1
     longest = max(-(-wanted // shard.num_documents), 3 * seq_len // 2)
     pieces, offsets = [], [0]
@@ -80,7 +78,4 @@ def _first_tokens(shard: Shard, rows: int, seq_len: int) -> Shard:
             break
     tokens, ends = np.concatenate(pieces), np.array(offsets, np.int64)
     digest = hashlib.sha256(tokens.tobytes() + ends.tobytes()).hexdigest()
-    share = len(tokens) / len(shard.tokens)
-    return dataclasses.replace(
-        shard, tokens=tokens, offsets=ends, num_bytes=round(share * shard.num_bytes), digest=digest
-    )
+    return dataclasses.replace(shard, tokens=tokens, offsets=ends, digest=digest)
