@@ -83,8 +83,9 @@ def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
     """Add what the model says of itself, each piece of a row weighted by its tokens, so that any split is exact."""
     sums = dict(sums)
     for name, mean_BN in aux.items():
-        B, N = mean_BN.shape
-        total = jnp.sum(mean_BN * weights_BS.reshape(B, N, -1).sum(axis=-1))
+        B, N, *_ = mean_BN.shape
+        weights_BN = weights_BS.reshape(B, N, -1).sum(axis=-1)
+        total = jnp.sum(jnp.moveaxis(mean_BN, (0, 1), (-2, -1)) * weights_BN, axis=(-2, -1))
         if name == "loss":
             sums["loss"] = (sums["loss"][0] + total, sums["loss"][1])
         else:

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 Kind = Literal["embedding", "head", "matrix", "norm", "bias"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
+COPY_AXES = ("layers", "experts")
+"""Logical axes that count copies of a parameter, before those of the parameter itself."""
+
 Initializer = Callable[..., jax.Array]
 """`(key, shape, dtype) -> array`, as in `jax.nn.initializers`."""
 
@@ -25,7 +28,8 @@ class ParamSpec:
     """A parameter: its shape, the logical name of each axis, what it is, and how it starts.
 
     A leading `layers` axis stacks the same parameter of every layer; `init` sees the shape without it.
-    `contracts` names the axes that a matrix sums over when it is applied: their product is its fan-in.
+    `contracts` names the axes that a matrix sums over when it is applied: their product is its fan-in. `float32`: it is
+    used in float32 whatever the compute dtype.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +37,7 @@ class ParamSpec:
     kind: Kind
     init: Initializer
     contracts: tuple[str, ...] = ()
+    float32: bool = False
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
@@ -49,6 +54,11 @@ class ParamSpec:
     def stacked(self) -> bool:
         """Whether the leading axis counts layers."""
         return self.axes[:1] == ("layers",)
+
+    @property
+    def copies(self) -> int:
+        """How many leading axes count matrices of one shape: layers, and experts."""
+        return next((i for i, axis in enumerate(self.axes) if axis not in COPY_AXES), len(self.axes))
 
 
 def names(tree: Any) -> dict[str, Any]:
@@ -75,16 +85,30 @@ def init(specs: Any, key: jax.Array) -> Any:
     return jax.tree_util.tree_map_with_path(one, specs)
 
 
-def count(specs: Any, without: Iterable[str] = ()) -> int:
-    """Return the number of parameters, leaving out those of the kinds in `without`."""
+def count(specs: Any, without: Iterable[str] = (), experts: int | None = None) -> int:
+    """Return the number of parameters, leaving out those of the kinds in `without`.
+
+    Of the experts in each layer only `experts` are counted, if given: the parameters active for a token.
+    """
     excluded = set(without)
-    return sum(spec.size for spec in jax.tree.leaves(specs) if spec.kind not in excluded)
+
+    def size(spec: ParamSpec) -> int:
+        if experts is None or "experts" not in spec.axes:
+            return spec.size
+        return spec.size // spec.shape[spec.axes.index("experts")] * experts
+
+    return sum(size(spec) for spec in jax.tree.leaves(specs) if spec.kind not in excluded)
 
 
 def kind_mask(specs: Any, kinds: Iterable[str]) -> Any:
     """Return a tree of bools like `specs`: True where the parameter is of one of `kinds`."""
     chosen = set(kinds)
     return jax.tree.map(lambda spec: spec.kind in chosen, specs)
+
+
+def cast(specs: Any, params: Any, dtype: Any) -> Any:
+    """Return parameters in the dtype they are used in: `dtype`, but for those declared as `float32`."""
+    return jax.tree.map(lambda spec, w: w if spec.float32 else w.astype(dtype), specs, params)
 
 
 def unstack(blocks: Any) -> list[Any]:

@@ -82,7 +82,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]):
         _check_sharded(batch, layout)
         root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
-        key = jax.random.fold_in(root, state.step) if cfg.model.dropout else None
+        key = jax.random.fold_in(root, state.step) if cfg.model.random else None
         params = state.params
         if unrolled:
             params = {**params, "blocks": param_tree.unstack(params["blocks"])}

@@ -14,7 +14,7 @@ from jax.nn.initializers import normal
 
 from bigjax import params as param_tree
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers
+from bigjax.models import attention, blocks, layers, moe
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -27,6 +27,7 @@ HEAD_PIECES = 4
 def specs(cfg: ModelConfig) -> dict:
     """Declare every parameter."""
     D, V = cfg.d_model, cfg.vocab_size
+    sparse = cfg.moe.num_experts > 0
     embed = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", normal(cfg.init_std))}
     if cfg.positions == "learned":
         shape = (cfg.max_seq_len, D)
@@ -37,7 +38,7 @@ def specs(cfg: ModelConfig) -> dict:
             **blocks.residual_norm_specs(cfg, "attn", cfg.num_layers),
             "attn": blocks.attention_specs(cfg, cfg.num_layers),
             **blocks.residual_norm_specs(cfg, "mlp", cfg.num_layers),
-            "mlp": blocks.mlp_specs(cfg, cfg.num_layers),
+            **({"moe": moe.specs(cfg, cfg.num_layers)} if sparse else {"mlp": blocks.mlp_specs(cfg, cfg.num_layers)}),
         },
     }
     if cfg.norm_placement != "post":
@@ -58,13 +59,15 @@ def apply(
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
 ) -> tuple[jax.Array, layers.Aux]:
-    """Return the final hidden states `(B, S, D)` in the compute dtype, and the mean over the layers of what they add.
+    """Return the final hidden states `(B, S, D)` in the compute dtype, and what the layers say of themselves.
+
+    The losses that sparse layers add are summed over them; their metrics are means, `moe/load` `(B, N, L, E)` apart.
 
     Args:
       params: as declared by `specs`; `params["blocks"]` may also be a list of one tree per layer.
       positions_BS: position of each token, restarting with each document; None counts from 0 along the row.
       segments_BS: document number of each token, 0 for padding; a token sees its own document only.
-      key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
+      key: draws dropout and what routers draw; None turns them off. rows_B: the global row of each example, needed with `key`.
     """
     rate = cfg.dropout if key is not None else 0.0
     attend = attention.select(
@@ -92,7 +95,9 @@ def apply(
             return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=probs_dropout, layout=layout), None
 
         drop = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
-        x, (_, aux) = _block(x, layer, cfg, layout, rope, self_attend, drop)
+        router_key = None if key is None else jax.random.fold_in(jax.random.fold_in(key, index), 3)
+        route = partial(moe.apply, key=router_key, rows_B=rows_B, segments_BS=segments_BS)
+        x, (_, aux) = _block(x, layer, cfg, layout, rope, self_attend, drop, route)
         return x, aux
 
     stacked = params["blocks"]
@@ -108,7 +113,7 @@ def apply(
             x_BSD, aux = jax.lax.optimization_barrier(remade(x_BSD, layer, index))
             kept.append(aux)
         added = param_tree.stack(kept)
-    return final_norm(params, x_BSD, cfg), jax.tree.map(lambda per_layer: per_layer.mean(axis=0), added)
+    return final_norm(params, x_BSD, cfg), moe.over_layers(added)
 
 
 def _scan(block: Callable[..., tuple], x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
@@ -219,7 +224,9 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """Read prompts padded on the left; return hidden states `(B, S, D)` and a cache with room for `max_len` tokens.
 
-    Row b starts at position `starts_B[b]`; `params["blocks"]` must be a list of one tree per layer.
+    Row b starts at position `starts_B[b]`; `params["blocks"]` must be a list of one tree per layer. Sparse layers drop
+    nothing here and in `decode`, whatever their capacity: groups of one token have no room for chance, and what a
+    token gets must not depend on the length of a prompt or on what comes after it.
     """
     S = tokens_BS.shape[1]
     positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
@@ -234,7 +241,7 @@ def prefill(
         v_BGTK = jnp.pad(jnp.transpose(v, (0, 2, 1, 3)), (*room[:2], room[3], room[2]))
         return mixed, (k_BGKT, v_BGTK)
 
-    x_BSD, k, v = _through_blocks(params, tokens_BS, positions_BS, cfg, layout, attend)
+    x_BSD, k, v = _through_blocks(params, tokens_BS, positions_BS, cfg, layout, attend, mask.segments_BS)
     return x_BSD, Cache(k, v, jnp.array(S, jnp.int32), starts_B)
 
 
@@ -256,14 +263,15 @@ def decode(
     return x_B1D, Cache(k, v, index + 1, cache.starts_B)
 
 
-def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout, attend):
+def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout, attend, segments=None):
     """Return the final hidden states and what `attend(layer, q, k, v)` keeps of each layer, all k and all v."""
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
     rope = _rope(positions_BS, tokens_BS.shape[1], cfg)
-    kept = []
+    kept, route = [], partial(moe.apply, segments_BS=segments, dropless=True)
+    whole = (lambda y: y, lambda y: y)
     # Unrolled: a loop over stacked layers would copy its layer's weights and cache out of the stack for every token.
     for index, layer in enumerate(params["blocks"]):
-        x_BSD, (kv, _) = _block(x_BSD, layer, cfg, layout, rope, partial(attend, index), (lambda y: y, lambda y: y))
+        x_BSD, (kv, _) = _block(x_BSD, layer, cfg, layout, rope, partial(attend, index), whole, route)
         kept.append(kv)
     return final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)
 
@@ -275,14 +283,19 @@ def _rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig):
     return layers.rope_tables(positions, cfg.rope, cfg.head_dim)
 
 
-def _block(x_BSD, layer, cfg: ModelConfig, layout: Layout, rope, attend, drop):
-    """One block; also what `attend(q, k, v)` returns besides the mixed values, and what the block adds to `Aux`."""
+def _block(x_BSD, layer, cfg: ModelConfig, layout: Layout, rope, attend, drop, route):
+    """One block; also what `attend(q, k, v)` returns besides the mixed values, and what the block adds to `Aux`.
+
+    `route` is `moe.apply` with all but its first arguments, for a sparse block.
+    """
     p = layout.gather(layer, specs(cfg)["blocks"], cfg.dtype)
 
     def attention(h):
         return blocks.attention(h, h, p["attn"], cfg, layout, rope, attend)
 
     def mlp(h):
+        if "moe" in p:
+            return route(h, p["moe"], cfg, layout)
         return blocks.mlp(h, p["mlp"], cfg, layout), {}
 
     x_BSD, kept = blocks.residual(x_BSD, "attn", p, cfg, layout, attention, drop[0])

@@ -14,7 +14,8 @@ import numpy as np
 from bigjax.config import RopeConfig
 
 Aux = dict[str, jax.Array]
-"""What a model says of a batch besides its hidden states: name -> `(B, N)`, a mean for each of N equal pieces of a row.
+"""What a model says of a batch besides its hidden states: name -> `(B, N, ...)`, a mean for each of N equal pieces of a
+row, of a number or of an array of numbers.
 
 `loss` is added to what training minimises, other names are metrics."""
 
@@ -129,12 +130,17 @@ def apply_rope(x_BSHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def keep_mask(rate: float, key: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return bools `(B, *shape)`, each False with probability `rate`.
+    """Return bools `(B, *shape)`, each False with probability `rate`, drawn as by `draw_rows`."""
+    return draw_rows(lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape), key, rows_B, shape)
 
-    Row b depends on `key` and `rows_B[b]` only, so the mask is the same however the batch is split over devices and
+
+def draw_rows(draw: Callable, key: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return `draw(key, shape)` for each row, `(B, *shape)`.
+
+    Row b depends on `key` and `rows_B[b]` only, so it is the same however the batch is split over devices and
     microbatches. Positions along the other axes always differ.
     """
-    return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, shape))(rows_B)
+    return jax.vmap(lambda row: draw(jax.random.fold_in(key, row), shape))(rows_B)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, rows_B: jax.Array | None) -> jax.Array:
