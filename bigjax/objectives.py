@@ -17,7 +17,8 @@ from bigjax.models.layers import Aux
 from bigjax.sharding import UNSHARDED, Layout
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), scalars. Adding both before dividing makes averages exact under any split."""
+"""Name -> (sum, count), scalars; a metric of the model's own may have an array of sums. Adding both before dividing
+makes averages exact under any split."""
 
 
 def causal_lm(

@@ -69,8 +69,8 @@ def make_train_step(
     """Return `step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     The gradient is that of the mean loss over the weighted tokens of the whole batch, however many microbatches it is
-    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping), and
-    `grad_norms`, a dict with that of every parameter by name.
+    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping), what
+    the model says of itself (arrays, too), and `grad_norms`, a dict with that of every parameter by name.
     """
     objective = OBJECTIVES[cfg.train.objective]
     unrolled = cfg.model.layers == "unroll"

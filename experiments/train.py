@@ -143,7 +143,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
                     row = {"train/loss": float(values["loss"]), "train/nll": float(values["nll"])}
                     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
-                    said = {name: float(value) for name, value in values.items() if "/" in name}  # by the model itself
+                    said = metrics.scalars({name: x for name, x in values.items() if "/" in name})  # by the model itself
                     writer.write(done, row | said | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
