@@ -8,6 +8,7 @@ A field is *maths* (it changes the numbers a run produces) unless it is declared
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Literal
 
 from bigjax.strict import ConfigError, bounded, plumbing
@@ -134,6 +135,11 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
         object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+
+    @property
+    def period(self) -> int:
+        """The number of layers after which their kinds repeat: windows, and which are sparse."""
+        return lcm(len(self.layer_windows) or 1, self.moe.every if self.moe.num_experts else 1)
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -111,15 +111,38 @@ def cast(specs: Any, params: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda spec, w: w if spec.float32 else w.astype(dtype), specs, params)
 
 
-def unstack(blocks: Any) -> list[Any]:
+def unstack(blocks: dict[str, Any]) -> list[dict[str, Any]]:
     """Split a tree of `(layers, ...)` arrays into one tree per layer.
 
     Call it outside the differentiated function: the backward pass of an index is a scatter-add into the whole stack.
     """
-    num_layers = jax.tree.leaves(blocks)[0].shape[0]
-    return [jax.tree.map(lambda stacked: stacked[i], blocks) for i in range(num_layers)]  # noqa: B023
+    return [layer(blocks, i) for i in range(num_layers(blocks))]
 
 
-def stack(layers: list[Any]) -> Any:
-    """Undo `unstack`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+def stack(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Undo `unstack`: stack what the layers have under each name, those that have it."""
+    present = dict.fromkeys(name for one in layers for name in one)
+    return {
+        name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one[name] for one in layers if name in one])
+        for name in present
+    }
+
+
+def layer(blocks: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return what one layer of stacked blocks has.
+
+    Where there are sparse layers (`moe`) beside dense ones (`mlp`), the last of each run of equal length is sparse, and
+    each stack holds its own layers only.
+    """
+    at = dict.fromkeys(blocks, index)
+    if "mlp" in blocks and "moe" in blocks:
+        every = num_layers(blocks) // num_layers({"moe": blocks["moe"]})
+        sparse = (index + 1) % every == 0
+        del at["mlp" if sparse else "moe"]
+        at["moe" if sparse else "mlp"] = index // every if sparse else index - index // every
+    return {name: jax.tree.map(lambda stacked: stacked[i], blocks[name]) for name, i in at.items()}  # noqa: B023
+
+
+def num_layers(blocks: dict[str, Any]) -> int:
+    """Return how many layers are stacked."""
+    return max(leaf.shape[0] for leaf in jax.tree.leaves(blocks))

@@ -27,7 +27,7 @@ HEAD_PIECES = 4
 def specs(cfg: ModelConfig) -> dict:
     """Declare every parameter."""
     D, V = cfg.d_model, cfg.vocab_size
-    sparse = cfg.moe.num_experts > 0
+    sparse = cfg.num_layers // cfg.moe.every if cfg.moe.num_experts else 0
     embed = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", normal(cfg.init_std))}
     if cfg.positions == "learned":
         shape = (cfg.max_seq_len, D)
@@ -38,9 +38,12 @@ def specs(cfg: ModelConfig) -> dict:
             **blocks.residual_norm_specs(cfg, "attn", cfg.num_layers),
             "attn": blocks.attention_specs(cfg, cfg.num_layers),
             **blocks.residual_norm_specs(cfg, "mlp", cfg.num_layers),
-            **({"moe": moe.specs(cfg, cfg.num_layers)} if sparse else {"mlp": blocks.mlp_specs(cfg, cfg.num_layers)}),
         },
     }
+    if sparse < cfg.num_layers:
+        declared["blocks"]["mlp"] = blocks.mlp_specs(cfg, cfg.num_layers - sparse)
+    if sparse:
+        declared["blocks"]["moe"] = moe.specs(cfg, sparse)
     if cfg.norm_placement != "post":
         declared["final_norm"] = blocks.norm_specs(cfg)
     if not cfg.tie_embeddings:
@@ -67,7 +70,8 @@ def apply(
       params: as declared by `specs`; `params["blocks"]` may also be a list of one tree per layer.
       positions_BS: position of each token, restarting with each document; None counts from 0 along the row.
       segments_BS: document number of each token, 0 for padding; a token sees its own document only.
-      key: draws dropout and what routers draw; None turns them off. rows_B: the global row of each example, needed with `key`.
+      key: draws dropout and what routers draw; None turns them off. rows_B: the global row of each example, needed
+        with `key`.
     """
     rate = cfg.dropout if key is not None else 0.0
     attend = attention.select(
@@ -117,12 +121,12 @@ def apply(
 
 
 def _scan(block: Callable[..., tuple], x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
-    """Loop over the layers, one period of `layer_windows` at a time: kernels need to know their window beforehand."""
-    period = max(len(cfg.layer_windows), 1)
+    """Loop over the layers, one period at a time: what kind of layer it is, and its window, is known beforehand."""
+    period = cfg.period
 
     def nth(i: int, x, group, first):
         # Sliced inside what is rematerialised, or the slices would be saved: all parameters once more.
-        layer = group if period == 1 else jax.tree.map(lambda w: w[i], group)
+        layer = group if period == 1 else param_tree.layer(group, i)
         return block(cfg.windows[i], x, layer, first + i)
 
     blocks_of_period = [layers.rematerialised(partial(nth, i), cfg.remat, in_loop=True) for i in range(period)]
@@ -136,7 +140,8 @@ def _scan(block: Callable[..., tuple], x_BSD: jax.Array, stacked: Any, cfg: Mode
 
     grouped = stacked
     if period > 1:
-        grouped = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), stacked)
+        periods = cfg.num_layers // period
+        grouped = jax.tree.map(lambda w: w.reshape(periods, w.shape[0] // periods, *w.shape[1:]), stacked)
     x_BSD, added = jax.lax.scan(step, x_BSD, (grouped, jnp.arange(0, cfg.num_layers, period)))
     return x_BSD, jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), added)
 
@@ -241,7 +246,7 @@ def prefill(
         v_BGTK = jnp.pad(jnp.transpose(v, (0, 2, 1, 3)), (*room[:2], room[3], room[2]))
         return mixed, (k_BGKT, v_BGTK)
 
-    x_BSD, k, v = _through_blocks(params, tokens_BS, positions_BS, cfg, layout, attend, mask.segments_BS)
+    x_BSD, k, v = _through_blocks(params, tokens_BS, positions_BS, cfg, layout, attend, segments_BS)
     return x_BSD, Cache(k, v, jnp.array(S, jnp.int32), starts_B)
 
 
@@ -288,7 +293,8 @@ def _block(x_BSD, layer, cfg: ModelConfig, layout: Layout, rope, attend, drop, r
 
     `route` is `moe.apply` with all but its first arguments, for a sparse block.
     """
-    p = layout.gather(layer, specs(cfg)["blocks"], cfg.dtype)
+    declared = specs(cfg)["blocks"]
+    p = layout.gather(layer, {name: declared[name] for name in layer}, cfg.dtype)
 
     def attention(h):
         return blocks.attention(h, h, p["attn"], cfg, layout, rope, attend)
