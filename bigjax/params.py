@@ -100,6 +100,15 @@ def count(specs: Any, without: Iterable[str] = (), experts: int | None = None) -
     return sum(size(spec) for spec in jax.tree.leaves(specs) if spec.kind not in excluded)
 
 
+def counts(specs: Any, experts: int) -> dict[str, int]:
+    """Return the numbers by which a model is known: `params_total`, `params_non_embedding` (heads left out, too), and,
+    if it is sparse, `params_active`, of which `experts` a layer are used for a token.
+    """
+    found = {"params_total": count(specs), "params_non_embedding": count(specs, ("embedding", "head"))}
+    active = count(specs, experts=experts)
+    return found | ({"params_active": active} if active != found["params_total"] else {})
+
+
 def kind_mask(specs: Any, kinds: Iterable[str]) -> Any:
     """Return a tree of bools like `specs`: True where the parameter is of one of `kinds`."""
     chosen = set(kinds)

@@ -3,8 +3,15 @@
     python -m experiments.train --config=configs/moe_tiny.py
     python -m experiments.train --config=configs/moe_tiny.py --config.model.moe.num_experts=0 --workdir=runs/moe_dense
 
-Switch routing: of 8 experts as wide as the twin's feed-forward half each token sees one, so both have the same active
-parameters but for the router.
+A token sees 2 of 8 experts, each half as wide as the twin's feed-forward half, so that both have the same active
+parameters but for the router. Each run is 1.6M tokens, about one epoch of Shakespeare, and takes about 4 minutes.
+Held-out bits per byte, one seed each, JAX 0.10.2:
+
+    8 experts, top-2 with renormalised weights (this config)                              2.160
+    dense twin                                                                            2.189
+    8 full-width experts, Switch top-1 (router=switch, top_k=0, d_ff=0, capacity 1.25)    2.287
+
+Switch scales what an expert says by its probability, which starts at 1/8: too slow for so short a run.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +37,7 @@ def get_config() -> ConfigDict:
                 qk_norm=True,
                 attention="blocked",
                 layers="unroll",
-                moe=MoeConfig(num_experts=8, router="switch", capacity_factor=1.25, jitter=0.01, z_loss=1e-3),
+                moe=MoeConfig(num_experts=8, top_k=2, capacity_factor=2.5, d_ff=256, z_loss=1e-3),
             ),
             data=DataConfig(tokenizer="bpe:1024", seq_len=128, document_mask=False),
             train=TrainConfig(steps=800, global_batch_size=16, loss_chunks=4),

@@ -10,7 +10,7 @@ not state), `versions`, `compile_s`;
 `gradient_bytes_per_chip` (like the parameters), `temporary_bytes_per_chip` (gradients and activations included),
 `program_bytes_per_chip`, `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence], `notes`;
-`params_total`, `params_non_embedding`;
+`params_total`, `params_non_embedding`, of a sparse model also `params_active`;
 `model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
@@ -129,8 +129,7 @@ def _sharding(program: Program, per_chip: int) -> dict[str, Any]:
         "parameters": rows,
         "silent_replication": silent_replication(program),
         "notes": list(program.layout.notes),
-        "params_total": param_tree.count(program.model.specs),
-        "params_non_embedding": param_tree.count(program.model.specs, without=("embedding", "head")),
+        **param_tree.counts(program.model.specs, program.cfg.model.moe.experts_per_token),
     }
 
 
