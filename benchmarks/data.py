@@ -22,7 +22,7 @@ import numpy as np
 from bigjax.data import shakespeare
 from bigjax.data.bpe import train_bpe
 from bigjax.data.order import build_order
-from bigjax.data.packing import num_rows
+from bigjax.data.rows import PackedText
 from bigjax.data.shards import Shard
 from bigjax.data.stream import TrainStream
 from bigjax.data.tokenizers import ByteTokenizer, load_tokenizer
@@ -67,9 +67,8 @@ def random_shard(num_tokens: int, seed: int) -> Shard:
 
 def random_stream(shards: tuple[Shard, ...], batch: int, seq_len: int, document_mask: bool = True) -> TrainStream:
     """Make a stream of whole batches over shards."""
-    order = build_order([num_rows(len(shard.tokens), seq_len) for shard in shards], (), 0)
-    specs = ("random",) * len(shards)
-    return TrainStream(specs, shards, order, 0, slice(0, batch), batch, seq_len, document_mask, 4)
+    rows = tuple(PackedText("random", shard, seq_len, document_mask) for shard in shards)
+    return TrainStream(rows, build_order(list(map(len, rows)), (), 0), 0, slice(0, batch), batch, seq_len, 4)
 
 
 def loader_figures(runs: int) -> dict[str, float]:

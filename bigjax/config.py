@@ -78,7 +78,9 @@ class MoeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer. Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
+    """A transformer: a `decoder` predicts the next token, an `encoder` sees whole rows.
+
+    Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
 
     `layer_windows` are the sliding windows of successive layers, repeated over the depth; 0 is full attention. Gemma 2
     has `(4096, 0)`, banded and dense attention in turn (Child et al. 2019).
@@ -88,7 +90,10 @@ class ModelConfig:
     but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated `SAVEABLE`.
     """
 
-    family: Literal["decoder"] = "decoder"
+    family: Literal["decoder", "encoder"] = "decoder"
+    head: Literal["lm", "classification"] = "lm"
+    num_classes: int = bounded(0, minimum=0)
+    token_types: int = bounded(0, minimum=0)
     vocab_size: int = bounded(256, minimum=2)
     num_layers: int = bounded(4, minimum=1)
     d_model: int = bounded(256, minimum=1)
@@ -152,7 +157,9 @@ class ModelConfig:
 class DataConfig:
     """Where text comes from and how it becomes rows of tokens.
 
-    A source is `shakespeare` (packaged), `text:GLOB`, `jsonl:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`.
+    A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
+    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`. `text_key`
+    and `label_key` are columns; `classes` in order, by default all the labels that are trained on, sorted.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
     """
 
@@ -161,6 +168,10 @@ class DataConfig:
     eval_sources: tuple[str, ...] = ()
     holdout: float = bounded(0.05, minimum=0, below=1)
     text_key: str = "text"
+    label_key: str = "label"
+    classes: tuple[str, ...] = ()
+    mask_rate: float = bounded(0.15, above=0, below=1)
+    whole_word_masking: bool = False
     tokenizer: str = "bytes"
     seq_len: int = bounded(256, minimum=1)
     document_mask: bool = True
@@ -176,7 +187,7 @@ class TrainConfig:
     seed: int = bounded(0, minimum=0)
     global_batch_size: int = bounded(16, minimum=1)
     microbatches: int = plumbing(1, minimum=1)
-    objective: Literal["causal_lm"] = "causal_lm"
+    objective: Literal["causal_lm", "masked_lm", "classification"] = "causal_lm"
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     z_loss: float = bounded(0.0, minimum=0)
     loss_chunks: int = plumbing(1, minimum=1)
@@ -277,6 +288,37 @@ class Config:
             raise ConfigError("\n".join(problems))
 
 
+OBJECTIVES = {
+    "causal_lm": (("decoder",), "lm"),
+    "masked_lm": (("encoder",), "lm"),
+    "classification": (("encoder",), "classification"),
+}
+"""Objective -> the families that it trains and the head they need."""
+
+
+def _objective_problems(cfg: Config):
+    model, train = cfg.model, cfg.train
+    families, head = OBJECTIVES[train.objective]
+    if model.family not in families:
+        yield (
+            f"train.objective={train.objective!r} trains model.family={' or '.join(map(repr, families))}, "
+            f"not {model.family!r}"
+        )
+    if model.head != head:
+        yield f"train.objective={train.objective!r} needs model.head={head!r}, not {model.head!r}"
+    if (model.head == "classification") != bool(model.num_classes) or model.num_classes == 1:
+        yield (
+            f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
+            "more, other heads 0"
+        )
+    if train.objective != "causal_lm" and train.loss_chunks > 1:
+        yield f"train.loss_chunks={train.loss_chunks} is for train.objective='causal_lm', not {train.objective!r}"
+    if train.objective != "causal_lm" and cfg.log.sample_tokens:
+        yield f"log.sample_tokens={cfg.log.sample_tokens} needs train.objective='causal_lm', not {train.objective!r}"
+    if model.family == "encoder" and cfg.data.seq_len < 3:
+        yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"
+
+
 def _clashes(cfg: Config):
     """Yield one sentence for every pair of fields that contradict each other."""
     model, data, train, optim, mesh = cfg.model, cfg.data, cfg.train, cfg.optim, cfg.mesh
@@ -321,6 +363,7 @@ def _clashes(cfg: Config):
     if data.weights and len(data.weights) != len(data.sources):
         yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
     yield from _remat_problems(model.remat)
+    yield from _objective_problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if not data.sources:

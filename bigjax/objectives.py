@@ -73,11 +73,7 @@ def _token_loss(model: Model, params, x_BSD, batch, cfg: TrainConfig, layout: La
     else:
         logits_BSV = model.family.logits(params, x_BSD, model.cfg, layout)
         entropy = losses.cross_entropy(logits_BSV, batch["targets"], batch["weights"], **smoothing)
-    return {
-        "loss": (entropy.total, entropy.weight),
-        "nll": (entropy.nll, entropy.weight),
-        "z_loss": (entropy.z_loss, entropy.weight),
-    }
+    return _entropy_sums(entropy)
 
 
 def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
@@ -94,4 +90,69 @@ def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
     return sums
 
 
-OBJECTIVES = {"causal_lm": causal_lm}
+def masked_lm(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    cfg: TrainConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> Sums:
+    """Predict what stood at masked positions (Devlin et al. 2019, section 3.1).
+
+    Args:
+      batch: as `data.masking.MaskedText.arrays` makes it, and `rows` as for `causal_lm`.
+
+    Returns:
+      `loss`, `nll` and `z_loss` in nats over the masked tokens, and `accuracy`, the share that is predicted first.
+    """
+    inputs = {"segments_BS": batch["segments"], "key": key, "rows_B": batch.get("rows")}
+    x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, layout=layout, **inputs)
+    logits_BMV = model.family.masked_logits(params, x_BSD, batch["masked"], model.cfg, layout)
+    return _classify(logits_BMV, batch, cfg)
+
+
+def classification(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    cfg: TrainConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> Sums:
+    """Predict the class of each row (Devlin et al. 2019, section 4.1).
+
+    Args:
+      batch: as `data.labelled.LabelledText.arrays` makes it, and `rows` as for `causal_lm`.
+
+    Returns:
+      `loss`, `nll` and `z_loss` in nats over the rows, and `accuracy`.
+    """
+    inputs: dict[str, Any] = {"layout": layout, "key": key, "rows_B": batch.get("rows")}
+    x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, segments_BS=batch["segments"], **inputs)
+    if key is not None:
+        inputs["key"] = jax.random.fold_in(key, model.cfg.num_layers + 1)  # layers and embedding use the numbers below
+    return _classify(model.family.class_logits(params, x_BSD, model.cfg, **inputs), batch, cfg)
+
+
+def _classify(logits: jax.Array, batch: Mapping[str, jax.Array], cfg: TrainConfig) -> Sums:
+    """Score logits `(..., classes)` against `targets` `(...)`."""
+    entropy = losses.cross_entropy(
+        logits, batch["targets"], batch["weights"], label_smoothing=cfg.label_smoothing, z_loss=cfg.z_loss
+    )
+    right = jnp.argmax(logits, axis=-1) == batch["targets"]
+    return _entropy_sums(entropy) | {"accuracy": (jnp.sum(right * batch["weights"]), entropy.weight)}
+
+
+def _entropy_sums(entropy: losses.CrossEntropy) -> Sums:
+    return {
+        "loss": (entropy.total, entropy.weight),
+        "nll": (entropy.nll, entropy.weight),
+        "z_loss": (entropy.z_loss, entropy.weight),
+    }
+
+
+OBJECTIVES = {"causal_lm": causal_lm, "masked_lm": masked_lm, "classification": classification}
+"""`train.objective` -> function. `config.OBJECTIVES` says which families each trains."""

@@ -6,7 +6,7 @@
 Shapes as released (Gemma Team 2024, table 1): 2b (the default), 9b and 27b with 2,614,341,888, 9,241,705,984 and
 27,227,128,320 parameters. A window of 4,096 tokens on every other layer, the first included; norms before and after
 each half of a block; queries of 27b divided by the root of d_model / num_heads = 144, not of head_dim. Rows are 8,192
-tokens (section 2), and a full run 2T, 8T or 13T of them (section 3.1). The report gives neither learning rate nor batch:
+tokens (section 2), and a full run 2T, 8T or 13T of them (section 3.1). The report gives no learning rate and no batch:
 those of configs/llama.py:8b stand in, and for 27b half that rate. The released 2b and 9b were distilled from a larger
 model, which a run of this config is not. To start from released weights, use --config=hf:PATH instead.
 

@@ -16,7 +16,16 @@ Switch scales what an expert says by its probability, which starts at 1/8: too s
 
 from ml_collections import ConfigDict
 
-from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, MoeConfig, OptimConfig, TrainConfig
+from bigjax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    LogConfig,
+    ModelConfig,
+    MoeConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from bigjax.strict import to_config_dict
 
 

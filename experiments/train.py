@@ -96,7 +96,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
-            initial = trained.initial_params(cfg, abstract.params)
+            initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:
@@ -117,8 +117,9 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         else:
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
-                ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
-                state = dataclasses.replace(state, params=initial, ema=ema)
+                params = {**state.params, **initial}
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                state = dataclasses.replace(state, params=params, ema=ema)
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:
@@ -141,10 +142,10 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 guard.check_finite(folder, done, ids, values)
                 speed.count(tokens_per_step)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
-                    row = {"train/loss": float(values["loss"]), "train/nll": float(values["nll"])}
+                    names = [name for name in values if name in metrics.TRAINING or "/" in name]
+                    row = metrics.scalars({name if "/" in name else f"train/{name}": values[name] for name in names})
                     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
-                    said = metrics.scalars({name: x for name, x in values.items() if "/" in name})  # by the model itself
-                    writer.write(done, row | said | speed.read())
+                    writer.write(done, row | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start

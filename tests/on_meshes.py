@@ -18,7 +18,8 @@ from jax.sharding import AbstractMesh, NamedSharding
 import configs
 from bigjax import config, models, optim, params, sharding, step, strict
 from bigjax.config import Config
-from bigjax.preflight.observation import COMPILE_QUICKLY, COMPILE_STEP, packed_batch
+from bigjax.data.random_batch import random_batch
+from bigjax.preflight.observation import COMPILE_QUICKLY, COMPILE_STEP
 from bigjax.preflight.shrink import shrink
 from tests.conftest import mesh_of
 
@@ -77,8 +78,8 @@ class Program(NamedTuple):
     step: Any
 
     def place(self, cfg: Config) -> dict[str, jax.Array]:
-        """Return `packed_batch` on the mesh."""
-        return sharding.put_batch(packed_batch(cfg), self.mesh, cfg.train.global_batch_size)
+        """Return `random_batch` on the mesh."""
+        return sharding.put_batch(random_batch(cfg), self.mesh, cfg.train.global_batch_size)
 
 
 def program(cfg: Config, mesh_name: str = ONE_DEVICE, tx: optax.GradientTransformation | None = None) -> Program:
@@ -122,7 +123,7 @@ class Result(NamedTuple):
 
 @cache
 def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False) -> Result:
-    """Take the first step of `cfg` on a mesh, on `packed_batch`, from the initial parameters of one device.
+    """Take the first step of `cfg` on a mesh, on `random_batch`, from the initial parameters of one device.
 
     Without `update` the step only computes gradients.
     """

@@ -12,7 +12,7 @@ import pytest
 from bigjax import losses, models, sharding, step
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from tests.conftest import mesh_of
-from tests.on_meshes import COMPILE_QUICKLY, MESHES, ONE_DEVICE, packed_batch, program
+from tests.on_meshes import COMPILE_QUICKLY, MESHES, ONE_DEVICE, program, random_batch
 
 ROWS, LENGTH, WIDTH, VOCAB = 16, 48, 64, 520
 CFG = Config(
@@ -86,7 +86,7 @@ def test_each_device_gets_an_eighth_of_the_rows(mesh_name):
         shards = x.addressable_shards
         assert {shard.data.shape for shard in shards} == {(ROWS // 8, LENGTH)}
         rows = np.concatenate([shard.data for shard in sorted(shards, key=lambda shard: shard.index[0].start)])
-        np.testing.assert_array_equal(rows, packed_batch(CFG)[name])
+        np.testing.assert_array_equal(rows, random_batch(CFG)[name])
 
 
 def stored(mesh_name: str) -> list[dict[jax.Device, int]]:
@@ -150,7 +150,7 @@ def test_the_chunked_loss_sums_the_gradient_of_the_output_matrix_once(chunks):
     mesh_cfg, mesh = mesh_of(data=8)
     model = models.build(CFG.model)
     layout = sharding.layout(mesh_cfg, mesh, model.specs)
-    batch = packed_batch(CFG)
+    batch = random_batch(CFG)
 
     def total(x, w, targets, weights):
         return losses.chunked_cross_entropy(x, w, targets, weights, chunks=chunks, layout=layout).total

@@ -78,6 +78,10 @@ def test_shares_make_up_the_global_batch(make, shares):
             np.testing.assert_array_equal(np.concatenate([piece.arrays[name] for piece in pieces]), array)
 
 
+def shards(rows):
+    return [source.shard for source in rows.sources]
+
+
 def test_an_epoch_holds_every_training_token_once(make):
     data = make(batch=5)
     total = sum(data.train.order.rows)
@@ -88,13 +92,14 @@ def test_an_epoch_holds_every_training_token_once(make):
         rows = np.concatenate([batch.arrays[name] for batch in batches])[:total]
         in_order = rows[np.argsort(ids)]
         start = 0
-        for shard, count in zip(data.train.shards, data.train.order.rows, strict=True):
+        for source, count in zip(data.train.sources, data.train.order.rows, strict=True):
+            shard = source.shard
             num_targets = len(shard.tokens) - 1
             stream = in_order[start : start + count].reshape(-1)[:num_targets]
             np.testing.assert_array_equal(stream, shard.tokens[1:] if name == "targets" else shard.tokens[:-1])
             start += count
     weights = np.concatenate([batch.arrays["weights"] for batch in batches])[:total].sum()
-    assert weights == sum(len(shard.tokens) - shard.num_documents for shard in data.train.shards)
+    assert weights == sum(len(shard.tokens) - shard.num_documents for shard in shards(data.train))
 
 
 def test_mixture_proportions_are_exact(make):
@@ -177,7 +182,7 @@ def test_evaluation_sees_every_held_out_row_once(make, document_mask):
     weights, lengths = (np.concatenate([batch.arrays[name] for batch in batches]) for name in ("weights", "bytes"))
     assert not weights[ids < 0].any()
     np.testing.assert_array_equal(lengths, weights)  # bytes: one each
-    expected = sum(len(s.tokens) - (s.num_documents if document_mask else 1) for s in held_out.shards)
+    expected = sum(len(s.tokens) - (s.num_documents if document_mask else 1) for s in shards(held_out))
     assert weights.sum() == expected
     assert [batch.step for batch in held_out.batches(1)] == [0]
     shares = [make(document_mask=document_mask, rows=slice(7, 8)).eval, make(document_mask=document_mask).eval]
@@ -191,7 +196,7 @@ def test_any_split_can_be_scored(make):
     data = make()
     assert data.score_set("eval") is data.eval
     weights = sum(batch.arrays["weights"].sum() for batch in data.score_set("train").batches())
-    assert weights == sum(len(shard.tokens) - shard.num_documents for shard in data.train.shards)
+    assert weights == sum(len(shard.tokens) - shard.num_documents for shard in shards(data.train))
     without = make(holdout=0.0)
     assert without.eval is None
     with pytest.raises(DataError, match=r"set data\.holdout above 0"):
@@ -204,12 +209,12 @@ def test_shakespeare_end_to_end(make):
     assert summary["train"][0]["documents"] == 39
     assert summary["train"][0]["bytes"] + summary["eval"][0]["bytes"] == 5_057_198
     assert summary["rows_per_epoch"] == summary["train"][0]["rows"]
-    assert data.eval.shards[0].names() == list(shakespeare.HELD_OUT)
+    assert shards(data.eval)[0].names() == list(shakespeare.HELD_OUT)
 
 
 def test_bpe_end_to_end_scores_every_byte(make, files):
     data = make(sources=(f"jsonl:{files}/*.jsonl",), tokenizer="bpe:280", vocab=300)
-    (shard,) = data.eval.shards
+    (shard,) = shards(data.eval)
     assert (shard.tokens[shard.offsets[1:] - 1] == data.tokenizer.eos_id).all()
     lengths = sum(batch.arrays["bytes"].sum() for batch in data.eval.batches())
     firsts = data.tokenizer.token_bytes[shard.tokens[shard.offsets[:-1]]].sum()

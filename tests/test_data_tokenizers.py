@@ -162,9 +162,18 @@ def test_a_broken_file_is_an_error(content, message, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_vocabulary_without_byte_counts_is_an_error(tmp_path):
+def test_word_piece_tells_where_words_start_but_not_how_many_bytes(tmp_path):
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
     backend.decoder = decoders.WordPiece()
     backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DataError, match="'WordPiece'"):
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.token_bytes is None
+    assert loaded.word_starts.tolist() == [True, True, False]
+    assert loaded.encode("ab").tolist() == [1, 2]
+
+
+def test_a_vocabulary_of_an_unknown_kind_is_an_error(tmp_path):
+    backend = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="byte-level, SentencePiece-style or WordPiece"):
         load_tokenizer(tmp_path)

@@ -14,7 +14,7 @@ from bigjax import step
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from bigjax.preflight import hlo
 from tests.hlo_programs import F32, read
-from tests.on_meshes import packed_batch, program
+from tests.on_meshes import program, random_batch
 
 
 def test_operations_of_products():
@@ -98,7 +98,7 @@ def test_a_training_step_takes_six_operations_for_each_weight_and_token():
     run = program(cfg, "data 2, fsdp 2, tensor 2", optax.identity())
     with jax.set_mesh(run.mesh):
         state = step.abstract_state(cfg, run.model, run.tx, run.layout, run.mesh)
-        batch = packed_batch(cfg)
+        batch = random_batch(cfg)
         placed = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y.sharding)
             for (name, x), y in zip(batch.items(), run.place(cfg).values(), strict=True)

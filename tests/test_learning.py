@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bigjax import params, step
-from tests.on_meshes import initial, packed_batch, program, shrunk
+from tests.on_meshes import initial, program, random_batch, shrunk
 
 CONFIGS = shrunk()
 
@@ -20,7 +20,7 @@ def label_entropy(targets: np.ndarray, weights: np.ndarray) -> float:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_learns_a_batch(name):
     cfg = CONFIGS[name]
-    run, batch = program(cfg), packed_batch(cfg)
+    run, batch = program(cfg), random_batch(cfg)
     with jax.set_mesh(run.mesh):
         start = jax.tree.unflatten(jax.tree.structure(run.model.specs), list(initial(cfg).values()))
         start = jax.device_put(start)

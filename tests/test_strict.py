@@ -129,6 +129,31 @@ def test_all_problems_are_reported_at_once():
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"num_layers": 3, "layer_windows": [8, 0]},
+            "model.num_layers=3 is not a multiple of the 2 layers that model.layer_windows=(8, 0) describes",
+        ),
+        (
+            {"sliding_window": 8, "layer_windows": [8, 0]},
+            "model.sliding_window=8 and model.layer_windows=(8, 0) both set the windows: leave one of them out",
+        ),
+        ({"layer_windows": [8, -1]}, "model.layer_windows[1]=-1 is out of bounds, expected an int at least 0"),
+    ],
+    ids=str,
+)
+def test_windows_of_layers_must_fit_the_model(model, message):
+    assert problems(model=model) == [message]
+
+
+def test_windows_of_layers_repeat():
+    assert ModelConfig(num_layers=4, layer_windows=(8, 0)).windows == (8, None, 8, None)
+    assert ModelConfig(num_layers=2, sliding_window=8).windows == (8, 8)
+    assert ModelConfig(num_layers=2).windows == (None, None)
+
+
 def test_a_clash_between_fields_is_a_config_error():
     assert problems(train={"microbatches": 3}) == [
         "train.global_batch_size=16 is not divisible by train.microbatches=3"

@@ -1,7 +1,9 @@
 """Readers of local files: they yield (name, text) documents and name the file, line or byte of what they reject."""
 
+import csv
 import glob
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -83,13 +85,34 @@ def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]
             if not isinstance(record, dict):
                 raise DataError(f"{path}, line {number}: a JSON object is needed, not {type(record).__name__}")
             if text_key not in record:
-                raise DataError(
-                    f"{path}, line {number}: no key data.text_key={text_key!r}, only {', '.join(map(repr, record))}"
-                )
+                raise DataError(f"{path}, line {number}: no key {text_key!r}, only {', '.join(map(repr, record))}")
             text = record[text_key]
             if not isinstance(text, str):
                 raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
             yield f"{name}:{number}", text
+
+
+def read_table(name: str, path: Path, text_key: str, delimiter: str) -> Iterator[tuple[str, str]]:
+    """Yield a document per record of a table whose first line names the columns; quoted as in RFC 4180.
+
+    Raises:
+      DataError: the file is not UTF-8, no column is called `text_key`, or a record has not as many fields as columns.
+    """
+    text = decode(path.read_bytes(), str(path)).removeprefix("\ufeff")
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = next(records)
+        if text_key not in columns:
+            raise DataError(f"{path}: no column {text_key!r}, only {', '.join(map(repr, columns))}")
+        place = columns.index(text_key)
+        for fields in records:
+            if len(fields) != len(columns):
+                raise DataError(
+                    f"{path}, line {records.line_num}: {len(fields)} fields, but the first line names {len(columns)}"
+                )
+            yield f"{name}:{records.line_num}", fields[place]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {records.line_num}: not a table: {error}") from None
 
 
 def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
@@ -108,7 +131,7 @@ def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, st
     with file:
         columns = file.schema_arrow.names
         if text_key not in columns:
-            raise DataError(f"{path}: no column data.text_key={text_key!r}, only {', '.join(map(repr, columns))}")
+            raise DataError(f"{path}: no column {text_key!r}, only {', '.join(map(repr, columns))}")
         if file.metadata.num_rows == 0:
             raise DataError(f"{path} is empty: it has no rows")
         row = 0

@@ -48,6 +48,11 @@ class Shard:
         """Number of documents."""
         return len(self.offsets) - 1
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of documents, tokens and UTF-8 bytes."""
+        return {"documents": self.num_documents, "tokens": len(self.tokens), "bytes": self.num_bytes}
+
     def names(self) -> list[str]:
         """Read the documents' names."""
         return [json.loads(line) for line in (self.folder / "names.jsonl").read_text().splitlines()]

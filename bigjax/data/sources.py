@@ -3,7 +3,7 @@
 A source is known by the hash of its content, never by its path or time stamp: local files are read once, in full, to
 compute it. Held-out documents are whole documents. Which they are depends on the source:
 
-- `shakespeare` has a fixed list of held-out works, which is never trained on;
+- `shakespeare` and `shakespeare-passages` have a fixed list of held-out works, which is never trained on;
 - with `data.eval_sources` the other sources train on all their documents, and those sources are evaluated on;
 - otherwise a document is held out when a hash of its text, as a number in [0, 1), is below `data.holdout`. So a
   document is on the same side in every run and on every machine, and copies of a document are on one side.
@@ -27,11 +27,23 @@ Document = tuple[str, str]
 FORMS = {
     "shakespeare": "shakespeare",
     "text": "text:GLOB",
+    "shakespeare-passages": "shakespeare-passages",
     "jsonl": "jsonl:GLOB",
+    "csv": "csv:GLOB",
+    "tsv": "tsv:GLOB",
     "parquet": "parquet:GLOB",
     "tfds": "tfds:NAME[:SPLIT]",
 }
 """How a source of each kind is written."""
+
+
+READERS: dict[str, Callable[..., Iterator[Document]]] = {
+    "jsonl": readers.read_jsonl,
+    "csv": functools.partial(readers.read_table, delimiter=","),
+    "tsv": functools.partial(readers.read_table, delimiter="\t"),
+    "parquet": readers.read_parquet,
+}
+"""`reader(name, path, key)` yields (name, value of the column) of every record."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,17 @@ def open_source(spec: str, text_key: str) -> Source:
       DataError: unknown kind, no file matches, an empty file, a dataset that is not prepared, an unknown split.
     """
     kind, _, rest = spec.partition(":")
-    if kind not in FORMS or (spec != "shakespeare" if kind == "shakespeare" else not rest):
+    packaged = kind.startswith("shakespeare")
+    if kind not in FORMS or (spec != kind if packaged else not rest):
         near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
         raise DataError(
             f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}"
         )
     if kind == "shakespeare":
         return Source(spec, {}, shakespeare.SHA256, shakespeare.works)
+    if packaged:
+        digest = hashlib.sha256(f"{shakespeare.SHA256}/{spec}/{text_key}".encode()).hexdigest()
+        return Source(spec, {}, digest, functools.partial(shakespeare.passages, text_key))
     if kind == "tfds":
         builder, split = tfds_source.open_split(rest, text_key)
         paths = {path.name: path for path in tfds_source.split_files(builder, split)}
@@ -73,9 +89,14 @@ def open_source(spec: str, text_key: str) -> Source:
     paths = readers.relative_names(readers.find_files(rest))
     if kind == "text":
         return _hashed(spec, [kind], paths, lambda: (doc for item in paths.items() for doc in readers.read_text(*item)))
-    reader = readers.read_jsonl if kind == "jsonl" else readers.read_parquet
+    reader = READERS[kind]
     documents = lambda: (doc for item in paths.items() for doc in reader(*item, text_key))  # noqa: E731
     return _hashed(spec, [kind, text_key], paths, documents)
+
+
+def _packaged(source: Source) -> bool:
+    """Whether the source has a fixed list of held-out works."""
+    return source.spec.startswith("shakespeare")
 
 
 def _hashed(spec: str, how: list[str], paths: dict, read: Callable[[], Iterator[Document]]) -> Source:
@@ -100,13 +121,15 @@ class SplitSource:
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents on this side, in the order of the source."""
-        for name, text in self.source.read():
-            if self.rule == "all" or (self.split == "eval") == self._held_out(name, text):
-                yield name, text
+        return (document for document in self.source.read() if self.keeps(*document))
+
+    def keeps(self, name: str, text: str) -> bool:
+        """Whether a document of the source is on this side."""
+        return self.rule == "all" or (self.split == "eval") == self._held_out(name, text)
 
     def _held_out(self, name: str, text: str) -> bool:
         if self.rule == "works":
-            return name in shakespeare.HELD_OUT
+            return name.partition(":")[0] in shakespeare.HELD_OUT
         return document_fraction(text) < float(self.rule.removeprefix("hash:"))
 
     def key(self) -> list[str]:
@@ -129,7 +152,7 @@ def split_sources(
     """
     train_side = [open_source(spec, text_key) for spec in sources]
     rule = f"hash:{holdout}" if holdout and not eval_sources else "all"
-    rules = ["works" if source.spec == "shakespeare" else rule for source in train_side]
+    rules = ["works" if _packaged(source) else rule for source in train_side]
     train = [SplitSource(source, "train", rule) for source, rule in zip(train_side, rules, strict=True)]
     if not eval_sources:
         held_out = zip(train_side, rules, strict=True)
@@ -144,4 +167,4 @@ def split_sources(
                     f"data.eval_sources: {name} of {source.spec!r} has the same bytes as {trained_name} of {spec!r}, "
                     "which is trained on: take it out of one of them"
                 )
-    return train, [SplitSource(s, "eval", "works" if s.spec == "shakespeare" else "all") for s in eval_side]
+    return train, [SplitSource(s, "eval", "works" if _packaged(s) else "all") for s in eval_side]

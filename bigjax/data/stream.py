@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ import numpy as np
 
 from bigjax.data.errors import DataError
 from bigjax.data.order import Order, drawn
-from bigjax.data.packing import pack_rows
-from bigjax.data.shards import Shard
+from bigjax.data.rows import Rows, gather
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Batch:
     Attributes:
       step: its number.
       ids: (rows,) int64, which rows these are; -1 for rows that only fill up a batch.
-      arrays: (rows, S) arrays by name, see `packing.pack_rows`.
+      arrays: by name, each `(rows, ...)`; see the `Rows` they come from.
     """
 
     step: int
@@ -31,57 +30,26 @@ class Batch:
     arrays: dict[str, np.ndarray]
 
 
-def gather(
-    shards: Sequence[Shard], source: np.ndarray, row: np.ndarray, seq_len: int, document_mask: bool
-) -> dict[str, np.ndarray]:
-    """Build rows of several shards.
-
-    Args:
-      shards: one per source.
-      source: (B,) index of each row's shard.
-      row: (B,) its number there; a number past the end gives a row of padding.
-      seq_len: S.
-      document_mask: as in `pack_rows`.
-    """
-    masks = {i: source == i for i in np.unique(source).tolist()}
-    packed = {
-        i: pack_rows(shards[i].tokens, shards[i].offsets, row[mask], seq_len, document_mask)
-        for i, mask in masks.items()
-    }
-    if len(packed) == 1:
-        return packed.popitem()[1]
-    arrays = {}
-    for name, example in next(iter(packed.values())).items():
-        arrays[name] = np.zeros((len(row), seq_len), example.dtype)
-        for i, mask in masks.items():
-            arrays[name][mask] = packed[i][name]
-    return arrays
-
-
 @dataclass(frozen=True)
 class TrainStream:
     """The training data of a run: global batch t holds rows t*B to t*B + B of the order.
 
     Attributes:
-      specs: the sources, as configured.
-      shards: their tokens.
-      order: the order of their rows.
+      sources: their rows.
+      order: the order of those.
       seed: the seed it was made with.
       rows: the part of every global batch that this process needs.
       global_batch_size: B.
-      seq_len: S.
-      document_mask: as in `pack_rows`.
+      seq_len: S, how many tokens a row counts as.
       prefetch: number of batches to read ahead.
     """
 
-    specs: tuple[str, ...]
-    shards: tuple[Shard, ...]
+    sources: tuple[Rows, ...]
     order: Order
     seed: int
     rows: slice
     global_batch_size: int
     seq_len: int
-    document_mask: bool
     prefetch: int
 
     def batch(self, step: int) -> Batch:
@@ -89,7 +57,7 @@ class TrainStream:
         first = step * self.global_batch_size
         ids = np.array([self.order.id_at(first + i) for i in range(self.rows.start, self.rows.stop)], np.int64)
         source, _, row = self.order.locate(ids)
-        return Batch(step, ids, gather(self.shards, source, row, self.seq_len, self.document_mask))
+        return Batch(step, ids, gather(self.sources, source, row, ids))
 
     @contextmanager
     def batches(self, start_step: int) -> Iterator[Iterator[Batch]]:
@@ -119,13 +87,13 @@ class TrainStream:
         counts = drawn(step * self.global_batch_size, self.order.shares)
         sources = [
             {
-                "source": spec,
-                "sha256": shard.digest,
+                "source": source.spec,
+                "sha256": source.digest,
                 "epoch": count // rows,
                 "rows": count,
                 "tokens": count * self.seq_len,
             }
-            for spec, shard, count, rows in zip(self.specs, self.shards, counts, self.order.rows, strict=True)
+            for source, count, rows in zip(self.sources, counts, self.order.rows, strict=True)
         ]
         return {"next_step": step, **self._identity(), "sources": sources}
 
@@ -141,13 +109,14 @@ class TrainStream:
             if state.get(name) != value
         ]
         saved = state.get("sources", [])
-        if len(saved) != len(self.shards):
-            differences.append(f"there were {len(saved)} sources and are {len(self.shards)}")
-        for spec, shard, old in zip(self.specs, self.shards, saved, strict=False):
-            if old["sha256"] != shard.digest:
+        if len(saved) != len(self.sources):
+            differences.append(f"there were {len(saved)} sources and are {len(self.sources)}")
+        for source, old in zip(self.sources, saved, strict=False):
+            if old["sha256"] != source.digest:
                 differences.append(
-                    f"the tokens of {spec!r} (was {old['source']!r}) have changed: sha256 was {old['sha256'][:12]} and "
-                    f"is {shard.digest[:12]} (the text, its split or the tokenizer is another)"
+                    f"the tokens of {source.spec!r} (was {old['source']!r}) have changed: sha256 was "
+                    f"{old['sha256'][:12]} and is {source.digest[:12]} (the text, its split or the "
+                    "tokenizer is another)"
                 )
         if differences:
             raise DataError(
@@ -158,7 +127,6 @@ class TrainStream:
         return {
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
-            "seq_len": self.seq_len,
-            "document_mask": self.document_mask,
+            **self.sources[0].identity,
             "shares": list(self.order.shares),
         }

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config
+from bigjax.data import cutting
 from bigjax.data.bpe import build_tokenizer
 from bigjax.data.cache import cache_folder
 from bigjax.data.errors import DataError
 from bigjax.data.evalset import EvalSet
 from bigjax.data.order import build_order
-from bigjax.data.packing import num_rows
-from bigjax.data.shards import Shard, tokenize
+from bigjax.data.rows import PackedText, Rows
 from bigjax.data.sources import Split, SplitSource, open_source, split_sources
 from bigjax.data.stream import TrainStream
 from bigjax.data.tokenizers import Tokenizer
@@ -44,22 +44,14 @@ class TextData:
                 raise DataError("nothing is held out: set data.holdout above 0, or data.eval_sources")
             return self.eval
         train = self.train
-        return EvalSet(
-            train.specs,
-            train.shards,
-            train.rows,
-            train.global_batch_size,
-            train.seq_len,
-            train.document_mask,
-            self.tokenizer.token_bytes,
-        )
+        return _eval_set(train.sources, train.rows, train.global_batch_size, self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
         """Return what the data consists of, as JSON-able values: sizes by split and source, and the cache folder."""
         train, held_out = self.train, self.eval
         return {
-            "train": _describe(train.specs, train.shards, train.seq_len),
-            "eval": _describe(held_out.specs, held_out.shards, held_out.seq_len) if held_out else [],
+            "train": [_describe(source) for source in train.sources],
+            "eval": [_describe(source) for source in held_out.sources] if held_out else [],
             "rows_per_epoch": sum(train.order.rows),
             "steps_per_epoch": sum(train.order.rows) / train.global_batch_size,
             "vocab_size": self.tokenizer.vocab_size,
@@ -87,36 +79,25 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     root = cache_folder(data.cache_dir)
     train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
     tokenizer = tokenizer or build_tokenizer(data.tokenizer, train_sides, root)
-    if tokenizer.vocab_size > cfg.model.vocab_size:
-        raise DataError(
-            f"data.tokenizer={data.tokenizer!r} has {tokenizer.vocab_size} ids, more than "
-            f"model.vocab_size={cfg.model.vocab_size}: raise model.vocab_size to at least {tokenizer.vocab_size}"
-        )
-    train_shards = _shards(train_sides, tokenizer, root)
-    eval_shards = _shards(eval_sides, tokenizer, root)
-    counts = [num_rows(len(shard.tokens), data.seq_len) for shard in train_shards]
+    cut = cutting.cutter(cfg, tokenizer, root, train_sides)
+    train_rows, eval_rows = tuple(map(cut, train_sides)), tuple(map(cut, eval_sides))
+    counts = [len(source) for source in train_rows]
     if sum(counts) < batch_size:
         raise DataError(
-            f"the training documents are shorter than one batch: {sum(len(shard.tokens) for shard in train_shards):,} "
+            f"the training documents are shorter than one batch: {sum(s.sizes['tokens'] for s in train_rows):,} "
             f"tokens make {sum(counts)} rows of data.seq_len={data.seq_len}, fewer than "
             f"train.global_batch_size={batch_size}; give more text or lower one of them"
         )
     train = TrainStream(
-        specs=data.sources,
-        shards=train_shards,
+        sources=train_rows,
         order=build_order(counts, data.weights, cfg.train.seed),
         seed=cfg.train.seed,
         rows=rows,
         global_batch_size=batch_size,
         seq_len=data.seq_len,
-        document_mask=data.document_mask,
         prefetch=data.prefetch,
     )
-    held_out = None
-    if eval_shards:
-        specs = tuple(side.source.spec for side in eval_sides)
-        shape = (batch_size, data.seq_len, data.document_mask)
-        held_out = EvalSet(specs, eval_shards, rows, *shape, tokenizer.token_bytes)
+    held_out = _eval_set(eval_rows, rows, batch_size, tokenizer) if eval_rows else None
     return TextData(train, held_out, tokenizer, root)
 
 
@@ -128,38 +109,16 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
     """
     data, root = cfg.data, cache_folder(cfg.data.cache_dir)
     sides = [SplitSource(open_source(spec, data.text_key), "eval", "all") for spec in sources]
-    shape = (cfg.train.global_batch_size, data.seq_len, data.document_mask)
-    return EvalSet(sources, _shards(sides, tokenizer, root), rows, *shape, tokenizer.token_bytes)
+    training, _ = split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
+    cut = cutting.cutter(cfg, tokenizer, root, training)
+    return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size, tokenizer)
 
 
-def _shards(sides: list[SplitSource], tokenizer: Tokenizer, root: Path) -> tuple[Shard, ...]:
-    """Tokenise sides of sources.
-
-    Raises:
-      DataError: a side has fewer than two tokens, which make no row.
-    """
-    shards = []
-    for side in sides:
-        shard = tokenize(side, tokenizer, root)
-        if len(shard.tokens) < 2:
-            raise DataError(
-                f"{side.source.spec!r} has {shard.num_documents} documents with {len(shard.tokens)} tokens for "
-                f"{'training' if side.split == 'train' else 'evaluation'} (rule {side.rule}). Whole documents are held "
-                "out: set data.eval_sources to other documents, or change data.holdout (0 holds nothing out)"
-            )
-        shards.append(shard)
-    return tuple(shards)
+def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int, tokenizer: Tokenizer) -> EvalSet:
+    """Return the evaluation set of some sources; only where all of a text is predicted do its bytes count."""
+    whole_text = all(isinstance(source, PackedText) for source in sources)
+    return EvalSet(sources, rows, batch_size, tokenizer.token_bytes if whole_text else None)
 
 
-def _describe(specs: tuple[str, ...], shards: tuple[Shard, ...], seq_len: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "source": spec,
-            "documents": shard.num_documents,
-            "tokens": len(shard.tokens),
-            "bytes": shard.num_bytes,
-            "rows": num_rows(len(shard.tokens), seq_len),
-            "sha256": shard.digest,
-        }
-        for spec, shard in zip(specs, shards, strict=True)
-    ]
+def _describe(source: Rows) -> dict[str, Any]:
+    return {"source": source.spec, **source.sizes, "rows": len(source), "sha256": source.digest}

@@ -2,6 +2,7 @@
 
 `token_bytes` turns a loss in nats per token into bits per byte, which can be compared between tokenizers. It is exact
 for `bytes` and byte-level BPE; for SentencePiece vocabularies it counts the space that many of them put before a text.
+WordPiece has none.
 Text is always taken literally: a special token spelled out in a document is encoded like any other characters.
 """
 
@@ -29,13 +30,16 @@ class Tokenizer(Protocol):
     Attributes:
       vocab_size: one more than the largest id.
       eos_id: the id that ends a document, if there is one.
-      token_bytes: (vocab_size,) int32, UTF-8 bytes each id stands for, 0 for special ones.
+      token_bytes: (vocab_size,) int32, UTF-8 bytes each id stands for, 0 for special ones; None where that cannot be
+        said, as for WordPiece, which drops spaces.
+      word_starts: (vocab_size,) bool, whether a word starts with the id.
       digest: sha256 of the definition.
     """
 
     vocab_size: int
     eos_id: int | None
-    token_bytes: np.ndarray
+    token_bytes: np.ndarray | None
+    word_starts: np.ndarray
     digest: str
 
     def encode(self, text: str) -> np.ndarray:
@@ -44,6 +48,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode several texts."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a special token by its spelling, None if there is none."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -63,13 +71,17 @@ class ByteTokenizer:
     digest = "bytes"
 
     def __init__(self):
-        self.token_bytes = np.ones(256, np.int32)
+        self.token_bytes: np.ndarray | None = np.ones(256, np.int32)
+        self.word_starts = np.array([not chr(byte).isalnum() if byte < 128 else False for byte in range(256)])
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def token_id(self, token: str) -> int | None:
+        del token
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         # A model may have spare ids above 255; 0xff never occurs in UTF-8.
@@ -80,10 +92,10 @@ class ByteTokenizer:
 
 
 class JsonTokenizer:
-    """A tokenizer of the `tokenizers` library: byte-level BPE, or SentencePiece-style BPE or Unigram.
+    """A tokenizer of the `tokenizers` library: byte-level BPE, SentencePiece-style BPE or Unigram, or WordPiece.
 
     Raises:
-      DataError: the kind of vocabulary does not tell how many bytes a token stands for, or `eos_token` is not in it.
+      DataError: the kind of vocabulary is another, or `eos_token` is not in it.
     """
 
     def __init__(self, definition: str, eos_token: str | None, place: str):
@@ -110,14 +122,8 @@ class JsonTokenizer:
         self._definition = definition
         self.eos_id = None if eos_token is None else vocabulary[eos_token]
         self.vocab_size = max(vocabulary.values()) + 1
-        self.token_bytes = np.zeros(self.vocab_size, np.int32)
-        added = self._backend.get_added_tokens_decoder()
-        length = _token_length(json.loads(definition), place)
-        for token, id_ in vocabulary.items():
-            if id_ not in added:
-                self.token_bytes[id_] = length(token)
-            elif not added[id_].special:
-                self.token_bytes[id_] = len(token.encode())
+        self._vocabulary = vocabulary
+        self._set_tables(json.loads(definition), place)
         self.digest = hashlib.sha256(json.dumps([definition, eos_token]).encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
@@ -129,6 +135,26 @@ class JsonTokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._vocabulary.get(token)
+
+    def _set_tables(self, definition: dict[str, Any], place: str) -> None:
+        """Derive what each id stands for from its spelling."""
+        added = self._backend.get_added_tokens_decoder()
+        word_piece = (definition.get("model") or {}).get("type") == "WordPiece"
+        length = (lambda token: 0) if word_piece else _token_length(definition, place)
+        token_bytes = np.zeros(self.vocab_size, np.int32)
+        self.word_starts = np.zeros(self.vocab_size, bool)
+        for token, id_ in self._vocabulary.items():
+            # Byte-level vocabularies spell a space and a line end as letters.
+            inner = token.startswith("##") if word_piece else token[:1].isalnum() and token[0] not in "ĠĊ"
+            self.word_starts[id_] = not inner
+            if id_ not in added:
+                token_bytes[id_] = length(token)
+            elif not added[id_].special:
+                token_bytes[id_] = len(token.encode())
+        self.token_bytes = None if word_piece else token_bytes
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(self._definition, encoding="utf-8")
@@ -152,7 +178,7 @@ def _token_length(definition: dict[str, Any], place: str) -> Callable[[str], int
 
         return length
     raise DataError(
-        f"{place}: only byte-level and SentencePiece-style vocabularies tell how many bytes a token stands for; "
+        f"{place}: a vocabulary is byte-level, SentencePiece-style or WordPiece; "
         f"this one has the decoder {(definition.get('decoder') or {}).get('type')!r}"
     )
 

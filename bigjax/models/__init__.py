@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any
 
 from bigjax.config import ModelConfig
-from bigjax.models import decoder
+from bigjax.models import decoder, encoder
 
-FAMILIES: dict[str, ModuleType] = {"decoder": decoder}
+FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder}
 
 
 @dataclass(frozen=True)

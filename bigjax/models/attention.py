@@ -123,13 +123,14 @@ class Backend:
     window: bool = True
     softcap: bool = True
     dropout: bool = True
+    bidirectional: bool = True
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference),
-    "blocked": Backend(blocked, dropout=False),
+    "blocked": Backend(blocked, dropout=False, bidirectional=False),
     "xla": Backend(kernels.xla, softcap=False, dropout=False),
     "cudnn": Backend(kernels.cudnn, softcap=False, dropout=False, platforms=("gpu",), dtypes=("bfloat16",)),
     "splash": Backend(kernels.splash, dropout=False, platforms=("cpu", "tpu")),
@@ -137,7 +138,14 @@ BACKENDS: dict[str, Backend] = {
 
 
 def select(
-    name: str, *, segments: bool, window: int | None, softcap: float | None, dropout: float, dtype: str
+    name: str,
+    *,
+    segments: bool,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+    dtype: str,
+    causal: bool = True,
 ) -> Callable[..., jax.Array]:
     """Return the attention function `name` after checking that it honours all that is asked.
 
@@ -148,9 +156,14 @@ def select(
     platform = kernels.target_platform()
     asked: list[tuple[bool, str, Callable[[Backend], bool]]] = [
         (segments, "data.document_mask=True", lambda b: b.segments),
-        (window is not None, f"model.sliding_window={window}", lambda b: b.window),
+        (
+            window is not None,
+            f"a sliding window of {window} tokens",
+            lambda b: b.window,
+        ),
         (softcap is not None, f"model.attn_softcap={softcap}", lambda b: b.softcap),
         (dropout > 0, f"model.dropout={dropout}", lambda b: b.dropout),
+        (not causal, "attention in both directions", lambda b: b.bidirectional),
         (True, f"model.dtype='{dtype}'", lambda b: dtype in b.dtypes),
         (platform is not None, f"the platform '{platform}'", lambda b: platform in b.platforms),
     ]

@@ -33,7 +33,7 @@ def target_platform() -> str | None:
 def xla(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, layout=UNSHARDED):
     """`jax.nn.dot_product_attention` as plain XLA operations."""
     del softcap, dropout
-    return _on_shards(partial(_dot_product, "xla", mask.window), q_BSHK, k_BTGK, v_BTGK, mask, layout)
+    return _on_shards(partial(_dot_product, "xla", mask.window, mask.causal), q_BSHK, k_BTGK, v_BTGK, mask, layout)
 
 
 def cudnn(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, layout=UNSHARDED):
@@ -61,7 +61,9 @@ def cudnn(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, lay
             f"model.attention='cudnn' with data.document_mask=True needs an even data.seq_len, not {seq_len}"
         )
     try:
-        return _on_shards(partial(_dot_product, "cudnn", mask.window), q_BSHK, k_BTGK, v_BTGK, mask, layout)
+        return _on_shards(
+            partial(_dot_product, "cudnn", mask.window, mask.causal), q_BSHK, k_BTGK, v_BTGK, mask, layout
+        )
     except RuntimeError as error:
         if "cuDNN" not in str(error):
             raise
@@ -87,7 +89,7 @@ def splash(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, la
         # Imported here: Pallas' TPU modules take as long to import as the rest of the model code together.
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
 
-        attend = _splash_kernel(seq_len, q.shape[2], mask.window, block, softcap, interpret)
+        attend = _splash_kernel(seq_len, q.shape[2], mask, block, softcap, interpret)
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
         documents = () if segments is None else (splash_kernel.SegmentIds(segments, segments),)
         out: Any = jax.vmap(attend)(q, k, v, *documents)
@@ -96,12 +98,15 @@ def splash(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, la
     return _on_shards(kernel, q_BSHK, k_BTGK, v_BTGK, mask, layout)
 
 
-def _splash_kernel(seq_len: int, num_heads: int, window: int | None, block: int, softcap, interpret: bool):
+def _splash_kernel(seq_len: int, num_heads: int, mask: Mask, block: int, softcap, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (seq_len, seq_len)
-    one = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+    if mask.window is not None:
+        one = masks.LocalMask(shape, (mask.window - 1, 0), 0)
+    else:
+        one = masks.CausalMask(shape) if mask.causal else masks.FullMask(shape)
     sizes = kernel.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -120,15 +125,15 @@ def _splash_kernel(seq_len: int, num_heads: int, window: int | None, block: int,
     )
 
 
-def _dot_product(implementation, window: int | None, q, k, v, segments):
+def _dot_product(implementation, window: int | None, causal: bool, q, k, v, segments):
     # With documents the window is part of the array that tells them apart: cuDNN need not combine it with a bias.
-    allowed = None if segments is None else Mask(segments, window).dense(q.shape[1])
+    allowed = None if segments is None else Mask(segments, window, causal).dense(q.shape[1])
     return jax.nn.dot_product_attention(
         q,
         k,
         v,
         mask=allowed,
-        is_causal=True,
+        is_causal=causal,
         local_window_size=None if window is None or segments is not None else (window - 1, 0),
         implementation=implementation,
     )

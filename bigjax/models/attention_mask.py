@@ -20,18 +20,20 @@ class Mask:
     """Which keys a query may see: those at or before it, in its document, and not `window` or more back.
 
     Attributes:
+      causal: False lets a query see what comes after it too.
       segments_BS: document number of each position, 0 for padding; None means one document a row.
       window: number of most recent positions a query sees, itself included; None means all.
     """
 
     segments_BS: jax.Array | None = None
     window: int | None = None
+    causal: bool = True
 
     def dense(self, num_queries: int, first_query: int = 0, num_keys: int | None = None) -> jax.Array:
         """Return the mask as bools, `(1 or B, 1, S, T)`, for a block of queries."""
         query_S1 = first_query + jnp.arange(num_queries)[:, None]
         key_T = jnp.arange(num_keys or num_queries)
-        allowed = key_T <= query_S1
+        allowed = key_T <= query_S1 if self.causal else jnp.ones((num_queries, key_T.size), bool)
         if self.window is not None:
             allowed &= key_T > query_S1 - self.window
         if self.segments_BS is None:

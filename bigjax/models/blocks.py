@@ -4,7 +4,8 @@ Legend: B batch, S sequence, T key positions, D model, F mlp, H heads, G kv head
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, ones, zeros
 
 from bigjax.config import ModelConfig
-from bigjax.models import layers
+from bigjax.models import attention as attention_backends
+from bigjax.models import layers, moe
+from bigjax.models.attention_mask import ProbsDropout
 from bigjax.params import Initializer, ParamSpec
 from bigjax.sharding import Layout
 
 Attend = Callable[..., tuple[jax.Array, Any]]
 """`attend(q_BSHK, k_BTGK, v_BTGK)` returns the mixed values `(B, S, H, K)` and whatever its caller wants back."""
-
-
-def residual_init(cfg: ModelConfig) -> Initializer:
-    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
-    return normal(cfg.init_std / (2 * cfg.num_layers) ** 0.5)
 
 
 def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
@@ -36,7 +34,7 @@ def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
             (L, H, K, D),
             ("layers", "heads", "head_dim", "embed"),
             "matrix",
-            residual_init(cfg),
+            layers.residual_init(cfg),
             ("heads", "head_dim"),
         ),
     }
@@ -57,7 +55,7 @@ def mlp_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
     L, D, F = num_layers, cfg.d_model, cfg.d_ff
     declared = {
         "up": _weight(cfg, (L, D, F), ("embed", "mlp")),
-        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "matrix", residual_init(cfg), ("mlp",)),
+        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "matrix", layers.residual_init(cfg), ("mlp",)),
     }
     if cfg.activation in layers.GATED:
         declared["gate"] = _weight(cfg, (L, D, F), ("embed", "mlp"))
@@ -83,6 +81,23 @@ def residual_norm_specs(cfg: ModelConfig, name: str, num_layers: int) -> dict[st
     if cfg.norm_placement == "sandwich":
         declared[f"{name}_post_norm"] = norm_specs(cfg, num_layers)
     return declared
+
+
+def transformer_specs(cfg: ModelConfig, num_layers: int) -> dict[str, Any]:
+    """Declare `num_layers` stacked blocks of self-attention and MLP or experts, as `transformer_block` reads them."""
+    sparse = num_layers // cfg.moe.every if cfg.moe.num_experts else 0
+    return {
+        **residual_norm_specs(cfg, "attn", num_layers),
+        "attn": attention_specs(cfg, num_layers),
+        **residual_norm_specs(cfg, "mlp", num_layers),
+        **({"mlp": mlp_specs(cfg, num_layers - sparse)} if sparse < num_layers else {}),
+        **({"moe": moe.specs(cfg, sparse)} if sparse else {}),
+    }
+
+
+def gathered(layer: dict, declared: dict, cfg: ModelConfig, layout: Layout) -> dict:
+    """Return one layer of the stack that `declared` describes as `transformer_block` reads it."""
+    return layout.gather(layer, {name: declared[name] for name in layer}, cfg.dtype)
 
 
 def _weight(cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
@@ -156,3 +171,94 @@ def mlp(h_BSD: jax.Array, p: dict, cfg: ModelConfig, layout: Layout) -> jax.Arra
     hidden = layers.activation(cfg.activation, hidden, gate)
     y = jnp.einsum("BSF,FD->BSD", hidden, p["down"], out_sharding=layout.act("batch", "residual_seq", "embed"))
     return checkpoint_name(y + p["down_bias"] if "down_bias" in p else y, "mlp_out")
+
+
+class Drops(NamedTuple):
+    """The dropout of one layer: of its attention's probabilities, None for none, and of the output of each half."""
+
+    probs: ProbsDropout | None
+    outputs: list[Callable[[jax.Array], jax.Array]]
+
+
+def drops(rate: float, key: jax.Array | None, index: Any, rows_B: jax.Array | None) -> Drops:
+    """Return the dropout of layer `index`; without a rate or a key nothing is dropped."""
+    if not rate or key is None or rows_B is None:
+        return Drops(None, [lambda y: y] * 2)
+    keys = jax.random.split(jax.random.fold_in(key, index), 3)
+    outputs = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]
+    return Drops(ProbsDropout(rate, keys[0], rows_B), outputs)
+
+
+def rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig) -> tuple[jax.Array, jax.Array] | None:
+    """Return the tables that rotate queries and keys, None where positions are not rotary."""
+    if cfg.positions != "rotary":
+        return None
+    positions = jnp.arange(seq_len)[None] if positions_BS is None else positions_BS
+    return layers.rope_tables(positions, cfg.rope, cfg.head_dim)
+
+
+def attend_of(cfg: ModelConfig, *, segments: bool, dropout: float, causal: bool = True) -> Callable[..., jax.Array]:
+    """Return the attention function of a model after checking that it honours all its layers ask for.
+
+    Raises:
+      AttentionError: as `attention.select`.
+    """
+    return attention_backends.select(
+        cfg.attention,
+        segments=segments,
+        window=next((window for window in cfg.windows if window is not None), None),
+        softcap=cfg.attn_softcap,
+        dropout=dropout,
+        dtype=cfg.dtype,
+        causal=causal,
+    )
+
+
+def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Return the embeddings of tokens, and of learned positions, `(B, S, D)`; None counts positions along the row.
+
+    `tables` are gathered and in the compute dtype.
+    """
+    where = layout.act("batch", "residual_seq", "embed")
+    x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=where)
+    if cfg.scale_embeddings:  # rounded to the compute dtype, as in Gemma's released code
+        x_BSD = x_BSD * jnp.asarray(cfg.d_model**0.5, x_BSD.dtype)
+    if cfg.positions != "learned":
+        return x_BSD
+    if positions_BS is None:
+        return x_BSD + layout.place(tables["positions"][: tokens_BS.shape[1]], "residual_seq", "embed")
+    return x_BSD + tables["positions"].at[positions_BS].get(out_sharding=where)
+
+
+def final_norm(params: Any, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Normalise the residual stream after the last block, unless every block ends with a norm."""
+    if cfg.norm_placement == "post":
+        return x_BSD
+    return norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
+
+
+def route_of(key: jax.Array | None, index: Any, rows_B: jax.Array | None, segments_BS: jax.Array | None) -> Callable:
+    """Return `moe.apply` of layer `index`, whose router draws what it needs from `key`, if there is one."""
+    # Beside the three keys of `drops`.
+    own = None if key is None else jax.random.fold_in(jax.random.fold_in(key, index), 3)
+    return partial(moe.apply, key=own, rows_B=rows_B, segments_BS=segments_BS)
+
+
+def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend, outputs, route: Callable):
+    """Take one block of `transformer_specs`; also return what `attend` keeps and what the block says of itself.
+
+    `p` is as `gathered` returns it; `outputs` is the dropout of each half's output; `route` is that of `route_of`, for
+    a sparse block.
+    """
+
+    def self_attention(h):
+        return attention(h, h, p["attn"], cfg, layout, rope, attend)
+
+    def feed_forward(h):
+        if "moe" in p:
+            return route(h, p["moe"], cfg, layout)
+        return mlp(h, p["mlp"], cfg, layout), {}
+
+    x_BSD, kept = residual(x_BSD, "attn", p, cfg, layout, self_attention, outputs[0])
+    x_BSD, said = residual(x_BSD, "mlp", p, cfg, layout, feed_forward, outputs[1])
+    return x_BSD, (kept, said)

@@ -10,14 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn.initializers import normal
 
-from bigjax.config import RopeConfig
+from bigjax.config import ModelConfig, RopeConfig
+from bigjax.params import Initializer
 
 Aux = dict[str, jax.Array]
 """What a model says of a batch besides its hidden states: name -> `(B, N, ...)`, a mean for each of N equal pieces of a
 row, of a number or of an array of numbers.
 
 `loss` is added to what training minimises, other names are metrics."""
+
+
+def residual_init(cfg: ModelConfig) -> Initializer:
+    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
+    return normal(cfg.init_std / (2 * cfg.num_layers) ** 0.5)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:

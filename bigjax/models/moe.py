@@ -13,7 +13,7 @@ from jax.nn.initializers import normal
 from jax.sharding import PartitionSpec as P
 
 from bigjax.config import ModelConfig
-from bigjax.models import blocks, layers, moe_exchange, moe_routing
+from bigjax.models import layers, moe_exchange, moe_routing
 from bigjax.params import ParamSpec
 from bigjax.sharding import Layout
 
@@ -25,9 +25,7 @@ def specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
         (L, D, E), ("layers", "embed", "gates"), "matrix", normal(cfg.init_std), ("embed",), float32=True
     )
     up = ParamSpec((L, E, D, F), ("layers", "experts", "embed", "mlp"), "matrix", normal(cfg.init_std), ("embed",))
-    down = ParamSpec(
-        (L, E, F, D), ("layers", "experts", "mlp", "embed"), "matrix", blocks.residual_init(cfg), ("mlp",)
-    )
+    down = ParamSpec((L, E, F, D), ("layers", "experts", "mlp", "embed"), "matrix", layers.residual_init(cfg), ("mlp",))
     declared = {"router": router, "up": up, "down": down}
     return {**declared, "gate": up} if cfg.activation in layers.GATED else declared
 
@@ -98,9 +96,12 @@ def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, ml
     jitter_BSD, uniform_BS = _draws(inputs, cfg)
     read_BSD = h_BSD.astype(jnp.float32)
     logits_BSE = jnp.einsum("BSD,DE->BSE", read_BSD if jitter_BSD is None else read_BSD * jitter_BSD, p["router"])
-    groups = [x if x is None else x.reshape(B * S // G, G, *x.shape[2:]) for x in (logits_BSE, real_BS, uniform_BS)]
-    one_group = partial(moe_routing.route, cfg=cfg.moe, capacity=capacity)
-    routing = jax.vmap(one_group, in_axes=(0, 0, None if uniform_BS is None else 0))(*groups)
+    groups = [x.reshape(-1, G, *x.shape[2:]) for x in (logits_BSE, real_BS, uniform_BS) if x is not None]
+
+    def route(logits_GE, real_G, uniform_G=None):
+        return moe_routing.route(logits_GE, real_G, uniform_G, cfg.moe, capacity)
+
+    routing = jax.vmap(route)(*groups)
 
     def experts(x, multiply):
         hidden = checkpoint_name(multiply(x, p["up"]), "mlp_hidden")

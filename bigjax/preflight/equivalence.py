@@ -22,9 +22,10 @@ import optax
 
 from bigjax import params
 from bigjax.config import Config, MeshConfig, replace
+from bigjax.data.random_batch import random_batch
 from bigjax.errors import UserError
 from bigjax.preflight import error_bounds
-from bigjax.preflight.observation import MeshFailure, Observation, Stage, distance, packed_batch, whole
+from bigjax.preflight.observation import MeshFailure, Observation, Stage, distance, whole
 from bigjax.preflight.shrink import shrink
 
 AXES = ("data", "fsdp", "expert", "tensor")
@@ -146,7 +147,7 @@ def reference(cfg: Config) -> Reference:
     mesh = MeshConfig(data=1, allow_replicated=cfg.mesh.allow_replicated)
     stage = Stage(cfg, mesh, devices(mesh))
     specs = params.names(stage.model.specs)
-    batch = packed_batch(cfg)
+    batch = random_batch(cfg)
     try:
         initial = {name: whole(pieces, specs[name].shape) for name, pieces in stage.initial().items()}
         values = perturbed(initial, cfg.model.d_model**-0.5)

@@ -33,30 +33,6 @@ class MeshFailure(Exception):
         self.stage = stage
 
 
-def packed_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return random rows of several documents each, with padding at the end and tokens of weight 0 in between.
-
-    As in training, documents are told apart only where `data.document_mask` is set. Arrays are
-    `(train.global_batch_size, data.seq_len)`.
-    """
-    rng = np.random.default_rng(seed)
-    rows, length = cfg.train.global_batch_size, cfg.data.seq_len
-    tokens = rng.integers(0, cfg.model.vocab_size, (rows, length + 1), dtype=np.int32)
-    starts = (rng.random((rows, length)) < 4 / length) | (np.arange(length) == 0)
-    ends = rng.integers(3 * length // 4, length + 1, rows)
-    padding = np.arange(length) >= ends[:, None]
-    first = np.maximum.accumulate(np.where(starts, np.arange(length), 0), axis=1)
-    batch = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "weights": np.where(padding, 0, rng.random((rows, length)) < 0.9).astype(np.float32),
-    }
-    if cfg.data.document_mask:
-        batch["segments"] = np.where(padding, 0, np.cumsum(starts, axis=1)).astype(np.int32)
-        batch["positions"] = (np.arange(length) - first).astype(np.int32)
-    return batch
-
-
 class Recorded(NamedTuple):
     """Optimizer state that also keeps the gradients it was given, and what Adam with eps makes of them."""
 

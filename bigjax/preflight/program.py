@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bigjax import models, optim, sharding, step
-from bigjax.config import Config
+from bigjax.config import Config, replace
+from bigjax.data.random_batch import random_batch
 from bigjax.models import Model
 from bigjax.sharding import Layout
 from bigjax.step import TrainState
@@ -42,9 +42,9 @@ def build(cfg: Config, mesh: Any) -> Program:
     layout = sharding.fit(cfg, mesh, model.specs)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     state = step.abstract_state(cfg, model, tx, layout, mesh)
-    shape = (cfg.train.global_batch_size, cfg.data.seq_len)
-    where = sharding.batch_sharding(mesh, 2)
-    integers = ("tokens", "targets", *(("segments", "positions") if cfg.data.document_mask else ()))
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in integers}
-    batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+    one_row = random_batch(replace(cfg, train={"global_batch_size": 1, "microbatches": 1}))
+    batch = {}
+    for name, x in one_row.items():
+        shape = (cfg.train.global_batch_size, *x.shape[1:])
+        batch[name] = jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding.batch_sharding(mesh, x.ndim))
     return Program(cfg, mesh, model, layout, state, batch)

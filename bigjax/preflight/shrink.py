@@ -25,10 +25,11 @@ def shrink(cfg: Config) -> Config:
 
     - Kept as they are: every option (family, positions, norm, activation, biases, kernel, remat, dtype, dropout,
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
-    - At most 2 layers, or one period of `layer_windows` and of sparse layers. If there are more than 8 experts,
-      8, of which a token sees at most 4; their widths keep their ratio to `d_model`, up to 4. At most 4 groups a row. At
-      most 2 kv heads, or 3 if their number is odd, so that what
-      `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
+    - At most 2 layers, or one period of windows and sparse layers. At most 2 kv heads, or 3 if their number is odd, so
+      that what `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the
+      ratio is odd).
+    - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to 4.
+      At most 4 groups a row.
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in

@@ -29,8 +29,9 @@ def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int) -> float:
     """Return the FLOPs of one token's forward and backward pass.
 
     Convention (Chowdhery et al. 2022, appendix B): 6 for every parameter that a matrix product uses, the output matrix
-    included and look-ups left out, of the experts those that the token is sent to, dropped or not, plus `12 * heads * head_dim` for every key of every layer; causality is not
-    deducted, a sliding window is. Recomputation is not counted.
+    included and look-ups left out, plus `12 * heads * head_dim` for every key of every layer; causality is not
+    deducted, a sliding window is. Recomputation is not counted. Of the experts those count that the router chooses for
+    a token.
     """
     matmul_params = count(specs, ("embedding", "norm", "bias"), experts=cfg.moe.experts_per_token)
     if cfg.tie_embeddings:

@@ -1,0 +1,92 @@
+"""From one side of a source to the rows that an objective trains on."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bigjax.config import Config
+from bigjax.data.errors import DataError
+from bigjax.data.labelled import LabelledText, read_labels
+from bigjax.data.masking import MaskedText
+from bigjax.data.rows import PackedText, Rows
+from bigjax.data.shards import Shard, tokenize
+from bigjax.data.sources import SplitSource
+from bigjax.data.special_tokens import special_ids
+from bigjax.data.tokenizers import Tokenizer
+
+Cut = Callable[[SplitSource], Rows]
+
+
+def cutter(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    """Return the function that opens one side of a source for `train.objective`.
+
+    Args:
+      root: cache folder. training: the sides that are trained on, from which classes are taken where none are named.
+
+    Raises:
+      DataError: the tokenizer has more ids than the model; what the returned function raises: the side has too few
+        tokens for a row, or its labels make no sense.
+    """
+    return _CUTTERS[cfg.train.objective](cfg, tokenizer, root, training)
+
+
+def _packed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    _check_vocabulary(cfg, tokenizer, tokenizer.vocab_size)
+    seq_len, document_mask = cfg.data.seq_len, cfg.data.document_mask
+    return lambda side: PackedText(side.source.spec, _shard(side, tokenizer, root), seq_len, document_mask)
+
+
+def _masked(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    special = special_ids(tokenizer, ("pad", "cls", "sep", "mask"))
+    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(special.values())))
+    return lambda side: MaskedText.build(cfg, side.source.spec, _shard(side, tokenizer, root), tokenizer, special)
+
+
+def _labelled(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    special = special_ids(tokenizer, ("pad", "cls", "sep"))
+    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(special.values())))
+    classes = cfg.data.classes or tuple(sorted({label for side in training for label in read_labels(cfg, side)}))
+    if len(classes) != cfg.model.num_classes:
+        raise DataError(
+            f"there are {len(classes)} classes ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}), "
+            f"but model.num_classes={cfg.model.num_classes}"
+        )
+
+    def cut(side: SplitSource) -> Rows:
+        return LabelledText.build(cfg, side, _shard(side, tokenizer, root), classes, special)
+
+    return cut
+
+
+_CUTTERS: dict[str, Callable[[Config, Tokenizer, Path, Sequence[SplitSource]], Cut]] = {
+    "causal_lm": _packed,
+    "masked_lm": _masked,
+    "classification": _labelled,
+}
+
+
+def _check_vocabulary(cfg: Config, tokenizer: Tokenizer, needed: int) -> None:
+    if needed > cfg.model.vocab_size:
+        more = needed - tokenizer.vocab_size
+        beside = f" and {cfg.train.objective} needs {more} more" if more else ""
+        raise DataError(
+            f"data.tokenizer={cfg.data.tokenizer!r} has {tokenizer.vocab_size} ids{beside}, more than "
+            f"model.vocab_size={cfg.model.vocab_size}: raise model.vocab_size to at least {needed}"
+        )
+
+
+def _shard(side: SplitSource, tokenizer: Tokenizer, root: Path) -> Shard:
+    """Tokenise one side of a source.
+
+    Raises:
+      DataError: it has fewer than two tokens, which make no row.
+    """
+    shard = tokenize(side, tokenizer, root)
+    if len(shard.tokens) < 2:
+        raise DataError(
+            f"{side.source.spec!r} has {shard.num_documents} documents with {len(shard.tokens)} tokens for "
+            f"{'training' if side.split == 'train' else 'evaluation'} (rule {side.rule}). Whole documents are held "
+            "out: set data.eval_sources to other documents, or change data.holdout (0 holds nothing out)"
+        )
+    return shard

@@ -1,0 +1,67 @@
+"""A batch of random content, shaped as in training: for checks and plans, which need no text."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bigjax.config import Config
+from bigjax.data.labelled import LabelledText
+from bigjax.data.masking import MaskedText
+from bigjax.data.shards import Shard
+from bigjax.data.windows import Windows
+
+SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "mask": 3}
+
+
+def random_batch(cfg: Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return a batch for `train.objective` of `train.global_batch_size` rows, with padding and several documents."""
+    return _MAKERS[cfg.train.objective](cfg, np.random.default_rng(seed))
+
+
+def _packed(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Rows of several documents each, with padding at the end and tokens of weight 0 in between.
+
+    As in training, documents are told apart only where `data.document_mask` is set.
+    """
+    rows, length = cfg.train.global_batch_size, cfg.data.seq_len
+    tokens = rng.integers(0, cfg.model.vocab_size, (rows, length + 1), dtype=np.int32)
+    starts = (rng.random((rows, length)) < 4 / length) | (np.arange(length) == 0)
+    ends = rng.integers(3 * length // 4, length + 1, rows)
+    padding = np.arange(length) >= ends[:, None]
+    first = np.maximum.accumulate(np.where(starts, np.arange(length), 0), axis=1)
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "weights": np.where(padding, 0, rng.random((rows, length)) < 0.9).astype(np.float32),
+    }
+    if cfg.data.document_mask:
+        batch["segments"] = np.where(padding, 0, np.cumsum(starts, axis=1)).astype(np.int32)
+        batch["positions"] = (np.arange(length) - first).astype(np.int32)
+    return batch
+
+
+def _masked(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shard, length, rate = _shard(cfg, rng), cfg.data.seq_len, cfg.data.mask_rate
+    ordinary = np.arange(cfg.model.vocab_size, dtype=np.int32)
+    rows = MaskedText("random", Windows(shard, length - 2), length, cfg.train.seed, rate, SPECIAL, ordinary, None)
+    numbers = np.arange(cfg.train.global_batch_size)
+    return rows.arrays(numbers, numbers)
+
+
+def _labelled(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shard, classes = _shard(cfg, rng), tuple(map(str, range(cfg.model.num_classes)))
+    labels = rng.integers(0, len(classes), shard.num_documents, dtype=np.int32)
+    rows = LabelledText("random", shard, cfg.data.seq_len, classes, labels, SPECIAL)
+    numbers = np.arange(cfg.train.global_batch_size)
+    return rows.arrays(numbers, numbers)
+
+
+def _shard(cfg: Config, rng: np.random.Generator) -> Shard:
+    """One document a row, of half to all of its length."""
+    full = cfg.data.seq_len - 2
+    lengths = rng.integers(max(full // 2, 1), full + 1, cfg.train.global_batch_size)
+    tokens = rng.integers(0, cfg.model.vocab_size, int(lengths.sum()), dtype=np.uint32)
+    return Shard(Path(), tokens, np.concatenate([[0], np.cumsum(lengths)]), tokens.size, "random")
+
+
+_MAKERS = {"causal_lm": _packed, "masked_lm": _masked, "classification": _labelled}

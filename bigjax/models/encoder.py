@@ -1,0 +1,161 @@
+"""An encoder that sees whole rows (Devlin et al. 2019, BERT), with heads for masked tokens and for classes.
+
+Legend: B batch, S sequence, M masked positions, D model, V vocab, C classes, L layers.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import normal, zeros
+
+from bigjax.config import ModelConfig
+from bigjax.models import attention, blocks, layers, moe, stacks
+from bigjax.params import ParamSpec
+from bigjax.sharding import UNSHARDED, Layout
+
+Params = Any
+
+
+def specs(cfg: ModelConfig) -> dict:
+    """Declare every parameter; those of the head, which another task replaces, stand below `head`."""
+    D, V, init = cfg.d_model, cfg.vocab_size, normal(cfg.init_std)
+    embed: dict[str, Any] = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", init)}
+    if cfg.positions == "learned":
+        embed["positions"] = ParamSpec((cfg.max_seq_len, D), ("positions", "embed"), "embedding", init)
+    if cfg.token_types:
+        embed["types"] = ParamSpec((cfg.token_types, D), ("positions", "embed"), "embedding", init)
+    if cfg.norm_placement == "post":
+        embed["norm"] = blocks.norm_specs(cfg)
+    declared = {"embed": embed, "blocks": blocks.transformer_specs(cfg, cfg.num_layers)}
+    if cfg.norm_placement != "post":
+        declared["final_norm"] = blocks.norm_specs(cfg)
+    return declared | {"head": _HEADS[cfg.head](cfg)}
+
+
+def _dense(cfg: ModelConfig, name: str) -> dict[str, ParamSpec]:
+    D = cfg.d_model
+    return {
+        name: ParamSpec((D, D), ("embed", "mlp"), "matrix", normal(cfg.init_std), ("embed",)),
+        f"{name}_bias": ParamSpec((D,), ("vector",), "bias", zeros),
+    }
+
+
+def _lm_head(cfg: ModelConfig) -> dict[str, Any]:
+    V, D = cfg.vocab_size, cfg.d_model
+    declared = {
+        **_dense(cfg, "dense"),
+        "norm": blocks.norm_specs(cfg),
+        "bias": ParamSpec((V,), ("vocab",), "bias", zeros),
+    }
+    if not cfg.tie_embeddings:
+        declared["tokens"] = ParamSpec((V, D), ("vocab", "embed"), "head", normal(cfg.init_std))
+    return declared
+
+
+def _classification_head(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        **_dense(cfg, "pooler"),
+        "classes": ParamSpec((cfg.num_classes, cfg.d_model), ("classes", "embed"), "head", normal(cfg.init_std)),
+        "classes_bias": ParamSpec((cfg.num_classes,), ("classes",), "bias", zeros),
+    }
+
+
+_HEADS = {"lm": _lm_head, "classification": _classification_head}
+
+
+def apply(
+    params: Params,
+    tokens_BS: jax.Array,
+    cfg: ModelConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    positions_BS: jax.Array | None = None,
+    segments_BS: jax.Array | None = None,
+    types_BS: jax.Array | None = None,
+    key: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
+) -> tuple[jax.Array, layers.Aux]:
+    """Return the final hidden states `(B, S, D)` in the compute dtype, and what sparse layers say of themselves.
+
+    Args:
+      segments_BS: document of each token, 0 for padding; a token sees its own document only, before and after it.
+      types_BS: which of the `token_types` each token has; None means the first.
+      Others as for the decoder.
+    """
+    rate = cfg.dropout if key is not None else 0.0
+    attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=False)
+    embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
+    x_BSD = layers.dropout(_embed(params, tokens_BS, positions_BS, types_BS, cfg, layout), rate, embed_key, rows_B)
+    rope = blocks.rope(positions_BS, tokens_BS.shape[1], cfg)
+    declared = specs(cfg)["blocks"]
+
+    def block(nth, x, layer, index):
+        drops = blocks.drops(rate, key, index, rows_B)
+        mask = attention.Mask(segments_BS, cfg.windows[nth], causal=False)
+
+        def self_attend(q, k, v):
+            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
+
+        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
+        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs, route)
+        return x, said
+
+    x_BSD, said = stacks.through(block, x_BSD, params["blocks"], cfg)
+    return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
+
+
+def _embed(params: Params, tokens_BS, positions_BS, types_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    x_BSD = blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
+    if cfg.token_types:
+        types = tables["types"]
+        where = layout.act("batch", "residual_seq", "embed")
+        x_BSD = x_BSD + (types[0] if types_BS is None else types.at[types_BS].get(out_sharding=where))
+    return blocks.norm(x_BSD, tables["norm"], cfg) if "norm" in tables else x_BSD
+
+
+def _head(params: Params, cfg: ModelConfig, layout: Layout) -> dict[str, Any]:
+    return layout.gather(params["head"], specs(cfg)["head"], cfg.dtype)
+
+
+def masked_logits(
+    params: Params, x_BSD: jax.Array, masked_BM: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED
+) -> jax.Array:
+    """Return logits `(B, M, V)` in float32 of the tokens at some positions of each row."""
+    p = _head(params, cfg, layout)
+    where = layout.act("batch", "seq", "embed")
+    x_BSD = layout.place(x_BSD, "batch", "seq", "embed")
+    # As a product with one-hot rows: a gather's gradient is a scatter, which no mesh axis may cross.
+    chosen_BMS = jax.nn.one_hot(masked_BM, x_BSD.shape[1], dtype=x_BSD.dtype)
+    h_BMD = jnp.einsum("BMS,BSD->BMD", chosen_BMS, x_BSD, out_sharding=where)
+    h_BMD = jnp.einsum("BMD,DE->BME", h_BMD, p["dense"], out_sharding=layout.act("batch", "seq", "mlp"))
+    h_BMD = layout.place(h_BMD, "batch", "seq", "embed") + p["dense_bias"]
+    h_BMD = blocks.norm(layers.activation(cfg.activation, h_BMD), p["norm"], cfg)
+    if cfg.tie_embeddings:
+        w_VD = layout.gather(params["embed"]["tokens"], specs(cfg)["embed"]["tokens"], cfg.dtype)
+    else:
+        w_VD = p["tokens"]
+    vocab = layout.act("batch", "seq", "vocab")
+    out = jnp.einsum("BMD,VD->BMV", h_BMD, w_VD, preferred_element_type=jnp.float32, out_sharding=vocab)
+    return layers.soft_cap(out + p["bias"].astype(jnp.float32), cfg.final_softcap)
+
+
+def class_logits(
+    params: Params,
+    x_BSD: jax.Array,
+    cfg: ModelConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
+) -> jax.Array:
+    """Return logits `(B, C)` in float32 from the first position of each row, through a tanh layer and dropout."""
+    p = _head(params, cfg, layout)
+    first_BD = layout.place(x_BSD, "batch", "seq", "embed")[:, 0]
+    pooled = jnp.einsum("BD,DE->BE", first_BD, p["pooler"], out_sharding=layout.act("batch", "mlp"))
+    pooled = jnp.tanh(layout.place(pooled, "batch", "embed") + p["pooler_bias"])
+    pooled = layers.dropout(pooled, cfg.dropout if key is not None else 0.0, key, rows_B)
+    where = layout.act("batch", "classes")
+    out = jnp.einsum("BD,CD->BC", pooled, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
+    return out + p["classes_bias"].astype(jnp.float32)

@@ -1,0 +1,59 @@
+"""BERT (Devlin et al. 2019) by the published shapes, pre-trained on masked tokens.
+
+    python -m experiments.train --config=configs/bert.py:minilm --config.data.tokenizer=hf:PATH
+
+`base`, `large` and `base-chinese` are the paper's; `minilm` is the 6-layer, 384-wide student of Wang et al. 2020.
+Batch, length, steps and learning rate of the first three are those of appendix A.2: 256 rows of 512 tokens, 1,000,000
+steps, Adam at 1e-4 with 10,000 steps of warmup and linear decay. The token types are there, all of the first kind.
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax import config, strict
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.strict import ConfigError
+
+SHAPES = {
+    "base": (30522, 12, 768, 12),
+    "large": (30522, 24, 1024, 16),
+    "base-chinese": (21128, 12, 768, 12),
+    "minilm": (30522, 6, 384, 12),
+}
+"""Vocabulary, layers, width, heads."""
+
+ARGUMENTS = tuple(SHAPES)
+
+
+def model(vocab_size: int, num_layers: int, d_model: int, num_heads: int) -> ModelConfig:
+    """Return a BERT of some shape."""
+    return ModelConfig(
+        family="encoder",
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        d_model=d_model,
+        num_heads=num_heads,
+        max_seq_len=512,
+        token_types=2,
+        norm_placement="post",
+        norm_eps=1e-12,
+        activation="gelu",
+        dropout=0.1,
+    )
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the config of a size."""
+    name = arg or "base"
+    if name not in SHAPES:
+        raise ConfigError(f"configs/bert.py has no {name!r}, only {', '.join(ARGUMENTS)}")
+    cfg = Config(
+        model=model(*SHAPES[name]),
+        data=DataConfig(tokenizer="bpe:16384", seq_len=512, document_mask=False),
+        train=TrainConfig(steps=1_000_000, global_batch_size=256, objective="masked_lm"),
+        optim=OptimConfig(
+            name="adamw", lr=1e-4, schedule="linear", warmup_steps=10_000, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
+        ),
+    )
+    if name == "large":
+        cfg = config.replace(cfg, model={"remat": "full"})
+    return strict.to_config_dict(cfg)
