@@ -28,8 +28,8 @@ def shrink(cfg: Config) -> Config:
     - At most 2 layers, or one period of windows and sparse layers. At most 2 kv heads, or 3 if their number is odd, so
       that what `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the
       ratio is odd).
-    - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to 4.
-      At most 4 groups a row.
+    - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to a
+      half. At most 4 groups a row.
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
@@ -111,12 +111,14 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
 
 def _moe(cfg: Config, d_model: int, seq_len: int) -> MoeConfig:
     model, moe = cfg.model, cfg.model.moe
+    if not moe.num_experts:
+        return moe
     return dataclasses.replace(
         moe,
         num_experts=min(moe.num_experts, DEVICES),
         top_k=min(moe.top_k, 4) if moe.num_experts > DEVICES else moe.top_k,
         group_size=seq_len // gcd(cfg.data.seq_len // moe.group_size, 4) if moe.group_size else 0,
-        d_ff=_multiple(round(d_model * min(moe.d_ff / model.d_model, 4))) if moe.d_ff else 0,
+        d_ff=_multiple(round(d_model * min((moe.d_ff or model.d_ff) / model.d_model, 0.5))),
     )
 
 
