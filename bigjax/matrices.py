@@ -32,7 +32,10 @@ def per_matrix(tx: optax.GradientTransformation, specs: Any) -> optax.GradientTr
     """
 
     def init(params):
-        return jax.tree.map(lambda spec, w: _each_layer(spec, tx.init)(_fold(spec, w)), specs, params, is_leaf=is_spec)
+        def one(spec: ParamSpec, w: Any):
+            return _beside(spec, w, _each_layer(spec, tx.init)(_fold(spec, w)))
+
+        return jax.tree.map(one, specs, params, is_leaf=is_spec)
 
     def update(updates, state, params=None):
         def one(spec: ParamSpec, u: Any, s: Any, w: Any):
@@ -43,6 +46,15 @@ def per_matrix(tx: optax.GradientTransformation, specs: Any) -> optax.GradientTr
         return tuple(jax.tree.map(lambda _, pair: pair[i], specs, both, is_leaf=is_spec) for i in (0, 1))  # noqa: B023
 
     return optax.GradientTransformation(init, update)
+
+
+def _beside(spec: ParamSpec, w: jax.Array, state: Any) -> Any:
+    """Split the state of each layer and expert as these are split; what is counted from 0 starts whole."""
+    sharding = jax.typeof(w).sharding
+    if sharding.mesh.empty:
+        return state
+    lead = sharding.spec[: spec.copies]
+    return jax.tree.map(lambda x: jax.reshard(x, jax.P(*lead, *jax.typeof(x).sharding.spec[spec.copies :])), state)
 
 
 def _each_layer(spec: ParamSpec, function: Any) -> Any:

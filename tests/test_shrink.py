@@ -9,7 +9,7 @@ from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig
 from bigjax.params import count
 from bigjax.preflight.shrink import shrink
 from tests.conftest import mesh_of
-from tests.on_meshes import MESHES, discovered
+from tests.on_meshes import MESHES, SPARSE_MESHES, discovered
 
 CONFIGS = discovered()
 
@@ -35,7 +35,7 @@ def test_every_config_keeps_its_options_and_fits_eight_devices(name):
         assert options(getattr(small, section), sizes) == options(getattr(cfg, section), sizes)
     assert count(models.build(small.model).specs) < 500_000
     assert shrink(small) == small
-    for axes in MESHES.values():
+    for axes in (MESHES | (SPARSE_MESHES if small.model.moe.num_experts else {})).values():
         mesh_cfg, mesh = mesh_of(**{"allow_replicated": small.mesh.allow_replicated, **axes})
         layout = sharding.layout(mesh_cfg, mesh, models.build(small.model).specs)
         sharding.check_batch(small.train.global_batch_size, small.train.microbatches, layout)
