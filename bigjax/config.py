@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Literal
 
+from bigjax.config_moe import MoeConfig
 from bigjax.strict import ConfigError, bounded, plumbing
 
 MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
@@ -35,45 +36,6 @@ class RopeConfig:
     high_freq_factor: float = bounded(4.0, above=0)
     beta_fast: float = bounded(32.0, above=0)
     beta_slow: float = bounded(1.0, above=0)
-
-
-@dataclass(frozen=True)
-class MoeConfig:
-    """Sparse layers: of `num_experts` feed-forward networks each token sees a few. Zero experts: every layer is dense.
-
-    Every `every`-th layer is sparse, the last of each run of so many. `router`: `gshard` is top-2 with a random second
-    expert (Lepikhin et al. 2020), `switch` is top-1 (Fedus et al. 2022), `topk` renormalises the weights of the `top_k`
-    best (Jiang et al. 2024, Mixtral); zero in `top_k` means 2, or 1 for `switch`.
-
-    With a `capacity_factor` each expert takes `capacity_factor * group / num_experts` tokens of a group, rounded up
-    (Fedus et al. 2022, equation 3; GShard's 2 N / (G E) is a factor of 2), and those beyond pass by the residual;
-    without one nothing is dropped. A group is `group_size` consecutive tokens of a row, or the row where it is 0.
-
-    `jitter` multiplies what the router reads by uniform(1 - jitter, 1 + jitter). `aux_loss` and `z_loss` weigh the
-    losses that balance the experts and keep the router's logits small; they are summed over the layers. Zero in `d_ff`
-    means `model.d_ff`.
-    """
-
-    num_experts: int = bounded(0, minimum=0)
-    every: int = bounded(1, minimum=1)
-    router: Literal["topk", "gshard", "switch"] = "topk"
-    top_k: int = bounded(0, minimum=0)
-    capacity_factor: float | None = bounded(None, above=0)
-    group_size: int = bounded(0, minimum=0)
-    jitter: float = bounded(0.0, minimum=0, below=1)
-    aux_loss: float = bounded(0.01, minimum=0)
-    z_loss: float = bounded(0.0, minimum=0)
-    d_ff: int = bounded(0, minimum=0)
-
-    @property
-    def experts_per_token(self) -> int:
-        """How many experts the router chooses for a token."""
-        return self.top_k or (1 if self.router == "switch" else 2)
-
-    @property
-    def random(self) -> bool:
-        """Whether training draws random numbers: for the jitter, or for GShard's second expert."""
-        return bool(self.num_experts) and (self.jitter > 0 or self.router == "gshard")
 
 
 @dataclass(frozen=True)
@@ -343,7 +305,7 @@ def _clashes(cfg: Config):
         )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
-    yield from _moe_problems(model, data)
+    yield from model.moe.clashes(model.num_layers, data.seq_len)
     if train.global_batch_size % train.microbatches:
         yield (
             f"train.global_batch_size={train.global_batch_size} is not divisible by "
@@ -376,27 +338,6 @@ def _clashes(cfg: Config):
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
     if mesh.shard_sequence and mesh.tensor == 1:
         yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
-
-
-def _moe_problems(model: ModelConfig, data: DataConfig):
-    moe = model.moe
-    if not moe.num_experts:
-        return
-    chosen = {"gshard": 2, "switch": 1}.get(moe.router, moe.experts_per_token)
-    if moe.experts_per_token != chosen:
-        yield (
-            f"model.moe.top_k={moe.top_k} is not what model.moe.router={moe.router!r} chooses, which is {chosen}: "
-            "leave it 0 or take router 'topk'"
-        )
-    if moe.experts_per_token > moe.num_experts:
-        yield (
-            f"model.moe.num_experts={moe.num_experts} is fewer than the {moe.experts_per_token} experts that "
-            f"model.moe.router={moe.router!r} chooses for a token"
-        )
-    if model.num_layers % moe.every:
-        yield f"model.num_layers={model.num_layers} is not divisible by model.moe.every={moe.every}"
-    if moe.group_size and data.seq_len % moe.group_size:
-        yield f"data.seq_len={data.seq_len} is not divisible by model.moe.group_size={moe.group_size}"
 
 
 def _remat_problems(remat: str):

@@ -4,6 +4,7 @@ Float32. Outputs are sums over at most 64 terms in two products, so they are off
 size; 2e-6 of the largest is allowed.
 """
 
+import re
 from functools import cache, partial
 from typing import Any
 
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import params, sharding
-from bigjax.config import ModelConfig, MoeConfig
+from bigjax import models, params, sharding
+from bigjax.config import MESH_AXES, Config, DataConfig, ModelConfig, MoeConfig, TrainConfig
+from bigjax.errors import ConfigError
 from bigjax.models import moe, moe_routing
+from bigjax.preflight import analytic, analytic_flops, analytic_share
 from bigjax.preflight.observation import COMPILE_STEP
 from bigjax.sharding import UNSHARDED
 from tests.conftest import mesh_of
@@ -271,6 +274,53 @@ def test_experts_on_several_devices_compute_the_same(router, axes):
     np.testing.assert_array_equal(found_y == 0, y == 0)  # the tokens that pass by
     close((found_y, found_aux), (y, aux))
     close(found_grads, grads)
+
+
+def test_experts_must_divide_and_dense_models_have_none():
+    cfg, mesh = mesh_of(8, data=2, expert=4)
+    declared = moe.specs(ModelConfig(d_model=D, num_heads=2, moe=MoeConfig(num_experts=6)), 1)
+    with pytest.raises(sharding.ShardingError, match=r"axis experts of size 6 is not divisible by mesh\.expert=4"):
+        sharding.layout(cfg, mesh, declared)
+    with pytest.raises(sharding.ShardingError, match=r"mesh\.expert=4: not yet for this model"):
+        sharding.layout(cfg, mesh, models.build(ModelConfig()).specs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_experts": 4, "router": "switch", "top_k": 2}, "top_k=2, but model.moe.router='switch' always chooses 1"),
+        ({"num_experts": 4, "router": "gshard", "top_k": 1}, "top_k=1, but model.moe.router='gshard' always chooses 2"),
+        ({"num_experts": 2, "top_k": 3}, "num_experts=2 is fewer than the 3 experts"),
+        ({"num_experts": 1, "router": "gshard"}, "num_experts=1 is fewer than the 2 experts"),
+        ({"num_experts": 4, "every": 3}, "num_layers=4 is not divisible by model.moe.every=3"),
+        ({"num_experts": 4, "group_size": 100}, "data.seq_len=256 is not divisible by model.moe.group_size=100"),
+    ],
+)
+def test_fields_that_clash_are_named(fields, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Config(model=ModelConfig(moe=MoeConfig(**fields)))
+
+
+def test_the_analytic_plan_refuses_experts_by_name():
+    cfg = Config(model=ModelConfig(moe=MoeConfig(num_experts=4)))
+    with pytest.raises(analytic.NotCovered, match=r"model\.moe\.num_experts=4: the analytic model does not know"):
+        analytic.estimate(cfg, {"data": 1})
+
+
+def test_analytic_flops_count_the_places_of_experts():
+    """Against the products written out: two devices, each with half of the experts and all places for them."""
+    # 8 rows of 4 groups, 3 places an expert in each; or 2 choices of 256 tokens for 4 experts.
+    for factor, of_an_expert in ((1.5, 8 * 4 * 3), (None, 2 * 256 / 4)):
+        moe_cfg = MoeConfig(num_experts=4, capacity_factor=factor, group_size=8)
+        sizes = {"vocab_size": 64, "num_layers": 2, "d_model": 16, "num_heads": 2, "d_ff": 24, "bias": "none"}
+        cfg = Config(
+            model=ModelConfig(**sizes, moe=moe_cfg), data=DataConfig(seq_len=32), train=TrainConfig(global_batch_size=8)
+        )
+        mesh = dict.fromkeys(MESH_AXES, 1) | {"expert": 2}
+        tokens, scores = 4 * 32, 4 * 2 * 32 * 32
+        layer = tokens * (4 * 16 * 16 + 16 * 4) + 2 * scores * 8 + 2 * of_an_expert * 2 * 16 * 24
+        share = analytic_share.share(cfg, mesh)
+        assert analytic_flops.compiled_flops(share) == pytest.approx(3 * 2 * (2 * layer + tokens * 64 * 16))
 
 
 def test_a_token_without_room_passes_by_the_residual():
