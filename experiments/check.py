@@ -1,7 +1,9 @@
 """Prove, before it costs anything, what a run relies on. The first argument names the check:
 
   equivalence --config=FILE[:ARG]   every mesh computes the losses, gradients and update of one device
+  resume --config=FILE[:ARG]        killed and resumed, also elsewhere, a run goes on as if nothing had been
   checkpoint --workdir=RUN          what is saved is what was written
+  replay --workdir=RUN --event=E    a step that diverged does so again, bit for bit
 
 `python -m experiments.check NAME --help` lists a check's flags. Exit status: 0 all is well; 1 a bug; 2 bad input;
 4 something differs or is damaged.
@@ -17,7 +19,8 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+from bigjax.run_folder import RunFolder
+from experiments import check_resume, cli, distributed
 
 EQUIVALENCE = """Does every mesh compute what one device computes? The config, shrunk (same code, small sizes), takes
 one step on each mesh; the batch, initial parameters, losses, gradients and updated parameters are compared tensor by
@@ -30,13 +33,22 @@ CHECKPOINT = """Are the checkpoints of a run what was written? Every file is rea
 
 Exit status: 0 all are sound; 1 a bug; 2 there is nothing to check; 4 damage found."""
 
+REPLAY = """Does a step that diverged do so again? The steps from the nearest earlier checkpoint, or from the start if
+none is left, up to that of the event (a folder in RUN/forensics) are taken again, with the same batches; loss, gradient
+norms and parameter norms are compared with what was recorded. Use as many devices and processes as the run did. Nothing
+is written.
+
+Exit status: 0 the same, bit for bit; 1 a bug; 2 bad input; 4 something differs."""
+
 EXAMPLES = {
     "equivalence": (
         "python -m experiments.check equivalence --config=configs/llama.py:8b",
         "python -m experiments.check equivalence --config=configs/gpt.py:d12 --meshes='data=8;fsdp=4,tensor=2'",
         "python -m experiments.check equivalence --config=mine.py --meshes=tensor=2,shard_sequence --out=eq.json",
     ),
+    "resume": check_resume.EXAMPLES,
     "checkpoint": ("python -m experiments.check checkpoint --workdir=runs/quickstart",),
+    "replay": ("python -m experiments.check replay --workdir=runs/quickstart --event=step-12",),
 }
 
 
@@ -128,23 +140,53 @@ def define_checkpoint_flags(flag_values: flags.FlagValues) -> None:
 
 def checkpoint(flag_values: flags.FlagValues) -> int:
     """Print one line for every checkpoint of a run, the newest first."""
-    workdir = Path(cli.required(flag_values, "workdir"))
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} is not the folder of a run: it has no config.json")
     from bigjax.checkpoint_digests import verify
-    from bigjax.run_folder import RunFolder
 
-    reports = verify(RunFolder(workdir).checkpoints)
+    folder = RunFolder.existing(Path(cli.required(flag_values, "workdir")))
+    reports = verify(folder.checkpoints)
     if not reports:
-        raise UserError(f"{workdir} holds no checkpoint")
+        raise UserError(f"{folder.path} holds no checkpoint")
     for one in reports:
         print(one)
     return 4 if any(one.problems for one in reports) else 0
 
 
+def define_replay_flags(flag_values: flags.FlagValues) -> None:
+    """Define the flags of `check replay`."""
+    flags.DEFINE_string("workdir", None, "the run folder", flag_values=flag_values)
+    flags.DEFINE_string("event", None, "the name of a folder in RUN/forensics", flag_values=flag_values)
+    distributed.define_flags(flag_values)
+
+
+def replay(flag_values: flags.FlagValues) -> int:
+    """Take the step of an event again and print what it gives."""
+    workdir, event = Path(cli.required(flag_values, "workdir")), cli.required(flag_values, "event")
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
+    from bigjax import runtime
+
+    runtime.configure_jax()
+    distributed.initialize(flag_values)
+    import jax
+
+    from experiments import replay as again
+
+    found = again.replay(workdir, event)
+    if jax.process_index() == 0:
+        step, loss, norm = found.recorded["step"], found.observed["loss"], found.observed["grad_norm"]
+        start = f"the checkpoint of step {found.start}" if found.start else "the initial state"
+        print(f"step {step}, from {start}: loss {loss!r}, gradient norm {norm!r}")
+        for line in found.differences:
+            print(f"  {line}")
+        print("NOT THE SAME as recorded" if found.differences else "the same as recorded, bit for bit")
+    return 4 if found.differences else 0
+
+
 CHECKS = {
     "equivalence": (equivalence, define_equivalence_flags, EQUIVALENCE, True),
+    "resume": (check_resume.run, check_resume.define_flags, check_resume.__doc__, True),
     "checkpoint": (checkpoint, define_checkpoint_flags, CHECKPOINT, False),
+    "replay": (replay, define_replay_flags, REPLAY, False),
 }
 """Name -> what runs, its flags, its help, whether it takes --config."""
 
@@ -162,12 +204,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(f"  {example}" for examples in EXAMPLES.values() for example in examples))
         return
     if name not in CHECKS:
-        near = difflib.get_close_matches(name, CHECKS, n=1)
+        *others, last = CHECKS
+        names, near = f"{', '.join(others)} and {last}", difflib.get_close_matches(name, CHECKS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         what = (
             f"there is no check {name!r}" if name and not name.startswith("-") else "the first argument names a check"
         )
-        print(f"error: {what}: the checks are {' and '.join(CHECKS)}{hint}", file=sys.stderr)
+        print(f"error: {what}: the checks are {names}{hint}", file=sys.stderr)
         sys.exit(UserError.exit_code)
     run, define_flags, doc, config = CHECKS[name]
     rest = [program, *arguments[1:]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, distributed
 
 EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart",
@@ -26,16 +26,18 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_enum("split", "eval", ("eval", "train"), "the split of the run's text", flag_values=flag_values)
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
-def main(flag_values: flags.FlagValues) -> None:
+def main(flag_values: flags.FlagValues) -> int:
     """Print the scores as one JSON object."""
     cfg = cli.load_config(flag_values.config)
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
     from bigjax import runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     import jax
 
     from bigjax import data, sharding, step
@@ -57,6 +59,7 @@ def main(flag_values: flags.FlagValues) -> None:
             scores["classification"] = _classes(run, texts, flag_values.batches)
     if jax.process_index() == 0:
         print(json.dumps({"step": run.step, "sources": [source.spec for source in texts.sources], **scores}))
+    return 0
 
 
 def _classes(run: Any, texts: Any, limit: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ numbers), `hf_verify` (is what was exported the same model?). Another architectu
 """
 
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -205,9 +204,10 @@ def _copy_tokenizer(source: Path | None, folder: Path, cfg: ModelConfig, values:
             f"{source / TOKENIZER_FILE} has ids up to {tokenizer.vocab_size - 1}, but model.vocab_size={cfg.vocab_size}"
         )
     values |= {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
-    shutil.copyfile(source / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    beside = source / TOKENIZER_CONFIG
-    settings = read_json(beside) if beside.is_file() else {}
+    tokenizer.save(folder)
     # By the model's type alone, AutoTokenizer would put another family's vocabulary rules in the place of the file's.
-    write_json(folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for place in (folder / TOKENIZER_CONFIG, source / TOKENIZER_CONFIG):
+        settings |= read_json(place) if place.is_file() else {}
+    write_json(folder / TOKENIZER_CONFIG, settings)
     return [TOKENIZER_FILE, TOKENIZER_CONFIG]
