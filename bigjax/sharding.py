@@ -263,7 +263,7 @@ def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> 
     if rows % ways:
         raise ShardingError(
             f"train.global_batch_size={global_batch_size} in train.microbatches={microbatches} gives {rows} rows, "
-            f"not divisible by {_describe(BATCH_AXES, resolved.sizes)} = {ways}"
+            f"not divisible by {_describe(_present(BATCH_AXES, resolved.sizes), resolved.sizes)} = {ways}"
         )
 
 
