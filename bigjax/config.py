@@ -8,14 +8,16 @@ A field is *maths* (it changes the numbers a run produces) unless it is declared
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Literal
 
+from bigjax.config_moe import MoeConfig
 from bigjax.strict import ConfigError, bounded, plumbing
 
 MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
 """Every mesh axis, slowest link first."""
 
-BATCH_AXES = ("slice", "data", "fsdp")
+BATCH_AXES = ("slice", "data", "fsdp", "expert")
 """The mesh axes over which the batch is split."""
 
 SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
@@ -77,12 +79,18 @@ class ModelConfig:
     final_softcap: float | None = bounded(None, above=0)
     sliding_window: int | None = bounded(None, minimum=1)
     layer_windows: tuple[int, ...] = bounded((), minimum=0)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     dropout: float = bounded(0.0, minimum=0, below=1)
     init_std: float = bounded(0.02, above=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
     layers: Literal["scan", "unroll"] = plumbing("scan")
     remat: str = plumbing("none")
+
+    @property
+    def random(self) -> bool:
+        """Whether training draws random numbers."""
+        return self.dropout > 0 or self.moe.random
 
     def __post_init__(self):
         if self.num_heads and not self.head_dim:
@@ -97,8 +105,8 @@ class ModelConfig:
 
     @property
     def period(self) -> int:
-        """After how many layers their kinds repeat."""
-        return max(len(self.layer_windows), 1)
+        """The number of layers after which their kinds repeat: windows, and which are sparse."""
+        return lcm(len(self.layer_windows) or 1, self.moe.every if self.moe.num_experts else 1)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -314,6 +322,7 @@ def _clashes(cfg: Config):
         )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
+    yield from model.moe.clashes(model.num_layers, data.seq_len)
     if train.global_batch_size % train.microbatches:
         yield (
             f"train.global_batch_size={train.global_batch_size} is not divisible by "

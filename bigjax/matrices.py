@@ -14,9 +14,9 @@ from bigjax.params import ParamSpec
 
 
 def axes_of(spec: ParamSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return which axes form the rows (contracted) and the columns of a matrix; a layers axis counts matrices."""
+    """Return which axes form the rows (contracted) and the columns of a matrix; layers and experts count matrices."""
     inputs = tuple(i for i, axis in enumerate(spec.axes) if axis in spec.contracts)
-    outputs = tuple(i for i, axis in enumerate(spec.axes) if axis not in spec.contracts and axis != "layers")
+    outputs = tuple(i for i in range(spec.copies, len(spec.axes)) if i not in inputs)
     return inputs, outputs
 
 
@@ -32,7 +32,10 @@ def per_matrix(tx: optax.GradientTransformation, specs: Any) -> optax.GradientTr
     """
 
     def init(params):
-        return jax.tree.map(lambda spec, w: _each_layer(spec, tx.init)(_fold(spec, w)), specs, params, is_leaf=is_spec)
+        def one(spec: ParamSpec, w: Any):
+            return _beside(spec, w, _each_layer(spec, tx.init)(_fold(spec, w)))
+
+        return jax.tree.map(one, specs, params, is_leaf=is_spec)
 
     def update(updates, state, params=None):
         def one(spec: ParamSpec, u: Any, s: Any, w: Any):
@@ -45,20 +48,31 @@ def per_matrix(tx: optax.GradientTransformation, specs: Any) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
+def _beside(spec: ParamSpec, w: jax.Array, state: Any) -> Any:
+    """Split the state of each layer and expert as these are split; what is counted from 0 starts whole."""
+    sharding = jax.typeof(w).sharding
+    if sharding.mesh.empty:
+        return state
+    lead = sharding.spec[: spec.copies]
+    return jax.tree.map(lambda x: jax.reshard(x, jax.P(*lead, *jax.typeof(x).sharding.spec[spec.copies :])), state)
+
+
 def _each_layer(spec: ParamSpec, function: Any) -> Any:
-    return jax.vmap(function) if spec.stacked else function
+    for _ in range(spec.copies):
+        function = jax.vmap(function)
+    return function
 
 
 def _order(spec: ParamSpec) -> tuple[int, ...]:
     inputs, outputs = axes_of(spec)
-    return (*range(int(spec.stacked)), *inputs, *outputs)
+    return (*range(spec.copies), *inputs, *outputs)
 
 
 def _fold(spec: ParamSpec, w: jax.Array) -> jax.Array:
     if spec.kind != "matrix":
         return w
     rows, columns = (prod(spec.shape[i] for i in axes) for axes in axes_of(spec))
-    return w.transpose(_order(spec)).reshape(*spec.shape[: int(spec.stacked)], rows, columns)
+    return w.transpose(_order(spec)).reshape(*spec.shape[: spec.copies], rows, columns)
 
 
 def _unfold(spec: ParamSpec, u: jax.Array) -> jax.Array:

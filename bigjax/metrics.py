@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 import jax
+import numpy as np
 
 from bigjax.config import LogConfig
 from bigjax.console import Progress
@@ -27,8 +28,17 @@ def add(a: Sums, b: Sums) -> Sums:
 
 def means(sums: Sums) -> dict[str, float]:
     """Return name -> sum / count as floats, waiting for the device; NaN where nothing was counted."""
-    host = jax.device_get(dict(sums))
-    return {name: float(total) / float(count) if count else math.nan for name, (total, count) in host.items()}
+    host = jax.device_get(dict(sums)).items()
+    return scalars({name: np.asarray(total, np.float64) / (float(count) or math.nan) for name, (total, count) in host})
+
+
+def scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number as a float, waiting for the device; element [i, j] of an array `name` as `name/i/j`."""
+    found = {}
+    for name, value in jax.device_get(dict(values)).items():
+        for index, x in np.ndenumerate(value):
+            found["/".join([name, *map(str, index)])] = float(x)
+    return found
 
 
 class MetricsWriter:

@@ -17,7 +17,8 @@ from bigjax.models.layers import Aux
 from bigjax.sharding import UNSHARDED, Layout
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), scalars. Adding both before dividing makes averages exact under any split."""
+"""Name -> (sum, count), scalars; a metric of the model's own may have an array of sums. Adding both before dividing
+makes averages exact under any split."""
 
 
 def causal_lm(
@@ -79,8 +80,9 @@ def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
     """Add what the model says of itself, each piece of a row weighted by its tokens, so that any split is exact."""
     sums = dict(sums)
     for name, mean_BN in aux.items():
-        B, N = mean_BN.shape
-        total = jnp.sum(mean_BN * weights_BS.reshape(B, N, -1).sum(axis=-1))
+        B, N, *_ = mean_BN.shape
+        weights_BN = weights_BS.reshape(B, N, -1).sum(axis=-1)
+        total = jnp.sum(jnp.moveaxis(mean_BN, (0, 1), (-2, -1)) * weights_BN, axis=(-2, -1))
         if name == "loss":
             sums["loss"] = (sums["loss"][0] + total, sums["loss"][1])
         else:

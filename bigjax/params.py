@@ -16,6 +16,9 @@ import jax.numpy as jnp
 Kind = Literal["embedding", "head", "matrix", "norm", "bias"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
+COPY_AXES = ("layers", "experts")
+"""Logical axes that count copies of a parameter, before those of the parameter itself."""
+
 Initializer = Callable[..., jax.Array]
 """`(key, shape, dtype) -> array`, as in `jax.nn.initializers`."""
 
@@ -25,7 +28,8 @@ class ParamSpec:
     """A parameter: its shape, the logical name of each axis, what it is, and how it starts.
 
     A leading `layers` axis stacks the same parameter of every layer; `init` sees the shape without it.
-    `contracts` names the axes that a matrix sums over when it is applied: their product is its fan-in.
+    `contracts` names the axes that a matrix sums over when it is applied: their product is its fan-in. `float32`: it is
+    used in float32 whatever the compute dtype.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +37,7 @@ class ParamSpec:
     kind: Kind
     init: Initializer
     contracts: tuple[str, ...] = ()
+    float32: bool = False
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
@@ -49,6 +54,11 @@ class ParamSpec:
     def stacked(self) -> bool:
         """Whether the leading axis counts layers."""
         return self.axes[:1] == ("layers",)
+
+    @property
+    def copies(self) -> int:
+        """How many leading axes count matrices of one shape: layers, and experts."""
+        return next((i for i, axis in enumerate(self.axes) if axis not in COPY_AXES), len(self.axes))
 
 
 def names(tree: Any) -> dict[str, Any]:
@@ -75,10 +85,28 @@ def init(specs: Any, key: jax.Array) -> Any:
     return jax.tree_util.tree_map_with_path(one, specs)
 
 
-def count(specs: Any, without: Iterable[str] = ()) -> int:
-    """Return the number of parameters, leaving out those of the kinds in `without`."""
+def count(specs: Any, without: Iterable[str] = (), experts: int | None = None) -> int:
+    """Return the number of parameters, leaving out those of the kinds in `without`.
+
+    Of the experts in each layer only `experts` are counted, if given: the parameters active for a token.
+    """
     excluded = set(without)
-    return sum(spec.size for spec in jax.tree.leaves(specs) if spec.kind not in excluded)
+
+    def size(spec: ParamSpec) -> int:
+        if experts is None or "experts" not in spec.axes:
+            return spec.size
+        return spec.size // spec.shape[spec.axes.index("experts")] * experts
+
+    return sum(size(spec) for spec in jax.tree.leaves(specs) if spec.kind not in excluded)
+
+
+def counts(specs: Any, experts: int) -> dict[str, int]:
+    """Return the numbers by which a model is known: `params_total`, `params_non_embedding` (heads left out, too), and,
+    if it is sparse, `params_active`, of which `experts` a layer are used for a token.
+    """
+    found = {"params_total": count(specs), "params_non_embedding": count(specs, ("embedding", "head"))}
+    active = count(specs, experts=experts)
+    return found | ({"params_active": active} if active != found["params_total"] else {})
 
 
 def kind_mask(specs: Any, kinds: Iterable[str]) -> Any:
@@ -87,15 +115,43 @@ def kind_mask(specs: Any, kinds: Iterable[str]) -> Any:
     return jax.tree.map(lambda spec: spec.kind in chosen, specs)
 
 
-def unstack(blocks: Any) -> list[Any]:
+def cast(specs: Any, params: Any, dtype: Any) -> Any:
+    """Return parameters in the dtype they are used in: `dtype`, but for those declared as `float32`."""
+    return jax.tree.map(lambda spec, w: w if spec.float32 else w.astype(dtype), specs, params)
+
+
+def unstack(blocks: dict[str, Any]) -> list[dict[str, Any]]:
     """Split a tree of `(layers, ...)` arrays into one tree per layer.
 
     Call it outside the differentiated function: the backward pass of an index is a scatter-add into the whole stack.
     """
-    num_layers = jax.tree.leaves(blocks)[0].shape[0]
-    return [jax.tree.map(lambda stacked: stacked[i], blocks) for i in range(num_layers)]  # noqa: B023
+    return [layer(blocks, i) for i in range(num_layers(blocks))]
 
 
-def stack(layers: list[Any]) -> Any:
-    """Undo `unstack`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+def stack(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Undo `unstack`: stack what the layers have under each name, those that have it."""
+    present = dict.fromkeys(name for one in layers for name in one)
+    return {
+        name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one[name] for one in layers if name in one])
+        for name in present
+    }
+
+
+def layer(blocks: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return what one layer of stacked blocks has.
+
+    Where there are sparse layers (`moe`) beside dense ones (`mlp`), the last of each run of equal length is sparse, and
+    each stack holds its own layers only.
+    """
+    at = dict.fromkeys(blocks, index)
+    if "mlp" in blocks and "moe" in blocks:
+        every = num_layers(blocks) // num_layers({"moe": blocks["moe"]})
+        sparse = (index + 1) % every == 0
+        del at["mlp" if sparse else "moe"]
+        at["moe" if sparse else "mlp"] = index // every if sparse else index - index // every
+    return {name: jax.tree.map(lambda stacked: stacked[i], blocks[name]) for name, i in at.items()}  # noqa: B023
+
+
+def num_layers(blocks: dict[str, Any]) -> int:
+    """Return how many layers are stacked."""
+    return max(leaf.shape[0] for leaf in jax.tree.leaves(blocks))

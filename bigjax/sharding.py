@@ -1,7 +1,8 @@
 """The mesh, the rules from logical axes to mesh axes, and the errors of a layout that does not fit.
 
 Legend of logical axes: batch, seq (inside a block), residual_seq (between blocks), embed, mlp, heads, kv_heads,
-head_dim, vocab, positions, classes, layers, vector (a vector of model width, such as a norm's scale).
+head_dim, vocab, positions, classes, layers, vector (a vector of model width, such as a norm's scale), experts, gates (a
+router's outputs, one for each expert).
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig
 from bigjax.errors import UserError
-from bigjax.params import ParamSpec, names
+from bigjax.params import ParamSpec, cast, names
 
 PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
@@ -25,6 +26,8 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "vocab": ("tensor",),
+    "experts": ("expert",),
+    "gates": (),
     "head_dim": (),
     "positions": (),
     "classes": (),
@@ -152,7 +155,8 @@ class Layout:
 
         The backward pass reduce-scatters the gradients to where the parameters are stored.
         """
-        return jax.tree.map(lambda spec, w: self.place(w.astype(dtype), *spec.axes[-w.ndim :]), specs, params)
+        used = cast(specs, params, dtype)
+        return jax.tree.map(lambda spec, w: self.place(w, *spec.axes[-w.ndim :]), specs, used)
 
     def over(self, *axes: str) -> tuple[str, ...]:
         """Return the mesh axes that split the given logical axes of an activation."""
@@ -173,15 +177,17 @@ def _partition(axes: tuple[str, ...], entries: list[tuple[str, ...]]) -> P:
 def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = ()) -> Layout:
     """Resolve the rules on `mesh` (concrete or abstract) against a model's `specs`.
 
-    `supported` names the reserved mesh axes (stage, expert, context) that the model can use.
+    `supported` names the reserved mesh axes (stage, expert, context) that the model can use without splitting a
+    parameter over them; a sparse model can use `expert`.
 
     Raises:
       ShardingError: for a reserved axis the model does not support, a logical axis without a rule, an axis that does
         not divide a dimension, or a parameter above 1 MiB that `fsdp` leaves whole on every device.
     """
     sizes = dict(mesh.shape)
+    splitting = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
     for axis in ("stage", "expert", "context"):
-        if sizes[axis] > 1 and axis not in supported:
+        if sizes[axis] > 1 and axis not in (*supported, *splitting):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
     rules = {name: _present(axes, sizes) for name, axes in PARAM_RULES.items()}
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
@@ -257,7 +263,7 @@ def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> 
     if rows % ways:
         raise ShardingError(
             f"train.global_batch_size={global_batch_size} in train.microbatches={microbatches} gives {rows} rows, "
-            f"not divisible by {_describe(BATCH_AXES, resolved.sizes)} = {ways}"
+            f"not divisible by {_describe(_present(BATCH_AXES, resolved.sizes), resolved.sizes)} = {ways}"
         )
 
 

@@ -81,7 +81,8 @@ def make_train_step(
     The gradient is that of the mean loss over the weighted tokens of the whole batch, however many microbatches it is
     computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping),
     `updates` (made before this step), the verdict of `divergence.judge`, and two dicts by parameter: `grad_norms`, and
-    `param_norms` before the step. Where the verdict is to drop the update, all but the step and the watch stay.
+    `param_norms` before the step. What the model says of itself may be arrays. Where the verdict is to drop the update,
+    all but the step and the watch stay.
     """
     objective = OBJECTIVES[cfg.train.objective]
     unrolled = cfg.model.layers == "unroll"
@@ -93,7 +94,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]):
         _check_sharded(batch, layout)
         root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
-        key = jax.random.fold_in(root, state.step) if cfg.model.dropout else None
+        key = jax.random.fold_in(root, state.step) if cfg.model.random else None
         params = state.params
         if unrolled:
             params = {**params, "blocks": param_tree.unstack(params["blocks"])}

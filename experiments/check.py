@@ -25,7 +25,7 @@ from experiments import check_resume, cli, distributed
 EQUIVALENCE = """Does every mesh compute what one device computes? The config, shrunk (same code, small sizes), takes
 one step on each mesh; the batch, initial parameters, losses, gradients and updated parameters are compared tensor by
 tensor, within bounds derived from float rounding. Without --meshes: all ways to split 8 virtual CPU devices, or the
-devices at hand, over data, fsdp and tensor.
+devices at hand, over data, fsdp, tensor and, for a mixture of experts, expert.
 
 Exit status: 0 all the same; 1 a bug; 2 bad input; 4 a mesh differs, or its step cannot be traced, compiled or run."""
 
@@ -70,7 +70,7 @@ def equivalence(flag_values: flags.FlagValues) -> int:
     from bigjax.preflight import equivalence as eq
 
     asked = [eq.parse(text) for text in (flag_values.meshes or "").split(";") if text.strip()]
-    chosen = asked or list(eq.meshes(len(jax.devices())))
+    chosen = asked or list(eq.meshes(len(jax.devices()), cfg.model.moe.num_experts > 0))
     for mesh in chosen:
         eq.devices(mesh)  # too few devices is found before anything compiles
     references, checks = [], []

@@ -20,11 +20,12 @@ SKIPPED = "guard/skipped_updates"
 
 def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, text: TextData, start: int) -> str:
     """Return the lines printed before the first step: model, mesh, data, and where the run continues."""
-    total, facts = params.count(model.specs), text.describe()
+    sizes, facts = params.counts(model.specs, cfg.model.moe.experts_per_token), text.describe()
+    active = f", {sizes['params_active']:,} active for a token" if "params_active" in sizes else ""
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     train = {key: sum(source[key] for source in facts["train"]) for key in ("documents", "tokens", "bytes")}
     lines = [
-        f"model: {total:,} parameters, {params.count(model.specs, without=('embedding', 'head')):,} without embeddings",
+        f"model: {sizes['params_total']:,} parameters, {sizes['params_non_embedding']:,} without embeddings{active}",
         f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
         f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
         f"{cfg.train.steps / facts['steps_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
@@ -62,8 +63,7 @@ def write(
         "fingerprint": strict.fingerprint(cfg),
         "steps": cfg.train.steps,
         "tokens": tokens,
-        "params_total": params.count(model.specs),
-        "params_non_embedding": params.count(model.specs, without=("embedding", "head")),
+        **params.counts(model.specs, cfg.model.moe.experts_per_token),
         "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len),
         "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
         **dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_tokens")),

@@ -177,7 +177,7 @@ def run(
                 speed.count(tokens_per_step)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
                     names = [name for name in values if name in metrics.TRAINING or "/" in name]
-                    row = {name if "/" in name else f"train/{name}": float(values[name]) for name in names}
+                    row = metrics.scalars({name if "/" in name else f"train/{name}": values[name] for name in names})
                     row |= {"optim/grad_norm": float(values["grad_norm"])}
                     row |= {"optim/lr": float(schedule(int(values["updates"])))}
                     if "skipped" in values:

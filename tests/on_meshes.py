@@ -34,6 +34,18 @@ MESHES: dict[str, dict[str, Any]] = {
 
 ONE_DEVICE, *MANY_DEVICES = MESHES
 
+SPARSE_MESHES: dict[str, dict[str, Any]] = {
+    "expert 8": {"data": 1, "expert": 8},
+    "fsdp 2, expert 2, tensor 2, sequence": {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2, "shard_sequence": True},
+    "data 2, expert 4": {"data": 2, "expert": 4},
+}
+"""The same for models with experts, which run on these too."""
+
+
+def many_devices(cfg: Config) -> list[str]:
+    """Return the names of the meshes that a config is tried on."""
+    return [*MANY_DEVICES[2:], *SPARSE_MESHES] if cfg.model.moe.num_experts else MANY_DEVICES
+
 
 def discovered() -> dict[str, Config]:
     """Return every config of configs/, by `module:argument`."""
@@ -84,7 +96,7 @@ class Program(NamedTuple):
 
 def program(cfg: Config, mesh_name: str = ONE_DEVICE, tx: optax.GradientTransformation | None = None) -> Program:
     """Return the training step of `cfg` on a mesh, with another optimizer if given."""
-    mesh_cfg, mesh = mesh_of(**{"allow_replicated": cfg.mesh.allow_replicated, **MESHES[mesh_name]})
+    mesh_cfg, mesh = mesh_of(**{"allow_replicated": cfg.mesh.allow_replicated, **(MESHES | SPARSE_MESHES)[mesh_name]})
     cfg = dataclasses.replace(cfg, mesh=mesh_cfg)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)

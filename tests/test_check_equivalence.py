@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bigjax import config, losses, objectives, sharding, step, strict
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.models import attention, decoder
+from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, TrainConfig
+from bigjax.models import attention, decoder, moe_routing
 from bigjax.preflight import equivalence, error_bounds
 from bigjax.preflight.equivalence import Check, Reference, Report
 from bigjax.sharding import Layout
@@ -233,6 +233,26 @@ def test_a_missing_sum_over_the_vocabulary(monkeypatch):
     assert first(on(FEW[2])) == "mean loss"
 
 
+MOE = MoeConfig(num_experts=4, router="gshard", capacity_factor=1.0, jitter=0.1)
+
+
+@pytest.mark.parametrize("mesh", ["data=2,expert=4", "fsdp=2,expert=2,tensor=2,shard_sequence"])
+def test_a_tiny_mixture_of_experts_passes(mesh):
+    assert on(mesh, moe=MOE).status == "same"
+
+
+def test_a_drop_that_depends_on_how_many_devices_share_the_experts(monkeypatch):
+    sound = moe_routing.capacity
+
+    def broken(cfg, group_size):
+        # An expert's places shared out over the devices that send to it.
+        return -(-sound(cfg, group_size) // jax.sharding.get_abstract_mesh().shape["expert"])
+
+    monkeypatch.setattr(moe_routing, "capacity", broken)
+    assert first(on("expert=4", moe=MOE)) == "mean loss"
+    assert on(FEW[2], moe=MOE).status == "same"
+
+
 def test_a_step_that_cannot_be_traced_is_named(monkeypatch):
     sound = decoder.final_norm
 
@@ -259,6 +279,8 @@ def test_all_factorisations():
     # 8 = 2^3 over three axes: C(5, 2) = 10, of which 6 have a tensor axis.
     assert len(set(names)) == len(names) == 16
     assert [equivalence.mesh_name(equivalence.parse(name)) for name in names] == names
+    # Over four axes: C(6, 3) = 20, of which 10 have a tensor axis.
+    assert len(set(equivalence.factorisations(8, sparse=True))) == 30
     assert equivalence.parse("fsdp=4, tensor=2") == MeshConfig(data=1, fsdp=4, tensor=2)
 
 

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding
 
 from bigjax import models, sharding
 from bigjax import params as param_tree
-from bigjax.config import Config, DataConfig, ModelConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, RopeConfig, TrainConfig
 from bigjax.evaluate import generation
 from bigjax.evaluate.generation import GenerationError, generate
 from tests.conftest import mesh_of
@@ -38,7 +38,9 @@ GEMMA2 = dataclasses.replace(
     attn_softcap=5.0,
     final_softcap=3.0,
 )
-CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "gemma2": GEMMA2}
+MIXTRAL = dataclasses.replace(LLAMA, rope=RopeConfig(), moe=MoeConfig(num_experts=4))
+SPARSE = dataclasses.replace(MIXTRAL, moe=MoeConfig(num_experts=4, every=2, router="gshard"))
+CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "gemma2": GEMMA2, "sparse and dense": SPARSE}
 PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 17, 40)]
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "temperature": 0}
@@ -65,8 +67,14 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     assert len({tuple(written) for written in together}) > 1
 
 
+def test_experts_that_drop_in_training_take_all_tokens_here():
+    model, params = random_model(SPARSE)
+    tight = models.build(dataclasses.replace(SPARSE, moe=dataclasses.replace(SPARSE.moe, capacity_factor=0.25)))
+    assert generate(tight, params, PROMPTS, **GREEDY) == generate(model, params, PROMPTS, **GREEDY)
+
+
 @pytest.mark.parametrize(
-    "cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig()), GEMMA2], ids=str
+    "cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig()), GEMMA2, MIXTRAL], ids=str
 )
 def test_greedy_is_hugging_face_generate(cfg):
     torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
@@ -128,8 +136,9 @@ def test_sampling_depends_on_key_and_row_only():
     [
         (GPT, {"data": 2, "fsdp": 2, "tensor": 2}),
         (GEMMA, {"fsdp": 2, "tensor": 4, "shard_sequence": True, "allow_replicated": ("kv_heads",)}),
+        (SPARSE, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}),
     ],
-    ids=["2x2x2", "kv heads whole"],
+    ids=["2x2x2", "kv heads whole", "experts"],
 )
 def test_mesh_writes_the_same(cfg, axes, monkeypatch):
     model, params = random_model(cfg)

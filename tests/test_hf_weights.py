@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bigjax import models
-from bigjax.config import ModelConfig, RopeConfig
+from bigjax.config import ModelConfig, MoeConfig, RopeConfig
 from bigjax.interop import hf, hf_verify
 from bigjax.interop.hf_architecture import HuggingFaceError
 from bigjax.interop.hf_config import disagreements, import_config
@@ -60,6 +60,10 @@ CASES: dict[str, tuple[str, ModelConfig]] = {
         dataclasses.replace(LLAMA, bias="qkv", layer_windows=(0, 5)),
     ),
     "qwen3": ("Qwen3ForCausalLM", dataclasses.replace(LLAMA, qk_norm=True, rope=RopeConfig(theta=1e6))),
+    "mixtral": (
+        "MixtralForCausalLM",
+        dataclasses.replace(LLAMA, moe=MoeConfig(num_experts=3, aux_loss=0.02, z_loss=0.1), rope=RopeConfig(theta=1e6)),
+    ),
     "gemma2": ("Gemma2ForCausalLM", GEMMA2),
     "gemma2 without caps": (
         "Gemma2ForCausalLM",

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from bigjax import config, params
-from bigjax.config import BATCH_AXES, Config
+from bigjax.config import Config
 from bigjax.preflight import program
 from bigjax.preflight.program import Program
 from bigjax.sharding import REPLICATION_LIMIT_BYTES, ShardingError
@@ -18,6 +18,7 @@ from tests.on_meshes import abstract_mesh, discovered, distinct
 CONFIGS = distinct(discovered())
 SPLITS = [(2, 8, 4), (4, 8, 2), (4, 4, 4), (8, 4, 2), (2, 4, 4)]
 """Devices along data, fsdp and tensor, most wanted first: every axis is at work, and parameters are split the most.
+For a sparse model half of those along fsdp are along expert instead.
 
 They are 64 devices, except in the last, for runs of 8 rows with 4 heads, which are too small for more than 32.
 """
@@ -27,7 +28,9 @@ def first_fit(cfg: Config) -> Program:
     """Return the program of `cfg` on the first of `SPLITS` that its sizes allow."""
     problems = []
     for data, fsdp, tensor in SPLITS:
-        cfg = config.replace(cfg, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+        expert = 2 if cfg.model.moe.num_experts else 1
+        axes = {"data": data, "fsdp": fsdp // expert, "expert": expert, "tensor": tensor}
+        cfg = config.replace(cfg, mesh=axes)
         try:
             return program.build(cfg, abstract_mesh(cfg.mesh, data * fsdp * tensor))
         except ShardingError as problem:
@@ -68,12 +71,15 @@ def test_every_config_lowers_with_its_batch_split(name):
     assert inputs >= 2
     activations = [x for x in arrays_in(traced.jaxpr) if x.shape[:2] == (rows, length)]
     assert len(activations) > 50
-    whole = [x for x in activations if not {"data", "fsdp"} <= axes_of(x)]
+    batch = lowering.layout.over("batch")
+    assert batch[:2] == ("data", "fsdp")
+    whole = [x for x in activations if not set(batch) <= axes_of(x)]
     assert whole == []
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         found = re.findall(rf"%arg\d+: tensor<{rows}x{length}x[if]32> {{[^%]*?<@mesh, \[(.*?)\]>", text)
-        assert found == ['{"data", "fsdp"}, {}'] * inputs
+        split = ", ".join(f'"{axis}"' for axis in batch)
+        assert found == [f"{{{split}}}, {{}}"] * inputs
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -82,10 +88,10 @@ def test_every_large_array_of_the_state_is_split_over_fsdp(name):
     whole = [
         (path, x.shape)
         for path, x in params.names(lowering.state).items()
-        if prod(x.shape) * x.dtype.itemsize > REPLICATION_LIMIT_BYTES and "fsdp" not in axes_of(x)
+        if prod(x.shape) * x.dtype.itemsize > REPLICATION_LIMIT_BYTES and not axes_of(x) & {"fsdp", "expert"}
     ]
     assert whole == []
-    for axis in BATCH_AXES[1:]:
+    for axis in lowering.layout.over("batch"):
         assert lowering.layout.sizes[axis] > 1
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from bigjax import models, params, strict
 from bigjax.config import Config, ModelConfig
-from configs import gemma, gpt, llama, mistral, qwen, scaling
+from bigjax.science.flops import model_flops_per_token
+from configs import gemma, gpt, gshard, llama, mistral, mixtral, qwen, scaling
 
 PUBLISHED = {
     # Counts of the released checkpoints.
@@ -25,13 +26,24 @@ PUBLISHED = {
     ("gemma", "9b"): 9_241_705_984,
     ("gemma", "27b"): 27_227_128_320,
     ("mistral", "7b"): 7_241_732_096,
+    ("mixtral", "8x7b"): 46_702_792_704,
+    ("mixtral", "8x22b"): 140_620_634_112,
     ("qwen", "qwen2-0.5b"): 494_032_768,
     ("qwen", "qwen2-7b"): 7_615_616_512,
     ("qwen", "qwen3-0.6b"): 596_049_920,
     ("qwen", "qwen3-1.7b"): 1_720_574_976,
     ("qwen", "qwen3-8b"): 8_190_735_360,
 }
-MODULES = {"gpt": gpt, "llama": llama, "scaling": scaling, "gemma": gemma, "mistral": mistral, "qwen": qwen}
+MODULES = {
+    "gpt": gpt,
+    "llama": llama,
+    "scaling": scaling,
+    "gemma": gemma,
+    "mistral": mistral,
+    "qwen": qwen,
+    "mixtral": mixtral,
+    "gshard": gshard,
+}
 NAMED = [(module, arg) for module in MODULES for arg in MODULES[module].ARGUMENTS]
 
 
@@ -81,6 +93,44 @@ def test_scaling(name):
     assert count(model_config("scaling", name), without=("embedding", "norm")) == 12 * L * D**2 + V * D
 
 
+TABLE_1 = {
+    # Lepikhin et al. 2020, table 1: parameters, experts, layers.
+    "12.5b": (12.5e9, 128, 12),
+    "37b": (37e9, 128, 36),
+    "50b": (50e9, 512, 12),
+    "150b": (150e9, 512, 36),
+    "200b": (200e9, 2048, 12),
+    "600b": (600e9, 2048, 36),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_gshard(name):
+    """Every other layer is sparse; experts of 2 x 1024 x 8192 weights. The paper's figures are round, and all lower."""
+    printed, E, L = TABLE_1[name]
+    D, F, H, K, V = 1024, 8192, 16, 128, 64000
+    attention, mlp = 4 * D * H * K, 2 * D * F
+    rest = (V + 1024) * D + L * (attention + 2 * D) + D + L // 2 * (mlp + D * E)
+    assert count(model_config("gshard", name)) == rest + L // 2 * E * mlp
+    assert printed < L // 2 * E * mlp < 1.045 * printed
+    assert count(model_config("gshard", name)) < 1.065 * printed
+    active = params.count(models.build(model_config("gshard", name)).specs, experts=2)
+    assert active == rest + L // 2 * 2 * mlp
+
+
+def test_mixtral_has_13b_active_parameters():
+    """Jiang et al. 2024, section 1: "13B active parameters" of 47B."""
+    cfg = model_config("mixtral", "8x7b")
+    found = params.counts(models.build(cfg).specs, cfg.moe.experts_per_token)
+    expert = 3 * 4096 * 14336
+    assert found["params_active"] == found["params_total"] - 32 * 6 * expert == 12_879_925_248
+    # 6 for each that multiplies: all but the table that is looked up and the norms; and 12 D for each key.
+    multiplying = found["params_active"] - 32000 * 4096 - 65 * 4096
+    assert model_flops_per_token(cfg, models.build(cfg).specs, 100) == 6 * multiplying + 12 * 32 * 4096 * 100
+    dense = model_config("llama", "1b")
+    assert "params_active" not in params.counts(models.build(dense).specs, 2)
+
+
 def transformers_count(cfg: ModelConfig) -> int:
     torch = pytest.importorskip("torch", reason="counting transformers' parameters needs PyTorch")
     from transformers import AutoModelForCausalLM
@@ -94,9 +144,9 @@ def transformers_count(cfg: ModelConfig) -> int:
 
 
 def has_a_twin(module: str, arg: str) -> bool:
-    """Whether transformers has the architecture: it lacks attention of another width than GPT-2's, and squared relu."""
+    """Whether transformers has it: GShard is missing, attention of another width than GPT-2's, and squared relu."""
     cfg = model_config(module, arg)
-    return module != "scaling" and (module != "gpt" or cfg.num_heads * cfg.head_dim == cfg.d_model)
+    return module not in ("scaling", "gshard") and (module != "gpt" or cfg.num_heads * cfg.head_dim == cfg.d_model)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if has_a_twin(*name)], ids="/".join)
@@ -107,6 +157,7 @@ def test_transformers_counts_the_same(name):
 
 def test_every_named_config_is_counted_here():
     counted = {*PUBLISHED, *(("gpt", name) for name in TABLE_2_1), *(("scaling", name) for name in scaling.ARGUMENTS)}
+    counted |= {("gshard", name) for name in TABLE_1}
     aliases = {("gpt", alias) for alias in gpt.ALIASES}
     assert counted | aliases == set(NAMED)
     for alias, name in gpt.ALIASES.items():

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from bigjax import config, models, sharding
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.params import count
 from bigjax.preflight.shrink import shrink
 from tests.conftest import mesh_of
-from tests.on_meshes import MESHES, discovered
+from tests.on_meshes import MESHES, SPARSE_MESHES, discovered
 
 CONFIGS = discovered()
 
@@ -19,8 +19,8 @@ SIZES = {
     "train": {"steps", "global_batch_size", "microbatches", "loss_chunks", "eval_every_steps", "eval_batches"},
     "optim": {"lr", "warmup_steps", "decay_steps"},
 }
-"""What may change; `rope` and the windows have tests of their own."""
-LENGTHS = {"rope", "sliding_window", "layer_windows"}
+"""What may change; `rope`, the windows and `moe` have tests of their own."""
+LENGTHS = {"rope", "sliding_window", "layer_windows", "moe"}
 
 
 def options(section, sizes: set[str]) -> dict:
@@ -35,7 +35,7 @@ def test_every_config_keeps_its_options_and_fits_eight_devices(name):
         assert options(getattr(small, section), sizes) == options(getattr(cfg, section), sizes)
     assert count(models.build(small.model).specs) < 500_000
     assert shrink(small) == small
-    for axes in MESHES.values():
+    for axes in (MESHES | (SPARSE_MESHES if small.model.moe.num_experts else {})).values():
         mesh_cfg, mesh = mesh_of(**{"allow_replicated": small.mesh.allow_replicated, **axes})
         layout = sharding.layout(mesh_cfg, mesh, models.build(small.model).specs)
         sharding.check_batch(small.train.global_batch_size, small.train.microbatches, layout)
@@ -114,3 +114,15 @@ def test_mesh_and_start_are_left_to_the_caller():
     small = shrink(dataclasses.replace(cfg, init_from="runs/before"))
     assert small.mesh == MeshConfig(allow_replicated=("heads",))
     assert small.init_from is None
+
+
+def test_experts_shrink_and_the_router_stays():
+    moe = MoeConfig(num_experts=2048, every=2, router="gshard", capacity_factor=2.0, group_size=512, d_ff=8192)
+    small = shrink(big(model={"moe": moe, "num_layers": 36}))
+    expected = dataclasses.replace(moe, num_experts=8, group_size=8, d_ff=small.model.d_model // 2)
+    assert (small.model.moe, small.model.num_layers, small.data.seq_len) == (expected, 2, 32)
+    few = MoeConfig(num_experts=6, every=3, top_k=5)
+    small = shrink(big(model={"moe": few}))
+    assert small.model.moe == dataclasses.replace(few, d_ff=small.model.d_model // 2)
+    assert small.model.num_layers == 3
+    assert shrink(big(model={"moe": MoeConfig(num_experts=64, top_k=6)})).model.moe.top_k == 4

@@ -175,7 +175,7 @@ def _prepare(model: Model, layout: Layout, params: Any, gather: bool) -> tuple[A
     if gather:
         params = layout.gather(params, model.specs, model.cfg.dtype)
     else:
-        params = jax.tree.map(lambda w: w.astype(model.cfg.dtype), params)
+        params = param_tree.cast(model.specs, params, model.cfg.dtype)
     head = model.family.head_pieces(params, model.cfg, layout)
     return {**params, "blocks": param_tree.unstack(params["blocks"])}, head
 

@@ -3,9 +3,9 @@
     cfg, params = import_checkpoint(Path("SmolLM2-135M"))
     report = export_checkpoint(params, cfg, Path("out"))
 
-On the way, each idea has its file: `hf_architecture` (what a table says), `hf_gpt2`, `hf_llama`, `hf_gemma` (the
-tables), `hf_config` (config.json), `hf_files` (safetensors), `hf_tensors` (names, shapes and order of numbers),
-`hf_verify` (is what was exported the same model?). Another architecture is another table, and its line in
+On the way, each idea has its file: `hf_architecture` (what a table says), `hf_gpt2`, `hf_llama`, `hf_mixtral`,
+`hf_gemma` (the tables), `hf_config` (config.json), `hf_files` (safetensors), `hf_tensors` (names, shapes and order of
+numbers), `hf_verify` (is what was exported the same model?). Another architecture is another table, and its line in
 `hf_config.ARCHITECTURES`.
 """
 

@@ -106,10 +106,10 @@ def write_activation(cfg: ModelConfig, names: Mapping[str, str]) -> str:
     return next((name for name, ours in names.items() if ours == cfg.activation), next(iter(names)))
 
 
-def read_rope(settings: Settings, max_seq_len: int) -> dict[str, Any]:
+def read_rope(settings: Settings, max_seq_len: int, default_theta: float = 10_000.0) -> dict[str, Any]:
     """Return the fields of `RopeConfig`, from the keys of transformers 4 or 5."""
     parameters = {**settings.take("rope_scaling", {}), **settings.take("rope_parameters", {})}
-    theta = settings.take("rope_theta", 10_000.0)
+    theta = settings.take("rope_theta", default_theta)
     theta = parameters.pop("rope_theta", None) or theta
     kinds = [parameters.pop(key, None) for key in ("rope_type", "type")]
     kind = next(filter(None, kinds), "default")

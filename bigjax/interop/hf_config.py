@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigjax import strict
-from bigjax.config import ModelConfig, RopeConfig
+from bigjax.config import ModelConfig, MoeConfig, RopeConfig
 from bigjax.errors import ConfigError
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError, Settings, window_fields
 from bigjax.interop.hf_gemma import GEMMA2
 from bigjax.interop.hf_gpt2 import GPT2
 from bigjax.interop.hf_llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from bigjax.interop.hf_mixtral import MIXTRAL
 
-ARCHITECTURES = {each.model_type: each for each in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2)}
+ARCHITECTURES = {each.model_type: each for each in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, GEMMA2)}
 """By `model_type`. A model that several can hold is exported as the first of them."""
 
 PREFIX = "hf:"
@@ -52,7 +53,7 @@ WITHOUT_EFFECT = (
 """Keys of `config.json` that do not change what the model computes, or only how generation is driven; so are those that
 start with an underscore, and the ids of special tokens."""
 
-TRAINING = ("dropout", "init_std", "dtype")
+TRAINING = ("dropout", "init_std", "dtype", "moe.aux_loss", "moe.z_loss", "moe.jitter")
 """Fields of `ModelConfig` that a checkpoint may differ in from the run that starts from it; so may plumbing."""
 
 
@@ -174,4 +175,8 @@ def _canonical(model: ModelConfig) -> ModelConfig:
     if rope.scaling == "none":
         rope = RopeConfig(theta=rope.theta)
     scale = None if model.attn_scale == model.head_dim**-0.5 else model.attn_scale
-    return dataclasses.replace(model, rope=rope, attn_scale=scale, **window_fields(model.windows))
+    moe = MoeConfig()
+    if model.moe.num_experts:
+        width = 0 if model.moe.d_ff == model.d_ff else model.moe.d_ff
+        moe = dataclasses.replace(model.moe, top_k=model.moe.experts_per_token, d_ff=width)
+    return dataclasses.replace(model, rope=rope, attn_scale=scale, moe=moe, **window_fields(model.windows))

@@ -14,18 +14,13 @@ from jax.nn.initializers import normal, ones, zeros
 
 from bigjax.config import ModelConfig
 from bigjax.models import attention as attention_backends
-from bigjax.models import layers
+from bigjax.models import layers, moe
 from bigjax.models.attention_mask import ProbsDropout
 from bigjax.params import Initializer, ParamSpec
 from bigjax.sharding import Layout
 
 Attend = Callable[..., tuple[jax.Array, Any]]
 """`attend(q_BSHK, k_BTGK, v_BTGK)` returns the mixed values `(B, S, H, K)` and whatever its caller wants back."""
-
-
-def residual_init(cfg: ModelConfig) -> Initializer:
-    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
-    return normal(cfg.init_std / (2 * cfg.num_layers) ** 0.5)
 
 
 def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
@@ -39,7 +34,7 @@ def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
             (L, H, K, D),
             ("layers", "heads", "head_dim", "embed"),
             "matrix",
-            residual_init(cfg),
+            layers.residual_init(cfg),
             ("heads", "head_dim"),
         ),
     }
@@ -60,7 +55,7 @@ def mlp_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
     L, D, F = num_layers, cfg.d_model, cfg.d_ff
     declared = {
         "up": _weight(cfg, (L, D, F), ("embed", "mlp")),
-        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "matrix", residual_init(cfg), ("mlp",)),
+        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "matrix", layers.residual_init(cfg), ("mlp",)),
     }
     if cfg.activation in layers.GATED:
         declared["gate"] = _weight(cfg, (L, D, F), ("embed", "mlp"))
@@ -89,13 +84,20 @@ def residual_norm_specs(cfg: ModelConfig, name: str, num_layers: int) -> dict[st
 
 
 def transformer_specs(cfg: ModelConfig, num_layers: int) -> dict[str, Any]:
-    """Declare `num_layers` stacked blocks of self-attention and an MLP, as `transformer_block` reads them."""
+    """Declare `num_layers` stacked blocks of self-attention and MLP or experts, as `transformer_block` reads them."""
+    sparse = num_layers // cfg.moe.every if cfg.moe.num_experts else 0
     return {
         **residual_norm_specs(cfg, "attn", num_layers),
         "attn": attention_specs(cfg, num_layers),
         **residual_norm_specs(cfg, "mlp", num_layers),
-        "mlp": mlp_specs(cfg, num_layers),
+        **({"mlp": mlp_specs(cfg, num_layers - sparse)} if sparse < num_layers else {}),
+        **({"moe": moe.specs(cfg, sparse)} if sparse else {}),
     }
+
+
+def gathered(layer: dict, declared: dict, cfg: ModelConfig, layout: Layout) -> dict:
+    """Return one layer of the stack that `declared` describes as `transformer_block` reads it."""
+    return layout.gather(layer, {name: declared[name] for name in layer}, cfg.dtype)
 
 
 def _weight(cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
@@ -235,16 +237,26 @@ def final_norm(params: Any, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
     return norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
 
 
-def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend, outputs):
+def route_of(key: jax.Array | None, index: Any, rows_B: jax.Array | None, segments_BS: jax.Array | None) -> Callable:
+    """Return `moe.apply` of layer `index`, whose router draws what it needs from `key`, if there is one."""
+    # Beside the three keys of `drops`.
+    own = None if key is None else jax.random.fold_in(jax.random.fold_in(key, index), 3)
+    return partial(moe.apply, key=own, rows_B=rows_B, segments_BS=segments_BS)
+
+
+def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend, outputs, route: Callable):
     """Take one block of `transformer_specs`; also return what `attend` keeps and what the block says of itself.
 
-    `p` is gathered and in the compute dtype; `outputs` is the dropout of each half's output.
+    `p` is as `gathered` returns it; `outputs` is the dropout of each half's output; `route` is that of `route_of`, for
+    a sparse block.
     """
 
     def self_attention(h):
         return attention(h, h, p["attn"], cfg, layout, rope, attend)
 
     def feed_forward(h):
+        if "moe" in p:
+            return route(h, p["moe"], cfg, layout)
         return mlp(h, p["mlp"], cfg, layout), {}
 
     x_BSD, kept = residual(x_BSD, "attn", p, cfg, layout, self_attention, outputs[0])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers, stacks
+from bigjax.models import attention, blocks, layers, moe, stacks
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -51,13 +51,17 @@ def apply(
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
 ) -> tuple[jax.Array, layers.Aux]:
-    """Return the final hidden states `(B, S, D)` in the compute dtype, and the mean over the layers of what they add.
+    """Return the final hidden states `(B, S, D)` in the compute dtype, and what sparse layers say of themselves.
 
     Args:
       params: as declared by `specs`; `params["blocks"]` may also be a list of one tree per layer.
       positions_BS: position of each token, restarting with each document; None counts from 0 along the row.
       segments_BS: document number of each token, 0 for padding; a token sees its own document only.
-      key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
+      key: draws dropout and what routers draw; None turns them off. rows_B: the global row of each example, needed
+        with `key`.
+
+    Returns:
+      Hidden states, and `Aux` as `moe.over_layers` joins it.
     """
     rate = cfg.dropout if key is not None else 0.0
     attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate)
@@ -73,12 +77,12 @@ def apply(
         def self_attend(q, k, v):
             return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
 
-        p = layout.gather(layer, declared, cfg.dtype)
-        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs)
+        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
+        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs, route)
         return x, said
 
     x_BSD, said = stacks.through(block, x_BSD, params["blocks"], cfg)
-    return blocks.final_norm(params, x_BSD, cfg), jax.tree.map(lambda per_layer: per_layer.mean(axis=0), said)
+    return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
 
 
 def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -148,7 +152,9 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """Read prompts padded on the left; return hidden states `(B, S, D)` and a cache with room for `max_len` tokens.
 
-    Row b starts at position `starts_B[b]`; `params["blocks"]` must be a list of one tree per layer.
+    Row b starts at position `starts_B[b]`; `params["blocks"]` must be a list of one tree per layer. Sparse layers drop
+    nothing here and in `decode`, whatever their capacity: what a token gets must not depend on how long the prompt is
+    or what comes after it, and a group of the one token that is decoded has no meaning.
     """
     S = tokens_BS.shape[1]
     positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
@@ -163,7 +169,7 @@ def prefill(
         v_BGTK = jnp.pad(jnp.transpose(v, (0, 2, 1, 3)), (*room[:2], room[3], room[2]))
         return mixed, (k_BGKT, v_BGTK)
 
-    x_BSD, k, v = _through_blocks(params, tokens_BS, positions_BS, cfg, layout, attend)
+    x_BSD, k, v = _through_blocks(params, tokens_BS, positions_BS, cfg, layout, attend, segments_BS)
     return x_BSD, Cache(k, v, jnp.array(S, jnp.int32), starts_B)
 
 
@@ -185,14 +191,14 @@ def decode(
     return x_B1D, Cache(k, v, index + 1, cache.starts_B)
 
 
-def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout, attend):
+def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout, attend, segments=None):
     """Return the final hidden states and what `attend(layer, q, k, v)` keeps of each layer, all k and all v."""
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
     rope, declared = blocks.rope(positions_BS, tokens_BS.shape[1], cfg), specs(cfg)["blocks"]
-    kept, whole = [], [lambda y: y] * 2
+    kept, whole, route = [], [lambda y: y] * 2, partial(moe.apply, segments_BS=segments, dropless=True)
     # Unrolled: a loop over stacked layers would copy its layer's weights and cache out of the stack for every token.
     for index, layer in enumerate(params["blocks"]):
-        p = layout.gather(layer, declared, cfg.dtype)
-        x_BSD, (kv, _) = blocks.transformer_block(x_BSD, p, cfg, layout, rope, partial(attend, index), whole)
+        p = blocks.gathered(layer, declared, cfg, layout)
+        x_BSD, (kv, _) = blocks.transformer_block(x_BSD, p, cfg, layout, rope, partial(attend, index), whole, route)
         kept.append(kv)
     return blocks.final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)

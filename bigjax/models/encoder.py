@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal, zeros
 
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers, stacks
+from bigjax.models import attention, blocks, layers, moe, stacks
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -76,7 +76,7 @@ def apply(
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
 ) -> tuple[jax.Array, layers.Aux]:
-    """Return the final hidden states `(B, S, D)` in the compute dtype; and nothing that it says of itself.
+    """Return the final hidden states `(B, S, D)` in the compute dtype, and what sparse layers say of themselves.
 
     Args:
       segments_BS: document of each token, 0 for padding; a token sees its own document only, before and after it.
@@ -97,12 +97,12 @@ def apply(
         def self_attend(q, k, v):
             return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
 
-        p = layout.gather(layer, declared, cfg.dtype)
-        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs)
+        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
+        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs, route)
         return x, said
 
     x_BSD, said = stacks.through(block, x_BSD, params["blocks"], cfg)
-    return blocks.final_norm(params, x_BSD, cfg), jax.tree.map(lambda per_layer: per_layer.mean(axis=0), said)
+    return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
 
 
 def _embed(params: Params, tokens_BS, positions_BS, types_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:

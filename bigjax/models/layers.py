@@ -10,13 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn.initializers import normal
 
-from bigjax.config import RopeConfig
+from bigjax.config import ModelConfig, RopeConfig
+from bigjax.params import Initializer
 
 Aux = dict[str, jax.Array]
-"""What a model says of a batch besides its hidden states: name -> `(B, N)`, a mean for each of N equal pieces of a row.
+"""What a model says of a batch besides its hidden states: name -> `(B, N, ...)`, a mean for each of N equal pieces of a
+row, of a number or of an array of numbers.
 
 `loss` is added to what training minimises, other names are metrics."""
+
+
+def residual_init(cfg: ModelConfig) -> Initializer:
+    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
+    return normal(cfg.init_std / (2 * cfg.num_layers) ** 0.5)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:
@@ -129,12 +137,17 @@ def apply_rope(x_BSHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def keep_mask(rate: float, key: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return bools `(B, *shape)`, each False with probability `rate`.
+    """Return bools `(B, *shape)`, each False with probability `rate`, drawn as by `draw_rows`."""
+    return draw_rows(lambda key, shape: jax.random.bernoulli(key, 1 - rate, shape), key, rows_B, shape)
 
-    Row b depends on `key` and `rows_B[b]` only, so the mask is the same however the batch is split over devices and
+
+def draw_rows(draw: Callable, key: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return `draw(key, shape)` for each row, `(B, *shape)`.
+
+    Row b depends on `key` and `rows_B[b]` only, so it is the same however the batch is split over devices and
     microbatches. Positions along the other axes always differ.
     """
-    return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, shape))(rows_B)
+    return jax.vmap(lambda row: draw(jax.random.fold_in(key, row), shape))(rows_B)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, rows_B: jax.Array | None) -> jax.Array:

@@ -21,7 +21,7 @@ known when the program is traced, is the place of the layer in its period, and `
 
 
 def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
-    """Return the hidden states after all layers, and what these say of themselves, stacked `(L, ...)`.
+    """Return the hidden states after all layers, and what those that say something say of themselves, stacked.
 
     Args:
       stacked: a tree of `(L, ...)` arrays, or a list of one tree per layer.
@@ -42,11 +42,11 @@ def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> t
 
 
 def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
-    num_layers, period = jax.tree.leaves(stacked)[0].shape[0], cfg.period
+    num_layers, period = param_tree.num_layers(stacked), cfg.period
 
     def nth(place: int, x, group, first):
         # Sliced inside what is rematerialised, or the slices would be saved: all parameters once more.
-        layer = group if period == 1 else jax.tree.map(lambda w: w[place], group)
+        layer = group if period == 1 else param_tree.layer(group, place)
         return block(place, x, layer, first + place)
 
     blocks_of_period = [layers.rematerialised(partial(nth, i), cfg.remat, in_loop=True) for i in range(period)]
@@ -60,6 +60,7 @@ def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tup
 
     groups = stacked
     if period > 1:
-        groups = jax.tree.map(lambda w: w.reshape(-1, period, *w.shape[1:]), stacked)
+        count = num_layers // period
+        groups = jax.tree.map(lambda w: w.reshape(count, w.shape[0] // count, *w.shape[1:]), stacked)
     x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(0, num_layers, period)))
     return x_BSD, jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), said)

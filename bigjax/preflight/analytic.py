@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from bigjax.config import Config
+from bigjax.errors import UserError
 from bigjax.preflight import analytic_flops, analytic_memory, analytic_traffic
 from bigjax.preflight.analytic_share import Share, share
 from bigjax.preflight.traffic import Collective
@@ -50,6 +51,19 @@ class Estimate:
         return held + self.gradient_bytes + self.activation_bytes + self.temporary_bytes
 
 
+class NotCovered(UserError):
+    """The analytic model does not know the model."""
+
+
+def check_covered(cfg: Config) -> None:
+    """Raise NotCovered for a model with experts, whose memory and traffic nobody has compared with a compiler's."""
+    if cfg.model.moe.num_experts:
+        raise NotCovered(
+            f"model.moe.num_experts={cfg.model.moe.num_experts}: the analytic model does not know the memory and the "
+            "traffic of sparse layers; plan with the compiler, without --analytic and --search"
+        )
+
+
 def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     """Return what one training step of `cfg` needs on each device of a mesh with these sizes of all seven axes.
 
@@ -58,7 +72,9 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
 
     Raises:
       ShardingError: the mesh does not fit the model or the batch.
+      NotCovered: as `check_covered`.
     """
+    check_covered(cfg)
     mine = share(cfg, mesh_sizes)
     peak = analytic_memory.peak(mine)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)

@@ -15,16 +15,22 @@ def compiled_flops(share: Share) -> float:
     A product with a matrix of P elements takes 2 P for a token, and twice that backwards (Kaplan et al. 2020, section
     2.1). Element-wise work is left out.
     """
-    tokens, layers = share.tokens, share.cfg.model.num_layers
+    layers, again = share.cfg.model.num_layers, _recomputed(share)
     matrices = {name: spec for name, spec in share.specs.items() if spec.kind == "matrix"}
-    recomputed = [spec for name, spec in matrices.items() if name.rpartition("/")[2] in _recomputed(share)]
+    # The gradient of a router's weights needs what the experts return.
+    again_in_experts = {*again, "router", "down"} if again else set()
+    recomputed = [
+        spec
+        for name, spec in matrices.items()
+        if name.rpartition("/")[2] in (again_in_experts if "/moe/" in name else again)
+    ]
     blocks = 3 * _product(share, list(matrices.values())) + _product(share, recomputed)
-    head = 3 * 2.0 * share.vocab * share.cfg.model.d_model
-    return share.cfg.train.microbatches * ((blocks + head) * tokens + layers * _attention(share))
+    head = 3 * 2.0 * share.vocab * share.cfg.model.d_model * share.tokens
+    return share.cfg.train.microbatches * (blocks + head + layers * _attention(share))
 
 
 def _product(share: Share, specs: list[ParamSpec]) -> float:
-    return 2.0 * sum(share.used(spec) for spec in specs)
+    return 2.0 * sum(share.used(spec) * share.tokens_of(spec) for spec in specs)
 
 
 def _recomputed(share: Share) -> set[str]:

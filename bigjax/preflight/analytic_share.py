@@ -11,6 +11,7 @@ from bigjax.config import BATCH_AXES, Config
 from bigjax.models.attention_blocked import block_count, query_blocks
 from bigjax.models.attention_kernels import SPLASH_BLOCKS
 from bigjax.models.layers import GATED
+from bigjax.models.moe_routing import capacity
 from bigjax.params import ParamSpec, names
 from bigjax.sharding import Layout, axes_of_entry
 
@@ -54,6 +55,22 @@ class Share:
     def tokens(self) -> int:
         """Tokens of one microbatch on this device."""
         return self.rows * self.seq_len
+
+    def tokens_of(self, spec: ParamSpec) -> float:
+        """Return how many tokens each matrix of a parameter multiplies, in one microbatch on this device.
+
+        For an expert those are the places of its buffers, empty or not, that all devices along `expert` fill; without a
+        capacity, what is sent to it if all get as many.
+        """
+        if "experts" not in spec.axes:
+            return self.tokens
+        moe = self.cfg.model.moe
+        sent_from = self.ways(*self.layout.over("experts"))
+        group = moe.group_size or self.seq_len
+        places = capacity(moe, group)
+        if places is None:
+            return self.tokens * sent_from * moe.experts_per_token / moe.num_experts
+        return self.tokens * sent_from // group * places
 
     @property
     def gated(self) -> bool:

@@ -12,6 +12,8 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
+from math import prod
 from typing import Any, Literal
 
 import jax
@@ -26,8 +28,8 @@ from bigjax.preflight import error_bounds
 from bigjax.preflight.observation import MeshFailure, Observation, Stage, distance, whole
 from bigjax.preflight.shrink import shrink
 
-AXES = ("data", "fsdp", "tensor")
-"""The mesh axes that are combined."""
+AXES = ("data", "fsdp", "expert", "tensor")
+"""The mesh axes that are combined, `expert` for sparse models only."""
 
 MAX_DEVICES = 8
 """A shrunk config has rows for so many devices."""
@@ -114,13 +116,14 @@ def parse(text: str) -> MeshConfig:
     return MeshConfig(**sizes)
 
 
-def factorisations(num_devices: int) -> Iterator[MeshConfig]:
+def factorisations(num_devices: int, sparse: bool = False) -> Iterator[MeshConfig]:
     """Yield every mesh of so many devices over `AXES`, with and without a split sequence where `tensor` is above 1."""
     divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
-    for tensor in divisors:
-        for fsdp in (size for size in divisors if num_devices // tensor % size == 0):
-            for split in (False, True) if tensor > 1 else (False,):
-                yield MeshConfig(data=num_devices // tensor // fsdp, fsdp=fsdp, tensor=tensor, shard_sequence=split)
+    for tensor, expert, fsdp in product(divisors, divisors if sparse else [1], divisors):
+        data, left = divmod(num_devices, tensor * expert * fsdp)
+        for split in (False, True) if tensor > 1 else (False,):
+            if not left:
+                yield MeshConfig(data=data, fsdp=fsdp, expert=expert, tensor=tensor, shard_sequence=split)
 
 
 def devices(mesh: MeshConfig) -> list[Any]:
@@ -129,7 +132,7 @@ def devices(mesh: MeshConfig) -> list[Any]:
     Raises:
       UserError: there are fewer.
     """
-    places, found = mesh.data * mesh.fsdp * mesh.tensor, jax.devices()
+    places, found = prod(getattr(mesh, axis) for axis in AXES), jax.devices()
     if places > len(found):
         raise UserError(f"mesh {mesh_name(mesh)} needs {places} devices, but there are {len(found)}")
     return found[:places]
@@ -326,12 +329,14 @@ def small(cfg: Config) -> list[Config]:
     return [exact] if shrunk == exact else [exact, shrunk]
 
 
-def meshes(num_devices: int) -> Iterable[MeshConfig]:
+def meshes(num_devices: int, sparse: bool = False) -> Iterable[MeshConfig]:
     """Return all meshes of the largest power of two of devices that the rows of a shrunk config allow.
+
+    `sparse`: whether the model has experts to split.
 
     Raises:
       UserError: there is only one device.
     """
     if num_devices < 2:
         raise UserError("there is one device, and one mesh: JAX_PLATFORMS=cpu gives 8 virtual devices")
-    return factorisations(min(2 ** (num_devices.bit_length() - 1), MAX_DEVICES))
+    return factorisations(min(2 ** (num_devices.bit_length() - 1), MAX_DEVICES), sparse)

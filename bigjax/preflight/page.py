@@ -81,6 +81,8 @@ def _memory(report: dict[str, Any]) -> list[str]:
 def _sharding(report: dict[str, Any]) -> list[str]:
     rows = sorted(report["parameters"], key=lambda row: -row["bytes_per_chip"])
     lines = [f"sharding: {report['params_total']:,} parameters, {report['params_non_embedding']:,} without embeddings"]
+    if "params_active" in report:
+        lines[0] += f", {report['params_active']:,} active for a token"
     for row in rows[:PARAMETERS_SHOWN]:
         axes = []
         for axis, size, mesh_axes in zip(row["logical_axes"], row["shape"], row["mesh_axes"], strict=True):

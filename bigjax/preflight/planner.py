@@ -38,6 +38,7 @@ class Planner:
         """
         built = self._program(cfg)  # what does not fit the mesh fails before the compiler starts
         if self.analytic:
+            analytic.check_covered(cfg)
             return self._judge(built, None)
         outcome = compiler.start(cfg, self.topology, quick=quick).wait(self.timeout_s)
         if outcome.failure:
@@ -49,7 +50,10 @@ class Planner:
         return self._judge(self._program(cfg), outcome)
 
     def _judge(self, built: program.Program, outcome: Outcome | None) -> dict[str, Any]:
-        estimate = analytic.estimate(built.cfg, dict(built.mesh.shape))
+        try:
+            estimate = analytic.estimate(built.cfg, dict(built.mesh.shape))
+        except analytic.NotCovered:
+            estimate = None
         found = report.build(built, self.topology, estimate, outcome, config=self.source, run_tokens=self.run_tokens)
         return found | self._verdict(built.cfg, found)
 
@@ -64,7 +68,8 @@ class Planner:
             verdict = f"FITS: {gib(needed)} of {gib(has)} a chip, {gib(has - needed)} to spare [{source}]"
             return {"verdict": verdict, "advice": []}
         verdict = f"DOES NOT FIT: needs {gib(needed)} a chip, which has {gib(has)} [{source}]"
-        return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed)}
+        known = not cfg.model.moe.num_experts
+        return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed) if known else []}
 
 
 def of_traced(cfg: Config, traced: Any, mesh: Any, source: str) -> tuple[Any, dict[str, Any]]:

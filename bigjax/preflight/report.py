@@ -10,7 +10,7 @@ not state), `versions`, `compile_s`;
 `gradient_bytes_per_chip` (like the parameters), `temporary_bytes_per_chip` (gradients and activations included),
 `program_bytes_per_chip`, `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence], `notes`;
-`params_total`, `params_non_embedding`;
+`params_total`, `params_non_embedding`, of a sparse model also `params_active`;
 `model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
@@ -30,6 +30,8 @@ from bigjax import strict
 from bigjax.config import BATCH_AXES, MESH_AXES
 from bigjax.preflight import devices, links, roofline
 from bigjax.preflight.analytic import Estimate
+from bigjax.preflight.analytic_flops import compiled_flops
+from bigjax.preflight.analytic_share import share
 from bigjax.preflight.chips import Topology
 from bigjax.preflight.compiled import Compiled
 from bigjax.preflight.compiler import Outcome
@@ -43,13 +45,14 @@ SCHEMA_VERSION = 1
 def build(
     program: Program,
     topology: Topology,
-    estimate: Estimate,
+    estimate: Estimate | None,
     outcome: Outcome | None,
     *,
     config: str,
     run_tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Return the plan; `outcome` is None for the analytic model alone, and no failure."""
+    """Return the plan; `outcome` is None for the analytic model alone, and no failure; `estimate` for what that model
+    does not cover."""
     cfg, per_chip = program.cfg, topology.num_devices // topology.num_chips
     compiled = outcome.compiled if outcome else None
     report: dict[str, Any] = {
@@ -81,7 +84,9 @@ def state_bytes(tree: Any) -> int:
     return sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: Outcome | None, per_chip: int) -> dict:
+def _memory(
+    program: Program, topology: Topology, estimate: Estimate | None, outcome: Outcome | None, per_chip: int
+) -> dict:
     state = program.state
     params, optimizer = state_bytes((state.params, state.ema)), state_bytes(state.opt_state)
     compiled = outcome.compiled if outcome else None
@@ -92,6 +97,7 @@ def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: O
         temporary = outcome.out_of_memory_bytes
         needed = state_bytes((state, program.batch)) + temporary
     else:
+        assert estimate
         needed = estimate.total_bytes
         temporary = needed - params - optimizer
     hbm = topology.chip.hbm_bytes
@@ -129,8 +135,7 @@ def _sharding(program: Program, per_chip: int) -> dict[str, Any]:
         "parameters": rows,
         "silent_replication": silent_replication(program),
         "notes": list(program.layout.notes),
-        "params_total": param_tree.count(program.model.specs),
-        "params_non_embedding": param_tree.count(program.model.specs, without=("embedding", "head")),
+        **param_tree.counts(program.model.specs, program.cfg.model.moe.experts_per_token),
     }
 
 
@@ -161,27 +166,33 @@ def silent_replication(program: Program) -> list[str]:
     return problems
 
 
-def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Compiled | None, per_chip: int) -> dict:
+def _work(
+    program: Program, topology: Topology, estimate: Estimate | None, compiled: Compiled | None, per_chip: int
+) -> dict:
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     model = flops.model_flops_per_token(cfg.model, program.model.specs, cfg.data.seq_len) * tokens
     # Kernels state no work, so a step with some is taken at the analytic count.
-    executed = compiled.flops if compiled and not compiled.uncounted_calls else estimate.compiled_flops
-    collectives = compiled.collectives if compiled else estimate.collectives
+    exact = compiled if compiled and not compiled.uncounted_calls else None
+    executed = exact.flops if exact else compiled_flops(share(cfg, mesh_shape))
+    collectives = compiled.collectives if compiled else estimate.collectives if estimate else []
+    state = program.state
+    # What a step reads and writes of its state, where the saved activations are not known.
+    least = 2 * state_bytes(state.params) + state_bytes(state.opt_state)
     sent = sum(one.bytes_per_chip for one in collectives)
     overlapped = sum(one.overlapped_bytes_per_chip for one in collectives)
     moved = links.bytes_by_link(collectives, mesh_shape, topology.devices_per_slice)
     work = roofline.Work(
         model_flops=model / topology.num_devices,
         compiled_flops=executed,
-        hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes,
-        hbm_bytes_min=estimate.hbm_bytes_min,
+        hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes if estimate else least,
+        hbm_bytes_min=estimate.hbm_bytes_min if estimate else least,
         ici_bytes=moved["ici"],
         dcn_bytes=moved["dcn"],
         overlapped_share=overlapped / sent if sent else 1.0,
         dtype=cfg.model.dtype,
     )
-    found = roofline.roofline(work, topology) if topology.platform != "cpu" else None
+    found = roofline.roofline(work, topology) if topology.platform != "cpu" and (compiled or estimate) else None
     rows = []
     for one in collectives:
         link = links.split(one.mesh_axes, mesh_shape, topology.devices_per_slice).link

@@ -1,9 +1,9 @@
 """A run made small: the same program on tiny arrays, to be run on a handful of devices."""
 
 import dataclasses
-from math import ceil, lcm
+from math import ceil, gcd, lcm
 
-from bigjax.config import Config, MeshConfig, ModelConfig
+from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig
 
 DEVICES = 8
 """The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""
@@ -25,8 +25,11 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
 
     - Kept as they are: every option (family, positions, norm, activation, biases, kernel, remat, dtype, dropout,
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
-    - At most 2 layers, or one period of `layer_windows`. At most 2 kv heads, or 3 if their number is odd, so that what
-      `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
+    - At most 2 layers, or one period of windows and sparse layers. At most 2 kv heads, or 3 if their number is odd, so
+      that what `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the
+      ratio is odd).
+    - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to a
+      half. At most 4 groups a row.
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
@@ -93,7 +96,7 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
     return dataclasses.replace(
         model,
         vocab_size=_small(model.vocab_size, 64),
-        num_layers=min(model.num_layers, max(len(model.layer_windows), 2)),
+        num_layers=min(model.num_layers, model.period * ceil(2 / model.period)),
         d_model=d_model,
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -102,7 +105,21 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
         max_seq_len=seq_len * min(ceil(model.max_seq_len / cfg.data.seq_len), 2),
         rope=rope,
         sliding_window=None if model.sliding_window is None else _part(model.sliding_window, share),
+        moe=_moe(cfg, d_model, seq_len),
         layer_windows=tuple(_part(window, share) for window in model.layer_windows),
+    )
+
+
+def _moe(cfg: Config, d_model: int, seq_len: int) -> MoeConfig:
+    model, moe = cfg.model, cfg.model.moe
+    if not moe.num_experts:
+        return moe
+    return dataclasses.replace(
+        moe,
+        num_experts=min(moe.num_experts, DEVICES),
+        top_k=min(moe.top_k, 4) if moe.num_experts > DEVICES else moe.top_k,
+        group_size=seq_len // gcd(cfg.data.seq_len // moe.group_size, 4) if moe.group_size else 0,
+        d_ff=_multiple(round(d_model * min((moe.d_ff or model.d_ff) / model.d_model, 0.5))),
     )
 
 

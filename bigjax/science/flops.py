@@ -16,9 +16,10 @@ def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int) -> float:
 
     Convention (Chowdhery et al. 2022, appendix B): 6 for every parameter that a matrix product uses, the output matrix
     included and look-ups left out, plus `12 * heads * head_dim` for every key of every layer; causality is not
-    deducted, a sliding window is. Recomputation is not counted.
+    deducted, a sliding window is. Recomputation is not counted. Of the experts those count that the router chooses for
+    a token.
     """
-    matmul_params = count(specs, without=("embedding", "norm", "bias"))
+    matmul_params = count(specs, ("embedding", "norm", "bias"), experts=cfg.moe.experts_per_token)
     if cfg.tie_embeddings:
         matmul_params += cfg.vocab_size * cfg.d_model
     keys = sum(min(seq_len, window or seq_len) for window in cfg.windows)

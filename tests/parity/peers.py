@@ -55,7 +55,25 @@ def gradients(model: Any, cfg: ModelConfig) -> Any:
     return _convert({name: w.grad for name, w in model.named_parameters()}, model, cfg)
 
 
+def _as_stored(state: dict[str, Any]) -> dict[str, Any]:
+    """Return tensors under the names that a folder has: transformers joins the experts of Mixtral in memory."""
+    stored = {}
+    for name, tensor in state.items():
+        layer, _, joined = name.partition(".mlp.")
+        if joined == "gate.weight":
+            stored[f"{layer}.block_sparse_moe.gate.weight"] = tensor
+        elif joined.startswith("experts."):
+            parts = zip(("w1", "w3"), tensor.chunk(2, dim=1), strict=True) if "up" in joined else [("w2", tensor)]
+            for short, part in parts:
+                for i, one in enumerate(part):
+                    stored[f"{layer}.block_sparse_moe.experts.{i}.{short}.weight"] = one
+        else:
+            stored[name] = tensor
+    return stored
+
+
 def _convert(state: dict[str, Any], model: Any, cfg: ModelConfig) -> Any:
+    state = _as_stored(state)
     specs = models.build(cfg).specs
     tensors = tensors_of(ARCHITECTURES[model.config.model_type], specs)
     dtypes = dict.fromkeys(names(specs), np.dtype(np.float32))

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
 
 from bigjax import models  # noqa: E402
-from bigjax.config import ModelConfig, RopeConfig  # noqa: E402
+from bigjax.config import ModelConfig, MoeConfig, RopeConfig  # noqa: E402
 from bigjax.losses import cross_entropy  # noqa: E402
 from bigjax.models import layers  # noqa: E402
 from bigjax.params import names  # noqa: E402
@@ -47,6 +47,7 @@ GEMMA2 = LLAMA | {
     "final_softcap": 1.5,
     "layer_windows": (4, 0),
 }
+MIXTRAL = LLAMA | {"moe": MoeConfig(num_experts=4, top_k=2)}
 
 
 def rope(scaling: str, factor: float, **fields) -> dict:
@@ -90,6 +91,9 @@ CASES: dict[str, tuple[dict, tuple[int, int]]] = {
         GEMMA2 | {"attn_scale": None, "layer_windows": (), "sliding_window": 3},
         (1, 9),
     ),
+    "mixtral": (MIXTRAL, (3, 17)),
+    "mixtral, 3 of 5 experts": (LLAMA | {"moe": MoeConfig(num_experts=5, top_k=3)}, (3, 17)),
+    "mixtral, one expert": (LLAMA | {"moe": MoeConfig(num_experts=3, top_k=1)}, (1, 9)),
     "llama3 rope, factor 8": (rope("llama3", 8.0, original_max_seq_len=64), (3, 37)),
     "llama3 rope, factor 32, other bands": (
         rope("llama3", 32.0, original_max_seq_len=40, low_freq_factor=0.5, high_freq_factor=3.0, theta=100.0),
@@ -264,8 +268,8 @@ def our_gradients(params: Any, tokens: np.ndarray, cfg: ModelConfig) -> tuple[An
 
 @pytest.mark.parametrize(
     "fields",
-    [GPT2, LLAMA, LLAMA | {"qk_norm": True, "tie_embeddings": True}, GEMMA2],
-    ids=["gpt2", "llama", "qwen3", "gemma2"],
+    [GPT2, LLAMA, LLAMA | {"qk_norm": True, "tie_embeddings": True}, GEMMA2, MIXTRAL],
+    ids=["gpt2", "llama", "qwen3", "gemma2", "mixtral"],
 )
 def test_gradients_of_all_parameters(fields):
     """Both sides differentiate the same mean loss; a gradient may differ by 1e-5 of the largest in its parameter.
