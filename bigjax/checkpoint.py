@@ -1,13 +1,14 @@
 """Saving a run and finding it again: train state, data position and identity, together in one step folder."""
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -136,9 +137,8 @@ class Checkpoints:
         path = self.folder / str(step)
         saved = ocp.checkpointables_metadata(str(path))
         _require_match(path, saved.metadata["state"], abstract_state)
-        state = ocp.load_checkpointables(str(path), {"state": abstract_state})["state"]
         beside: Any = saved.custom_metadata
-        return Restored(step, state, beside["data_state"], beside["identity"])
+        return Restored(step, _load_state(path, abstract_state), beside["data_state"], beside["identity"])
 
     def wait(self) -> None:
         """Block until the last save is complete on all processes; raise its error if it failed.
@@ -260,10 +260,24 @@ def restore_part(folder: Path, part: str, abstract: State, without: tuple[str, .
     if without:
         saved, abstract = ({name: x for name, x in tree.items() if name not in without} for tree in (saved, abstract))
     _require_match(path, saved, abstract)
+    return step, _load_part(path, {part: abstract})[part]
+
+
+def _load_state(path: Path, abstract: State) -> State:
+    """Load a whole state. A field that is None takes nothing, so it may have been unknown when the state was saved."""
+    names = [field.name for field in dataclasses.fields(abstract)] if dataclasses.is_dataclass(abstract) else []
+    wanted = {name: getattr(abstract, name) for name in names if getattr(abstract, name) is not None}
+    loaded: Any = _load_part(path, wanted or abstract)
+    return dataclasses.replace(cast(Any, abstract), **loaded) if wanted else loaded
+
+
+def _load_part(path: Path, abstract: Any) -> Any:
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        return step, ocp.load_checkpointables(str(path), {"state": {part: abstract}})["state"][part]
+        return ocp.load_checkpointables(str(path), {"state": abstract})["state"]
 
 
 def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:

@@ -213,6 +213,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What happens to a step whose loss or gradient norm is not finite, or spikes.
+
+    A spike is more than `threshold` median absolute deviations above the median of the last `window` finite steps.
+    `stop` ends the run; `skip` drops the update; `rollback` goes back to the newest checkpoint leaving out the batch.
+    """
+
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    on_spike: Literal["none", "stop", "skip", "rollback"] = "none"
+    window: int = bounded(100, minimum=3)
+    threshold: float = bounded(10.0, above=0)
+    max_consecutive_skips: int = plumbing(10, minimum=1)
+    max_rollbacks: int = plumbing(3, minimum=0)
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """What a run reports."""
 
@@ -234,6 +250,7 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     init_from: str | None = None
 
     def __post_init__(self):

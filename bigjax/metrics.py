@@ -130,6 +130,8 @@ class _TensorBoard:
 
     def _add(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
+            if not math.isfinite(value):
+                continue  # tensorboardX would warn of it, to no use
             self._writer.result().add_scalar(name, value, step)
 
     def close(self) -> None:

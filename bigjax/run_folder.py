@@ -66,9 +66,14 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
-    def nonfinite(self) -> Path:
-        """What is known about the step that ended the run because it was not finite."""
-        return self.path / "nonfinite.json"
+    def forensics(self) -> Path:
+        """One folder for every step that diverged; see `bigjax.forensics`."""
+        return self.path / "forensics"
+
+    @property
+    def left_out(self) -> Path:
+        """The batches that rollbacks left out; see `bigjax.rollback`."""
+        return self.path / "left_out.json"
 
     @property
     def profile(self) -> Path:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
+from bigjax import divergence
 from bigjax import params as param_tree
 from bigjax.config import Config
 from bigjax.models import Model
@@ -18,12 +19,21 @@ from bigjax.sharding import UNSHARDED, Layout, axes_of_entry
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run carries from step to step: updates made, parameters, optimizer state, averaged parameters."""
+    """All that a run carries from step to step.
+
+    Attributes:
+      step: () int32, steps taken; those whose update was dropped count.
+      params: the parameters.
+      opt_state: of the optimizer; it knows the updates made.
+      ema: averaged parameters, if the config asks for them.
+      watch: what the guard remembers, if the config asks for it.
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any = None
+    watch: Any = None
 
 
 def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout = UNSHARDED) -> TrainState:
@@ -32,7 +42,7 @@ def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layo
     if layout.sizes:
         params = jax.tree.map(lambda spec, w: jax.reshard(w, layout.param(spec)), model.specs, params)
     ema = jax.tree.map(jnp.copy, params) if cfg.optim.ema_decay is not None else None
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, divergence.init(cfg.guard))
 
 
 def jit_init_state(
@@ -69,8 +79,9 @@ def make_train_step(
     """Return `step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     The gradient is that of the mean loss over the weighted tokens of the whole batch, however many microbatches it is
-    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping), and
-    `grad_norms`, a dict with that of every parameter by name.
+    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping),
+    `updates` (made before this step), the verdict of `divergence.judge`, and two dicts by parameter: `grad_norms`, and
+    `param_norms` before the step. Where the verdict is to drop the update, all but the step and the watch stay.
     """
     objective = OBJECTIVES[cfg.train.objective]
     unrolled = cfg.model.layers == "unroll"
@@ -95,13 +106,24 @@ def make_train_step(
         if cfg.optim.ema_decay is not None:
             ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema_decay)
         metrics = {name: total / count for name, (total, count) in sums.items()}
-        squares = {name: jnp.sum(jnp.square(g)) for name, g in param_tree.names(grads).items()}
+        squares = _squares(grads)
         metrics["tokens"] = sums["loss"][1]
         metrics["grad_norm"] = jnp.sqrt(sum(squares.values()))
         metrics["grad_norms"] = jax.tree.map(jnp.sqrt, squares)
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        metrics["param_norms"] = jax.tree.map(jnp.sqrt, _squares(state.params))
+        metrics["updates"] = state.step if state.watch is None else state.step - state.watch.skipped
+        watch, verdict = divergence.judge(cfg.guard, state.watch, metrics["loss"], metrics["grad_norm"])
+        if "skip" in (cfg.guard.on_nonfinite, cfg.guard.on_spike):
+            before, after = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
+            params, opt_state, ema = divergence.kept_if(verdict["dropped"], before, after)
+        return TrainState(state.step + 1, params, opt_state, ema, watch), metrics | verdict
 
     return train_step
+
+
+def _squares(tree: Any) -> dict[str, jax.Array]:
+    """Return the sum of the squares of every parameter or gradient, by name."""
+    return {name: jnp.sum(jnp.square(x)) for name, x in param_tree.names(tree).items()}
 
 
 def _gradients(sums_of: Callable, params: Any, batch: Mapping[str, jax.Array], key, microbatches: int):

@@ -2,6 +2,7 @@
 
   equivalence --config=FILE[:ARG]   every mesh computes the losses, gradients and update of one device
   checkpoint --workdir=RUN          what is saved is what was written
+  replay --workdir=RUN --event=E    a step that diverged does so again, bit for bit
 
 `python -m experiments.check NAME --help` lists a check's flags. Exit status: 0 all is well; 1 a bug; 2 bad input;
 4 something differs or is damaged.
@@ -30,6 +31,13 @@ CHECKPOINT = """Are the checkpoints of a run what was written? Every file is rea
 
 Exit status: 0 all are sound; 1 a bug; 2 there is nothing to check; 4 damage found."""
 
+REPLAY = """Does a step that diverged do so again? The steps from the nearest earlier checkpoint, or from the start if
+none is left, up to that of the event (a folder in RUN/forensics) are taken again, with the same batches; loss, gradient
+norms and parameter norms are compared with what was recorded. Use as many devices and processes as the run did. Nothing
+is written.
+
+Exit status: 0 the same, bit for bit; 1 a bug; 2 bad input; 4 something differs."""
+
 EXAMPLES = {
     "equivalence": (
         "python -m experiments.check equivalence --config=configs/llama.py:8b",
@@ -37,6 +45,7 @@ EXAMPLES = {
         "python -m experiments.check equivalence --config=mine.py --meshes=tensor=2,shard_sequence --out=eq.json",
     ),
     "checkpoint": ("python -m experiments.check checkpoint --workdir=runs/quickstart",),
+    "replay": ("python -m experiments.check replay --workdir=runs/quickstart --event=step-12",),
 }
 
 
@@ -142,9 +151,39 @@ def checkpoint(flag_values: flags.FlagValues) -> int:
     return 4 if any(one.problems for one in reports) else 0
 
 
+def define_replay_flags(flag_values: flags.FlagValues) -> None:
+    """Define the flags of `check replay`."""
+    flags.DEFINE_string("workdir", None, "the run folder", flag_values=flag_values)
+    flags.DEFINE_string("event", None, "the name of a folder in RUN/forensics", flag_values=flag_values)
+    cli.define_distributed_flags(flag_values)
+
+
+def replay(flag_values: flags.FlagValues) -> int:
+    """Take the step of an event again and print what it gives."""
+    workdir, event = Path(cli.required(flag_values, "workdir")), cli.required(flag_values, "event")
+    from bigjax import runtime
+
+    runtime.configure_jax()
+    cli.initialize_distributed(flag_values)
+    import jax
+
+    from experiments import replay as again
+
+    found = again.replay(workdir, event)
+    if jax.process_index() == 0:
+        step, loss, norm = found.recorded["step"], found.observed["loss"], found.observed["grad_norm"]
+        start = f"the checkpoint of step {found.start}" if found.start else "the initial state"
+        print(f"step {step}, from {start}: loss {loss!r}, gradient norm {norm!r}")
+        for line in found.differences:
+            print(f"  {line}")
+        print("NOT THE SAME as recorded" if found.differences else "the same as recorded, bit for bit")
+    return 4 if found.differences else 0
+
+
 CHECKS = {
     "equivalence": (equivalence, define_equivalence_flags, EQUIVALENCE, True),
     "checkpoint": (checkpoint, define_checkpoint_flags, CHECKPOINT, False),
+    "replay": (replay, define_replay_flags, REPLAY, False),
 }
 """Name -> what runs, its flags, its help, whether it takes --config."""
 
@@ -167,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         what = (
             f"there is no check {name!r}" if name and not name.startswith("-") else "the first argument names a check"
         )
-        print(f"error: {what}: the checks are {' and '.join(CHECKS)}{hint}", file=sys.stderr)
+        print(f"error: {what}: the checks are {', '.join(CHECKS)}{hint}", file=sys.stderr)
         sys.exit(UserError.exit_code)
     run, define_flags, doc, config = CHECKS[name]
     rest = [program, *arguments[1:]]

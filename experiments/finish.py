@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from bigjax import metrics, params, plots, strict
+from bigjax import metrics, params, plots, rollback, strict
 from bigjax.config import Config
 from bigjax.data import TextData
 from bigjax.evaluate import generation
@@ -13,6 +13,9 @@ from bigjax.models import Model
 from bigjax.run_folder import RunFolder
 from bigjax.science.flops import model_flops_per_token
 from bigjax.sharding import Layout
+
+SKIPPED = "guard/skipped_updates"
+"""The metric that counts the updates which the guard dropped."""
 
 
 def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, text: TextData, start: int) -> str:
@@ -65,6 +68,8 @@ def write(
         "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
         **dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_tokens")),
         **{f"eval_{name}": value for name, value in scores.items()},
+        "skipped_updates": next((int(row[SKIPPED]) for row in reversed(rows) if SKIPPED in row), 0),
+        "left_out_batches": rollback.left_out(folder),
         "tokens_per_s": tokens_per_s,
         "wall_s": rows[-1]["time_s"] if rows else None,
         "mesh": dict(layout.sizes),

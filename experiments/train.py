@@ -3,9 +3,9 @@
 The run folder holds the resolved config, the environment, metrics, checkpoints and, once finished, result.json. The
 same command again continues a run that was cut short, or says that it is complete.
 
-Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite (see nonfinite.json in the run
-folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step does
-not fit (with --plan); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
+Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite, or spiked (see forensics/ in
+the run folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step
+does not fit (with --plan); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
 
 A checkpoint that cannot be saved, as on a full or read-only disk, does not stop the training: it is reported, counted
 as checkpoint/failed_saves in the metrics, and older checkpoints stay. If it is the last one, there is no result.json;
@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from bigjax import strict
+from bigjax import rollback, strict
 from bigjax.config import Config
 from experiments import cli
 
@@ -56,6 +56,7 @@ def main(flag_values: flags.FlagValues) -> int:
     return run(cfg, workdir, profile, plan=flag_values.plan)
 
 
+@rollback.repeat_after_rollback
 def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool = False) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; return the exit status."""
     import jax
@@ -112,9 +113,11 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
         if resuming:
             restored = checkpoints.restore(abstract)
-            text.train.check(restored.data_state)
+            stream = text.train.leaving_out(rollback.left_out(folder, restored.data_state))
+            stream.check(restored.data_state)
             state, start = restored.state, restored.step
         else:
+            stream = text.train.leaving_out(rollback.left_out(folder))
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
                 params = {**state.params, **initial}
@@ -130,21 +133,25 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         say(finish.banner(cfg, model, mesh, layout, text, start))
         flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len)
         speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
+        watchman = guard.Guard(cfg, folder, dataclasses.replace(text, train=stream), say)
         with (
             metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
-            text.train.batches(start) as batches,
+            stream.batches(start) as batches,
             Profile(folder, profile) as profiler,
             Interrupt() as interrupt,
         ):
 
-            def report(done: int, ids: Any, values: dict[str, Any]) -> None:
-                """Read the metrics of a dispatched step, which waits for it; stop the run if they are not finite."""
-                guard.check_finite(folder, done, ids, values)
+            def report(done: int, batch: data.Batch, values: dict[str, Any]) -> None:
+                """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""
+                watchman.check(done, batch, values)
                 speed.count(tokens_per_step)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
                     names = [name for name in values if name in metrics.TRAINING or "/" in name]
                     row = {name if "/" in name else f"train/{name}": float(values[name]) for name in names}
-                    row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
+                    row |= {"optim/grad_norm": float(values["grad_norm"])}
+                    row |= {"optim/lr": float(schedule(int(values["updates"])))}
+                    if "skipped" in values:
+                        row[finish.SKIPPED] = int(values["skipped"])
                     writer.write(done, row | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
@@ -157,7 +164,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 profiler.after(done, values)
                 if pending is not None:
                     report(*pending)  # of the step before, while this one runs
-                pending = (done, batch.ids, values)
+                pending = (done, batch, values)
 
                 evaluating = bool(cfg.train.eval_every_steps) and done % cfg.train.eval_every_steps == 0
                 polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0
@@ -170,7 +177,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                     with speed.paused():
                         writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
                 if saving:
-                    saves.save(done, state, text.train.state(done), identity)
+                    saves.save(done, state, stream.state(done), identity)
                     if stopping or done == total_steps:
                         saves.wait()  # the last checkpoint is whole before the run is called complete, or stopped
                     if saves.failures > failures:

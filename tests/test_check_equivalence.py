@@ -319,8 +319,11 @@ def test_the_command_names_what_differs_and_ends_with_4(call, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the first argument names a check: the checks are equivalence and checkpoint"),
-        (("equivalense",), "there is no check 'equivalense': the checks are equivalence and checkpoint; did you mean"),
+        ((), "the first argument names a check: the checks are equivalence, checkpoint, replay"),
+        (
+            ("equivalense",),
+            "there is no check 'equivalense': the checks are equivalence, checkpoint, replay; did you",
+        ),
         (("equivalence",), "--config=FILE[:ARG] is missing"),
         (("equivalence", "--config=configs/quickstart.py", "--meshes=daat=8"), "'daat=8' is not AXIS=SIZE"),
         (("equivalence", "--config=configs/quickstart.py", "--meshes=data=16"), "needs 16 devices, but there are 8"),

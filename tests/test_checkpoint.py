@@ -266,3 +266,18 @@ def test_kill_during_a_save_leaves_whole_checkpoints_only(tmp_path):
         restored = checkpoints.restore(wanted, step)
         assert restored.data_state == {"at": step}
         assert all(np.all(np.asarray(x) == step) for x in restored.state)
+
+
+@flax.struct.dataclass
+class LaterState(State):
+    watch: Any = None
+
+
+def test_a_field_that_is_new_and_not_used_does_not_matter(saved, state):
+    wanted = abstract(state)
+    later = LaterState(wanted.step, wanted.params, wanted.opt_state)
+    restored = Checkpoints(saved, SYNC).restore(later).state
+    assert restored.watch is None
+    assert bits(restored) == bits(state)
+    with pytest.raises(CheckpointMismatch, match=r"watch \(int32\[\]\): config wants it, checkpoint has none"):
+        Checkpoints(saved, SYNC).restore(later.replace(watch=wanted.step))

@@ -170,6 +170,26 @@ def test_the_state_counts_and_guards(make, files, tmp_path):
         make(weights=(0.5, 0.5), sources=sources).train.check(state)
 
 
+def test_batches_left_out_are_drawn_by_no_step(make):
+    train = make(weights=(0.7, 0.3)).train
+    left_out = [2, 3, 7, 0]
+    numbers = [number for number in range(40) if number not in left_out]
+    short = train.leaving_out(left_out)
+    with short.batches(0) as batches:
+        for step, number in enumerate(numbers):
+            batch, expected = next(batches), train.batch(number)
+            assert (batch.step, short.number(step)) == (step, number)
+            np.testing.assert_array_equal(batch.ids, expected.ids)
+            np.testing.assert_array_equal(batch.arrays["tokens"], expected.arrays["tokens"])
+    state = json.loads(json.dumps(short.state(5)))
+    assert state["left_out"] == [0, 2, 3, 7]
+    assert sum(source["rows"] for source in state["sources"]) == 8 * numbers[5]
+    short.check(state)
+    short.leaving_out([*left_out, 9]).check(state)
+    with pytest.raises(DataError, match=r"batches \[2, 3\] were left out and are not"):
+        train.leaving_out([0, 7]).check(state)
+
+
 @pytest.mark.parametrize("document_mask", [True, False])
 def test_evaluation_sees_every_held_out_row_once(make, document_mask):
     data = make(document_mask=document_mask)

@@ -167,22 +167,23 @@ def test_a_step_that_is_not_finite_ends_the_run_with_the_evidence(commands, tmp_
     run = (*TINY, "--config.optim.name=sgd", "--config.optim.lr=1e30", "--config.optim.warmup_steps=3")
     run = (*run, "--config.checkpoint.every_steps=1", f"--workdir={tmp_path}/run")
     done = commands.run(TRAIN, tmp_path / "record", "--", *run, code=3)
-    evidence = read(tmp_path / "run" / "nonfinite.json")
+    (folder,) = (tmp_path / "run" / "forensics").iterdir()
+    evidence = read(folder / "event.json")
     failed = evidence["step"]
     assert failed > 1
     given = {line["step"]: line for line in map(json.loads, (tmp_path / "record").read_text().splitlines())}
     assert evidence["batch_ids"] == given[failed - 1]["ids"]
     assert {evidence["loss"], evidence["grad_norm"]} & {"NaN", "Infinity"}
-    assert "blocks/attn/q" in " ".join(evidence["grad_norms"])
+    assert "blocks/attn/q" in evidence["modules"]
     assert f"error: step {failed} is not finite" in done.stderr
-    assert done.stderr.endswith(f"the evidence is in {tmp_path}/run/nonfinite.json\n")
+    assert done.stderr.endswith(f"the evidence is in {folder}\n")
     assert "Traceback" not in done.stderr
     assert [row["step"] for row in rows(tmp_path / "run") if "train/loss" in row] == list(range(1, failed))
     before = contents(tmp_path / "run" / "checkpoints")
     assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == failed - 1
     commands.run(TRAIN, tmp_path / "record", "--", *run, code=3)
     assert contents(tmp_path / "run" / "checkpoints") == before
-    assert read(tmp_path / "run" / "nonfinite.json") == evidence
+    assert read(folder / "event.json") == evidence
     assert not (tmp_path / "run" / "result.json").exists()
 
 

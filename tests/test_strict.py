@@ -151,7 +151,7 @@ def test_to_dict_is_json_ready():
 
 def test_maths_leaves_plumbing_out():
     fields = strict.maths(Config())
-    assert set(fields) == {"model", "data", "train", "optim", "init_from"}
+    assert set(fields) == {"model", "data", "train", "optim", "guard", "init_from"}
     assert "attention" not in fields["model"]
     assert "microbatches" not in fields["train"]
     assert fields["optim"]["lr"] == 1e-3

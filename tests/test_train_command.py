@@ -93,7 +93,7 @@ def test_a_run_leaves_checkpoints_pictures_and_traces(finished):
     assert data.load_tokenizer(workdir).vocab_size == 256
     (trace,) = (workdir / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 1000
-    assert not (workdir / "nonfinite.json").exists()
+    assert not (workdir / "forensics").exists()
 
 
 def test_a_run_says_what_it_is_and_ends_with_its_score_and_a_sample(finished):

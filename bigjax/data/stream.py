@@ -1,8 +1,9 @@
 """Training batches: any step's batch by number, the same for every process count, and read ahead in the background."""
 
+import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainStream:
-    """The training data of a run: global batch t holds rows t*B to t*B + B of the order.
+    """The training data of a run: batch n holds rows n*B to n*B + B of the order; step t takes the t-th not left out.
 
     Attributes:
       sources: their rows.
@@ -42,6 +43,7 @@ class TrainStream:
       global_batch_size: B.
       seq_len: S, how many tokens a row counts as.
       prefetch: number of batches to read ahead.
+      left_out: numbers of batches that no step takes, ascending.
     """
 
     sources: tuple[Rows, ...]
@@ -51,11 +53,26 @@ class TrainStream:
     global_batch_size: int
     seq_len: int
     prefetch: int
+    left_out: tuple[int, ...] = ()
+
+    def leaving_out(self, batches: Iterable[int]) -> "TrainStream":
+        """Return the stream without these batches; the steps from there on take later ones."""
+        return dataclasses.replace(self, left_out=tuple(sorted(batches)))
+
+    def number(self, step: int) -> int:
+        """Return the number of the batch that a step takes."""
+        for batch in self.left_out:
+            step += batch <= step
+        return step
+
+    def ids(self, batch: int, rows: range) -> np.ndarray:
+        """Return the ids of some rows of a global batch, int64."""
+        first = batch * self.global_batch_size
+        return np.array([self.order.id_at(first + i) for i in rows], np.int64)
 
     def batch(self, step: int) -> Batch:
         """Return this process's rows of the batch of a step."""
-        first = step * self.global_batch_size
-        ids = np.array([self.order.id_at(first + i) for i in range(self.rows.start, self.rows.stop)], np.int64)
+        ids = self.ids(self.number(step), range(self.rows.start, self.rows.stop))
         source, _, row = self.order.locate(ids)
         return Batch(step, ids, gather(self.sources, source, row, ids))
 
@@ -82,9 +99,10 @@ class TrainStream:
     def state(self, step: int) -> dict[str, Any]:
         """Return where the data stands before `step`, as JSON-able values for a checkpoint.
 
-        `rows` and `tokens` count what the whole run has drawn from each source so far, a row as `seq_len` tokens.
+        `rows` and `tokens` count what the whole run has drawn from each source so far, a row as `seq_len` tokens; what
+        was drawn and left out counts.
         """
-        counts = drawn(step * self.global_batch_size, self.order.shares)
+        counts = drawn(self.number(step) * self.global_batch_size, self.order.shares)
         sources = [
             {
                 "source": source.spec,
@@ -95,7 +113,7 @@ class TrainStream:
             }
             for source, count, rows in zip(self.sources, counts, self.order.rows, strict=True)
         ]
-        return {"next_step": step, **self._identity(), "sources": sources}
+        return {"next_step": step, **self._identity(), "sources": sources, "left_out": list(self.left_out)}
 
     def check(self, state: dict[str, Any]) -> None:
         """Make sure that a saved state belongs to the same data in the same order.
@@ -118,6 +136,8 @@ class TrainStream:
                     f"{old['sha256'][:12]} and is {source.digest[:12]} (the text, its split or the "
                     "tokenizer is another)"
                 )
+        if forgotten := set(state.get("left_out", ())) - set(self.left_out):
+            differences.append(f"batches {sorted(forgotten)} were left out and are not")
         if differences:
             raise DataError(
                 f"the data is not that of the checkpoint at step {state.get('next_step')}: " + "; ".join(differences)
