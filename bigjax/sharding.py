@@ -1,7 +1,7 @@
 """The mesh, the rules from logical axes to mesh axes, and the errors of a layout that does not fit.
 
 Legend of logical axes: batch, seq (inside a block), residual_seq (between blocks), embed, mlp, heads, kv_heads,
-head_dim, vocab, positions, classes, layers, vector (a vector of model width, such as a norm's scale).
+head_dim, vocab, positions, classes, layers, vector (a vector of model width, such as a norm's scale), gates.
 """
 
 from collections.abc import Mapping
@@ -28,6 +28,7 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "head_dim": (),
     "positions": (),
     "classes": (),
+    "gates": (),
     "layers": (),
     "vector": (),
 }

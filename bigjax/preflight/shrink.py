@@ -27,6 +27,7 @@ def shrink(cfg: Config) -> Config:
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
     - At most 2 layers, or one period of `layer_windows`. At most 2 kv heads, or 3 if their number is odd, so that what
       `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
+    - A recurrent model is at most 64 wide. For others:
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
@@ -77,6 +78,13 @@ def _sequence(cfg: Config) -> tuple[int, int]:
 
 def _model(cfg: Config, seq_len: int) -> ModelConfig:
     model = cfg.model
+    if model.family == "rnn":
+        return dataclasses.replace(
+            model,
+            vocab_size=_small(model.vocab_size, 64),
+            num_layers=min(model.num_layers, 2),
+            d_model=_multiple(min(model.d_model, 64)),
+        )
     ratio = model.num_heads // model.num_kv_heads
     kv_heads = _small(model.num_kv_heads, 2)
     heads = kv_heads * _small(ratio, 4, below=True)

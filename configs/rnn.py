@@ -1,0 +1,86 @@
+"""Does dropout that is the same at every time step (Gal & Ghahramani 2016) beat naive dropout and none?
+
+python -m experiments.train --config=configs/rnn.py:variational
+python -m experiments.train --config=configs/rnn.py:naive
+python -m experiments.train --config=configs/rnn.py:none
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax import config, strict
+from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.strict import ConfigError
+
+PTB_TOKENS = 929_589
+"""Tokens of the Penn Treebank's training set, with the ends of sentences (Mikolov et al. 2010)."""
+
+SHAKESPEARE_BYTES = 4_744_514
+"""Tokens of the packaged training text in bytes, with the ends of documents."""
+
+ABLATION = {
+    "variational": {"dropout": 0.1, "dropout_kind": "variational"},
+    "naive": {"dropout": 0.1, "dropout_kind": "naive"},
+    "none": {"dropout": 0.0},
+}
+SIZES = ("medium", "large")
+ARGUMENTS = (*ABLATION, *SIZES)
+
+
+def shakespeare() -> Config:
+    """Return a small model of bytes."""
+    return Config(
+        model=ModelConfig(family="rnn", num_layers=2, d_model=128, vocab_size=257, tie_embeddings=False, init_std=0.05),
+        data=DataConfig(tokenizer="bytes", seq_len=64, order="contiguous"),
+        train=TrainConfig(steps=1000, global_batch_size=32),
+        optim=OptimConfig(name="adam", lr=4e-3, warmup_steps=20, b2=0.99, weight_decay=0.0),
+        log=LogConfig(sample_prompt="ROMEO.\n", sample_tokens=200),
+    )
+
+
+def penn_treebank(width: int, init: float, clip: float, epochs: tuple[int, int], rates: dict[str, float]) -> Config:
+    """Return a model of the published shape; 20 lanes of 35 tokens at a time.
+
+    Args:
+      init: the weights start uniformly between -init and init. clip: the largest norm of the gradient.
+      epochs: at the full learning rate, and with one that falls.
+    """
+    tokens = 35
+    steps, decay = (count * PTB_TOKENS // (20 * tokens) for count in (sum(epochs), epochs[1]))
+    return Config(
+        model=ModelConfig(
+            family="rnn",
+            num_layers=2,
+            d_model=width,
+            vocab_size=10_000,
+            tie_embeddings=False,
+            init_std=init / 3**0.5,  # uniform from -init to init
+            **rates,
+        ),
+        data=DataConfig(tokenizer="bpe:10000", seq_len=tokens, order="contiguous", document_mask=False),
+        train=TrainConfig(steps=steps, global_batch_size=20),
+        optim=OptimConfig(
+            name="sgd",
+            momentum=0.0,
+            lr=1.0 * tokens,
+            grad_clip=clip / tokens,
+            schedule="wsd",
+            decay_steps=decay,
+            end_lr_ratio=0.0,
+            weight_decay=0.0,
+        ),
+    )
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the config of a row of the ablation, or of a published size."""
+    name = arg or "variational"
+    if name not in ARGUMENTS:
+        raise ConfigError(f"configs/rnn.py has no {name!r}, only {', '.join(ARGUMENTS)}")
+    if name in ABLATION:
+        cfg, tokens = config.replace(shakespeare(), model=ABLATION[name]), SHAKESPEARE_BYTES
+    elif name == "medium":
+        cfg, tokens = penn_treebank(650, 0.05, 5.0, (6, 33), {"dropout": 0.5}), PTB_TOKENS
+    else:
+        rates = {"word_dropout": 0.3, "input_dropout": 0.5, "recurrent_dropout": 0.3, "output_dropout": 0.5}
+        cfg, tokens = penn_treebank(1500, 0.04, 10.0, (10, 45), rates), PTB_TOKENS
+    return strict.to_config_dict(cfg)
