@@ -241,8 +241,8 @@ def restore_part(folder: Path, part: str, abstract: State, without: tuple[str, .
     """Load one field of the train state, such as `params`, from the newest sound checkpoint in `folder`, of any run.
 
     Returns its step and the field's value on the shardings of `abstract`; of a dict, not the keys in `without`. Writes
-    nothing, so the run may still be training: a damaged checkpoint is passed over with a sentence on stderr, one without
-    digests silently. Every process reads every byte to compare the digests.
+    nothing, so the run may still be training: a damaged checkpoint is passed over with a sentence on stderr, one
+    without digests silently. Every process reads every byte to compare the digests.
 
     Raises:
       UserError: there is no complete checkpoint, or all are damaged.

@@ -44,9 +44,8 @@ def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layo
     if layout.sizes:
         params = jax.tree.map(lambda spec, w: jax.reshard(w, layout.param(spec)), model.specs, params)
     ema = jax.tree.map(jnp.copy, params) if cfg.optim.ema_decay is not None else None
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, tx.init(params), ema, divergence.init(cfg.guard), fresh(cfg, model, layout)
-    )
+    watch, carried = divergence.init(cfg.guard), fresh(cfg, model, layout)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, watch, carried)
 
 
 def fresh(cfg: Config, model: Model, layout: Layout = UNSHARDED) -> Any:
@@ -202,8 +201,7 @@ def _check_sharded(batch: Mapping[str, jax.Array], layout: Layout) -> None:
 
 
 def make_eval_step(cfg: Config, model: Model, layout: Layout = UNSHARDED) -> Callable[..., tuple[Sums, Any]]:
-    """Return `step(params, batch, carried=None) -> (sums, carried)`, without dropout, label smoothing or z-loss in
-    `nll`.
+    """Return `step(params, batch, carried=None) -> (sums, carried)`; no dropout, label smoothing or z-loss in `nll`.
 
     `carried` is `fresh(...)` before the first batch, and what the step before returned after.
     """

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from bigjax import config, strict
 from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.science.variational import weight_decay
 from bigjax.strict import ConfigError
 
 PTB_TOKENS = 929_589
@@ -29,9 +30,9 @@ ARGUMENTS = (*ABLATION, *SIZES)
 def shakespeare() -> Config:
     """Return a small model of bytes."""
     return Config(
-        model=ModelConfig(family="rnn", num_layers=2, d_model=128, vocab_size=257, tie_embeddings=False, init_std=0.05),
+        model=ModelConfig(family="rnn", num_layers=2, d_model=192, vocab_size=257, tie_embeddings=False, init_std=0.05),
         data=DataConfig(tokenizer="bytes", seq_len=64, order="contiguous"),
-        train=TrainConfig(steps=1000, global_batch_size=32),
+        train=TrainConfig(steps=2000, global_batch_size=32),
         optim=OptimConfig(name="adam", lr=4e-3, warmup_steps=20, b2=0.99),
         log=LogConfig(sample_prompt="ROMEO.\n", sample_tokens=200),
     )

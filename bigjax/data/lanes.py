@@ -34,11 +34,6 @@ class Lanes:
         """What the order depends on besides the rows, the seed and the batch size."""
         return {"order": "contiguous"}
 
-    @property
-    def longest(self) -> int:
-        """The most rows of a lane."""
-        return int(np.diff(self.bounds).max())
-
     def id_at(self, k: int) -> int:
         """Return the id of the k-th row of the run: of lane k % lanes."""
         step, lane = divmod(k, len(self.bounds) - 1)

@@ -79,7 +79,7 @@ class Order:
 
 
 def locate(ids: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return source index, epoch and row number of ids, given how many rows there are before each source, and in all."""
+    """Return source index, epoch and row number of ids, `first` rows lying before each."""
     epoch, row = np.divmod(ids, first[-1])
     source = np.searchsorted(first, row, side="right") - 1
     return source, epoch, row - first[source]

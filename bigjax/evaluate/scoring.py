@@ -20,8 +20,8 @@ def score(
     """Return averages over all batches: `loss` in nats per token, `perplexity`, and `tokens`, how many were scored.
 
     With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for; and what
-    else the objective measures, such as `accuracy`. The loss is the negative log likelihood alone, without label smoothing,
-    z-loss or what the model adds to it.
+    else the objective measures, such as `accuracy`. The loss is the negative log likelihood alone, without label
+    smoothing, z-loss or what the model adds to it.
 
     Args:
       eval_step: as `step.make_eval_step` makes it. carried: what it starts from, `step.fresh`.

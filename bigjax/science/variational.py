@@ -6,9 +6,9 @@ def weight_decay(length_scale: float, dropout: float, num_points: int, precision
 
     Dropout at rate p is variational inference under a Gaussian prior of length-scale l on the weights, if the objective
     has this penalty (Gal & Ghahramani 2016, "Dropout as a Bayesian approximation", section 3 and appendix 4.1, solved
-    for lambda). N is the number of terms that the loss is a mean over, one pass over the training data: of a language
-    model, whose loss is a mean over tokens, its tokens. The precision tau is that of a Gaussian likelihood; for classes,
-    as tokens are, it is 1.
+    for lambda). N is the number of terms that the loss is a mean over in one pass over the training data: of
+    a language model, whose loss is a mean over tokens, its tokens. The precision tau is that of a Gaussian likelihood;
+    for classes, as tokens are, it is 1.
 
     The gradient of the penalty is `2 * weight_decay(...) * W`, and that is what `optim.weight_decay` multiplies with W
     for the optimizers that add it to the gradient (`sgd`, `adam`): set it to twice the value returned here. AdamW
