@@ -155,7 +155,7 @@ def _gradients(sums_of: Callable, params: Any, batch: Mapping[str, jax.Array], k
     """Return the objective's sums, what it carries on, and the gradient of its mean loss, over all microbatches."""
     batch = dict(batch)
     if key is not None:
-        batch["rows"] = _like_batch(jnp.arange(batch["tokens"].shape[0]), batch["tokens"])
+        batch["rows"] = row_numbers(batch["tokens"])
     if microbatches == 1:
         _, pullback, (sums, carried) = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
         # The cotangent carries the division by the token count, which saves a pass over the gradients.
@@ -184,10 +184,10 @@ def _gradients(sums_of: Callable, params: Any, batch: Mapping[str, jax.Array], k
     return sums, jax.tree.map(join, carried), jax.tree.map(lambda g: g * scale, grads)
 
 
-def _like_batch(x: jax.Array, tokens_BS: jax.Array) -> jax.Array:
-    """Give `(B,)` values the batch sharding of the tokens."""
-    sharding = jax.typeof(tokens_BS).sharding
-    return x if sharding.mesh.empty else jax.reshard(x, jax.P(sharding.spec[0]))
+def row_numbers(tokens_BS: jax.Array) -> jax.Array:
+    """Return the number of each row, `(B,)`, split over devices as the tokens are."""
+    rows_B, sharding = jnp.arange(tokens_BS.shape[0]), jax.typeof(tokens_BS).sharding
+    return rows_B if sharding.mesh.empty else jax.reshard(rows_B, jax.P(sharding.spec[0]))
 
 
 def _check_sharded(batch: Mapping[str, jax.Array], layout: Layout) -> None:

@@ -108,16 +108,12 @@ def apply_segment(
       segments_BS: document number of each token, 0 for padding; the state starts afresh with each document.
       key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
     """
-    B, S = tokens_BS.shape
+    B = tokens_BS.shape[0]
     drop = _Drops(cfg, key, rows_B)
     tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
     x_BSD = blocks.look_up(tables, tokens_BS, None, cfg, layout)
     x_BSD = drop.words(layout.place(x_BSD, "batch", "seq", "embed"), tokens_BS)
-    starts_BS = layout.place(jnp.zeros((B, S), bool), "batch", "seq")
-    if segments_BS is not None:
-        starts_BS = starts_BS.at[:, 1:].set(segments_BS[:, 1:] != segments_BS[:, :-1])
-    if continues_B is not None:
-        starts_BS = starts_BS.at[:, 0].set(continues_B == 0)
+    starts_BS = _starts(tokens_BS, continues_B, segments_BS)
     declared, tick = specs(cfg)["blocks"], {"lstm": _lstm, "gru": _gru}[cfg.cell]
 
     def block(nth, x, layer, index):
@@ -128,6 +124,14 @@ def apply_segment(
 
     x_BSD, after = stacks.through(block, x_BSD, params["blocks"], cfg)
     return drop.output(x_BSD), {name: jnp.swapaxes(s_LBD, 0, 1) for name, s_LBD in after.items()}
+
+
+def _starts(tokens_BS, continues_B, segments_BS) -> jax.Array:
+    """Mark, `(B, S)`, where the state starts afresh."""
+    segments_BS = jnp.zeros_like(tokens_BS) if segments_BS is None else segments_BS
+    before_BS = jnp.concatenate([segments_BS[:, :1], segments_BS[:, :-1]], axis=1)
+    starts_BS = segments_BS != before_BS
+    return starts_BS if continues_B is None else starts_BS.at[:, 0].set(continues_B == 0)
 
 
 def _through_time(
