@@ -24,9 +24,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_enum("split", "eval", ("eval", "train"), "the split of the run's text", flag_values=flag_values)
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
-    flags.DEFINE_integer(
-        "mc_dropout", 0, "passes with dropout to average, 0 for one without", 0, flag_values=flag_values
-    )
+    flags.DEFINE_integer("mc_dropout", 0, "passes with dropout to average, or 0", 0, flag_values=flag_values)
     cli.define_distributed_flags(flag_values)
 
 
