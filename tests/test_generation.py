@@ -26,7 +26,9 @@ LLAMA = dataclasses.replace(
     rope=RopeConfig(scaling="llama3", factor=4.0, original_max_seq_len=16),
 )
 GEMMA = dataclasses.replace(LLAMA, sliding_window=7, attn_softcap=5.0, final_softcap=3.0, qk_norm=True)
-CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA}
+LSTM = ModelConfig(family="rnn", vocab_size=V, num_layers=2, d_model=32, init_std=0.3)
+GRU = dataclasses.replace(LSTM, cell="gru", tie_embeddings=False)
+CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "lstm": LSTM, "gru": GRU}
 PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 17, 40)]
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "temperature": 0}
@@ -114,8 +116,9 @@ def test_sampling_depends_on_key_and_row_only():
     [
         (GPT, {"data": 2, "fsdp": 2, "tensor": 2}),
         (GEMMA, {"fsdp": 2, "tensor": 4, "shard_sequence": True, "allow_replicated": ("kv_heads",)}),
+        (LSTM, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
-    ids=["2x2x2", "kv heads whole"],
+    ids=["2x2x2", "kv heads whole", "recurrent"],
 )
 def test_mesh_writes_the_same(cfg, axes, monkeypatch):
     model, params = random_model(cfg)
