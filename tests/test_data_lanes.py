@@ -16,7 +16,7 @@ BATCH, LENGTH = 4, 16
 def data_of(tmp_path_factory):
     """Build the data of two files; keywords are fields of `data`, except rows."""
     folder = tmp_path_factory.mktemp("text")
-    for name, count in (("a", 9), ("b", 5)):
+    for name, count in (("a", 12), ("b", 9)):
         texts = [f"document {name} number {i}, " * (1 + i % 3) for i in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     sources = (f"jsonl:{folder}/a.jsonl", f"jsonl:{folder}/b.jsonl")
@@ -24,7 +24,7 @@ def data_of(tmp_path_factory):
     def make(rows=slice(0, BATCH), **data):
         cfg = config.replace(
             config.Config(),
-            data={"sources": sources, "seq_len": LENGTH, "holdout": 0.3, "order": "contiguous", **data}
+            data={"sources": sources, "seq_len": LENGTH, "holdout": 0.4, "order": "contiguous", **data}
             | {"cache_dir": str(folder / "cache")},
             train={"global_batch_size": BATCH},
         )

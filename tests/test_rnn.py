@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import config, models, objectives, optim, params, sharding, step
+from bigjax import config, models, objectives, optim, params, sharding, step, strict
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.data.random_batch import random_batch
 from bigjax.errors import ConfigError
@@ -16,7 +16,9 @@ from bigjax.models import rnn
 from bigjax.models.rnn import _Drops
 from bigjax.params import init
 from bigjax.preflight.observation import COMPILE_STEP
+from bigjax.science import flops
 from bigjax.science.variational import weight_decay
+from configs import rnn as rnn_configs
 from tests.conftest import mesh_of
 
 B, S, D, L, V = 8, 12, 16, 2, 11
@@ -136,7 +138,7 @@ def test_segments_give_what_the_whole_gives(cell):
     documents = np.ones((B, S), np.int32)
     documents[1, 3:] = 2
     documents[2, 5:] = 2
-    whole, _ = rnn.apply(p, jnp.asarray(tokens()), cfg, segments_BS=jnp.asarray(documents))
+    whole, _ = jax.jit(lambda *xs: rnn.apply(p, xs[0], cfg, segments_BS=xs[1]))(tokens(), documents)
     state, pieces = rnn.initial_state(cfg, B), []
     for first, last in ((0, 5), (5, 6), (6, S)):
         continues = (documents[:, first] == documents[:, max(first - 1, 0)]) & (first > 0)
@@ -150,7 +152,7 @@ def test_segments_give_what_the_whole_gives(cell):
         )
         pieces.append(x)
     np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-6)
-    alone, _ = rnn.apply(p, jnp.asarray(tokens()[:, 3:]), cfg)
+    alone, _ = jax.jit(lambda x: rnn.apply(p, x, cfg))(tokens()[:, 3:])
     np.testing.assert_allclose(whole[1, 3:], alone[1], atol=1e-6)
     assert not np.allclose(whole[0, 3:], alone[0], atol=1e-3)
 
@@ -259,6 +261,18 @@ def test_weight_decay_is_that_of_the_paper():
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, w), tx.init(w), w)
     penalty = jax.grad(lambda x: decay * jnp.sum(x**2))(w["blocks"]["recurrent"])
     np.testing.assert_allclose(updates["blocks"]["recurrent"], -0.5 * penalty, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "width", "published"), [("medium", 650, 20e6), ("large", 1500, 66e6)])
+def test_published_sizes(size, width, published):
+    """Gal & Ghahramani 2016, table 1: 20M and 66M parameters; two layers of four gates, and two tables."""
+    cfg = strict.from_dict(Config, rnn_configs.get_config(size))
+    count = params.count(models.build(cfg.model).specs)
+    assert count == 2 * 10_000 * width + 2 * 4 * width * (2 * width + 1)
+    assert count == pytest.approx(published, rel=0.02)
+    # 6 for every parameter that a product uses: the gates' matrices and the output table.
+    matrices = 10_000 * width + 2 * 8 * width**2
+    assert flops.model_flops_per_token(cfg.model, models.build(cfg.model).specs, 35) == 6 * matrices
 
 
 @pytest.mark.parametrize(
