@@ -1,8 +1,22 @@
 """Does dropout that is the same at every time step (Gal & Ghahramani 2016) beat naive dropout and none?
 
-python -m experiments.train --config=configs/rnn.py:variational
-python -m experiments.train --config=configs/rnn.py:naive
-python -m experiments.train --config=configs/rnn.py:none
+Run `python -m experiments.train --config=configs/rnn.py:variational`, then `rnn.py:naive` and `rnn.py:none`.
+
+A model of bytes, two LSTMs 192 wide (690,048 parameters), on the packaged Shakespeare: 32 lanes of 64 bytes, state
+carried along each, 2,000 steps (4.1 million bytes, 0.86 epochs, 4 to 7 minutes on two busy CPU cores). One seed:
+
+    dropout                  rate   held-out bits per byte
+    none                     0      2.563
+    naive                    0.1    2.586
+    variational              0.1    2.657
+
+So not here: in less than one epoch nothing is seen twice, there is nothing to overfit, and dropout only slows learning
+down. What the paper reports is for 39 and more epochs of a small text, which `medium` and `large` are made for: the
+shapes of Zaremba et al. (2014), a vocabulary of 10,000 and two layers 650 or 1,500 wide, 20 lanes of 35 tokens, plain
+SGD. Give them the Penn Treebank with `--config.data.sources=text:PATH`; it is not packaged, and its results have not
+been reproduced here. `large` has the rates of the code published with the paper, `medium` 0.5 everywhere. The learning
+rate falls linearly after the first epochs, where the papers divide it after each. The loss is a mean over tokens,
+theirs a sum over the 35 of a row: so the learning rate is 35 times theirs, and the largest norm of a gradient a 35th.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from bigjax.config import Config
+from bigjax.errors import UserError
 from bigjax.preflight import analytic_flops, analytic_memory, analytic_traffic
 from bigjax.preflight.analytic_share import Share, share
 from bigjax.preflight.traffic import Collective
@@ -50,6 +51,20 @@ class Estimate:
         return held + self.gradient_bytes + self.activation_bytes + self.temporary_bytes
 
 
+def covers(cfg: Config) -> bool:
+    """Return whether the model is one that the analytic model knows: a transformer."""
+    return cfg.model.family != "rnn"
+
+
+def check(cfg: Config) -> None:
+    """Raise UserError where the analytic model has no figures."""
+    if not covers(cfg):
+        raise UserError(
+            f"the analytic model has no figures for model.family={cfg.model.family!r}: plan it with the compiler, "
+            "without --analytic or --search"
+        )
+
+
 def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     """Return what one training step of `cfg` needs on each device of a mesh with these sizes of all seven axes.
 
@@ -58,7 +73,9 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
 
     Raises:
       ShardingError: the mesh does not fit the model or the batch.
+      UserError: as `check`.
     """
+    check(cfg)
     mine = share(cfg, mesh_sizes)
     peak = analytic_memory.peak(mine)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)

@@ -43,13 +43,17 @@ SCHEMA_VERSION = 1
 def build(
     program: Program,
     topology: Topology,
-    estimate: Estimate,
+    estimate: Estimate | None,
     outcome: Outcome | None,
     *,
     config: str,
     run_tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Return the plan; `outcome` is None for the analytic model alone, and no failure."""
+    """Return the plan.
+
+    `outcome` is None for the analytic model alone, and no failure; `estimate` is None where that model has no figures,
+    and then there is an outcome.
+    """
     cfg, per_chip = program.cfg, topology.num_devices // topology.num_chips
     compiled = outcome.compiled if outcome else None
     report: dict[str, Any] = {
@@ -81,7 +85,7 @@ def state_bytes(tree: Any) -> int:
     return sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: Outcome | None, per_chip: int) -> dict:
+def _memory(program: Program, topology: Topology, estimate: Any, outcome: Outcome | None, per_chip: int) -> dict:
     state = program.state
     params, optimizer = state_bytes((state.params, state.ema)), state_bytes(state.opt_state)
     compiled = outcome.compiled if outcome else None
@@ -161,7 +165,7 @@ def silent_replication(program: Program) -> list[str]:
     return problems
 
 
-def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Compiled | None, per_chip: int) -> dict:
+def _work(program: Program, topology: Topology, estimate: Any, compiled: Compiled | None, per_chip: int) -> dict:
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     model = flops.model_flops_per_token(cfg.model, program.model.specs, cfg.data.seq_len) * tokens
@@ -171,11 +175,12 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
     sent = sum(one.bytes_per_chip for one in collectives)
     overlapped = sum(one.overlapped_bytes_per_chip for one in collectives)
     moved = links.bytes_by_link(collectives, mesh_shape, topology.devices_per_slice)
+    least = float(2 * state_bytes(program.state.params) + state_bytes(program.state.opt_state))
     work = roofline.Work(
         model_flops=model / topology.num_devices,
         compiled_flops=executed,
         hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes,
-        hbm_bytes_min=estimate.hbm_bytes_min,
+        hbm_bytes_min=estimate.hbm_bytes_min if estimate else least,
         ici_bytes=moved["ici"],
         dcn_bytes=moved["dcn"],
         overlapped_share=overlapped / sent if sent else 1.0,

@@ -7,7 +7,7 @@ from typing import Any
 
 from bigjax.config import Config
 from bigjax.errors import UserError
-from bigjax.preflight import candidates, compiler, devices
+from bigjax.preflight import analytic, candidates, compiler, devices
 from bigjax.preflight.candidates import Candidate
 from bigjax.preflight.chips import Topology
 from bigjax.preflight.compiler import Outcome
@@ -95,8 +95,9 @@ def search(
     `show(tried, running, left)` is called whenever something happens.
 
     Raises:
-      UserError: no candidate fits, by the analytic model.
+      UserError: no candidate fits, by the analytic model, or that has no figures for the model.
     """
+    analytic.check(cfg)
     start = time.monotonic()
     everything = list(candidates.variants(cfg, topology))
     limit = SLACK * topology.chip.hbm_bytes
