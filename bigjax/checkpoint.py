@@ -237,7 +237,7 @@ class Checkpoints:
         return None
 
 
-def restore_part(folder: Path, part: str, abstract: State, without: tuple[str, ...] = ()) -> tuple[int, State]:
+def restore_part(folder: Path, part: str, abstract: Any, without: tuple[str, ...] = ()) -> tuple[int, Any]:
     """Load one field of the train state, such as `params`, from the newest sound checkpoint in `folder`, of any run.
 
     Returns its step and the field's value on the shardings of `abstract`; of a dict, not the keys in `without`. Writes
@@ -258,7 +258,8 @@ def restore_part(folder: Path, part: str, abstract: State, without: tuple[str, .
     path = folder / str(step)
     saved = ocp.checkpointables_metadata(str(path)).metadata["state"][part]
     if without:
-        saved, abstract = ({name: x for name, x in tree.items() if name not in without} for tree in (saved, abstract))
+        trees: Any = (saved, abstract)
+        saved, abstract = ({name: x for name, x in tree.items() if name not in without} for tree in trees)
     _require_match(path, saved, abstract)
     return step, _load_part(path, {part: abstract})[part]
 
@@ -278,6 +279,14 @@ def _load_part(path: Path, abstract: Any) -> Any:
     context.pytree.loading.partial_load = True
     with context:
         return ocp.load_checkpointables(str(path), {"state": abstract})["state"]
+
+
+def read_data_state(folder: Path, step: int) -> dict[str, Any]:
+    """Return where the data stood at checkpoint `step`, without loading any array; no digest is compared."""
+    from orbax.checkpoint import v1 as ocp
+
+    beside: Any = ocp.checkpointables_metadata(str(Path(folder, str(step)).absolute())).custom_metadata
+    return beside["data_state"]
 
 
 def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:

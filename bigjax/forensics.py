@@ -97,7 +97,7 @@ def write(where: Path, event: Event, cfg: Config, folder: RunFolder, batch: Batc
     lines = [
         {
             "id": int(batch.ids[i]),
-            "source": text.train.specs[source[i]],
+            "source": text.train.sources[source[i]].spec,
             "epoch": int(epoch[i]),
             "row": int(row[i]),
             "text": text.tokenizer.decode(batch.arrays["tokens"][i]),

@@ -1,9 +1,8 @@
 """Averages from sums and counts, and where the numbers of a run go: `metrics.jsonl`, TensorBoard and the console."""
 
-import json
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
@@ -15,7 +14,7 @@ from bigjax.config import LogConfig
 from bigjax.console import Progress
 from bigjax.json_files import dumps, write_text
 from bigjax.objectives import Sums
-from bigjax.run_folder import RunFolder
+from bigjax.run_folder import RunFolder, read_rows
 
 TRAINING = ("loss", "nll", "accuracy")
 """What an objective measures that is reported as `train/NAME`; a model's own metrics have names of their own."""
@@ -86,18 +85,6 @@ class MetricsWriter:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a `metrics.jsonl` in order, with the strings for NaN and infinities turned back into floats.
-
-    A last line that a crash cut short is left out.
-    """
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                row = json.loads(line)
-                yield {name: float(value) if name != "step" else value for name, value in row.items()}
 
 
 def truncate_after(path: Path, step: int) -> float:

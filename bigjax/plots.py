@@ -1,11 +1,12 @@
 """Pictures of runs. Matplotlib is imported when the first one is drawn, and only its object interface is used."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.metrics import read_rows
+from bigjax.run_folder import read_rows
 
 
 def plot_loss(metrics_jsonl: Path, out: Path) -> None:
@@ -30,7 +31,8 @@ def plot_loss(metrics_jsonl: Path, out: Path) -> None:
     if len(evaluation):
         axes.plot(*evaluation.T, "o-", color="tab:orange", markersize=4, linewidth=1, label="eval")
         title += f": final eval loss {evaluation[-1, 1]:.3f}"
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)  # a name is no formula, whatever it holds
     # The first steps would otherwise squeeze the part one looks at into the lower edge.
     curves = np.concatenate([train[:, 1], evaluation[:, 1]])
     shown = np.concatenate([smooth[len(smooth) // 50 :], evaluation[:, 1]])
@@ -40,7 +42,9 @@ def plot_loss(metrics_jsonl: Path, out: Path) -> None:
         axes.set_ylim(low - margin, high + margin)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(out)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in the title is good enough
+        figure.savefig(out)
 
 
 def smoothed(values: np.ndarray, reach: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def repeat_after_rollback(run: Callable[P, R]) -> Callable[P, R]:
 def left_out(folder: RunFolder, data_state: dict[str, Any] | None = None) -> list[int]:
     """Return the batches that the run leaves out: those its folder lists and those that a checkpoint knows of.
 
-    What the list of the folder has lost is added to it. Every process calls this after `RunFolder.open`, which waits
+    What the list of the folder has lost is added to it. Every process calls this within `run_lock.held`, which waits
     for what process 0 has written.
     """
     listed = {entry["batch"] for entry in _entries(folder)}

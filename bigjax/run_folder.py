@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -19,6 +19,7 @@ from bigjax import strict
 from bigjax.config import Config
 from bigjax.errors import ConfigError, UserError
 from bigjax.json_files import write_json
+from bigjax.run_lock import LOCK
 
 PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers")
 """The packages whose versions a run records."""
@@ -29,6 +30,18 @@ class RunFolder:
     """Paths in the folder of one run. Only process 0 writes; every JSON file is whole or absent."""
 
     path: Path
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """Return the folder of a run that was started before.
+
+        Raises:
+            UserError: it is none.
+        """
+        found = cls(path)
+        if not found.config.is_file():
+            raise UserError(f"{path} is not the folder of a run: it has no config.json")
+        return found
 
     @property
     def config(self) -> Path:
@@ -90,21 +103,32 @@ class RunFolder:
         """Whether the run is finished."""
         return self.result.is_file()
 
-    def open(self, config: Config) -> bool:
-        """Create the folder for `config`, or find that it already belongs to it; return whether it did.
+    def check(self, config: Config) -> dict[str, list[Any]]:
+        """Make sure that a run of `config` may go on, or start, here; write nothing.
 
-        Every process calls this, before anything is compiled. `config.json` takes the plumbing fields of the latest
-        start. A file system shared by all processes is assumed.
+        Returns path -> [before, now] of the plumbing fields that the start before set differently.
 
         Raises:
             UserError: the folder belongs to a config with other maths, or is not the folder of a run.
         """
+        if self.config.is_file():
+            return self._changed_plumbing(config)
+        if self._is_foreign():
+            raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
+        return {}
+
+    def open(self, config: Config) -> bool:
+        """Create the folder for `config`, or find that it already belongs to it; return whether it did.
+
+        Every process calls this. `config.json` takes the plumbing fields of the latest start. A file system shared by
+        all processes is assumed.
+
+        Raises:
+            UserError: as `check`.
+        """
         import jax
 
-        existing = self.config.is_file()
-        changed = self._changed_plumbing(config) if existing else {}
-        if not existing and self._is_foreign():
-            raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
+        existing, changed = self.config.is_file(), self.check(config)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -124,14 +148,13 @@ class RunFolder:
         Raises:
             UserError: there is no readable `config.json`, or its config does not fit this version of the schema.
         """
+        self.existing(self.path)
         try:
             record = json.loads(self.config.read_text())
             cfg = strict.from_dict(Config, record["config"])
-        except FileNotFoundError:
-            raise UserError(f"{self.path} is not the folder of a run: it has no config.json") from None
         except ConfigError as error:
             raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.config} cannot be read: {error!r}") from error
         fingerprint = strict.fingerprint(cfg)
         if record.get("fingerprint", fingerprint) != fingerprint:
@@ -153,7 +176,7 @@ class RunFolder:
         """Whether the path holds something other than what a start that was cut short leaves behind."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(found.suffix != ".tmp" for found in self.path.iterdir())
+        return any(found.suffix != ".tmp" and found.name != LOCK for found in self.path.iterdir())
 
     def _changed_plumbing(self, config: Config) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the plumbing fields that differ from the stored config."""
@@ -163,6 +186,18 @@ class RunFolder:
             listed = "\n".join(maths)
             raise UserError(f"{self.path} belongs to another run; choose another --workdir. It differs in\n{listed}")
         return {found.path: [found.a, found.b] for found in differences}
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a `metrics.jsonl` in order, with the strings for NaN and infinities turned back into floats.
+
+    A last line that a crash cut short is left out.
+    """
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                row = json.loads(line)
+                yield {name: float(value) if name != "step" else value for name, value in row.items()}
 
 
 def describe_session() -> dict[str, Any]:

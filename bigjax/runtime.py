@@ -4,9 +4,12 @@ import ctypes
 import importlib.util
 import os
 import platform
+import sys
+import warnings
 from pathlib import Path
 
 from bigjax.data.cache import cache_folder
+from bigjax.data.errors import DataError
 
 
 def configure_jax() -> None:
@@ -22,7 +25,12 @@ def configure_jax() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder(None) / "compiled"))
+        try:
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder(None) / "compiled"))
+        except DataError:  # without it the run only starts more slowly
+            print("note: the cache folder cannot be written to, so compiled programs are not kept", file=sys.stderr)
+    # JAX says at length what is wrong with the cache, to a user who did not ask for one.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     # Small programs are most of a short run's start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

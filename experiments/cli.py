@@ -6,6 +6,7 @@ a bool is `--config.model.qk_norm` or `--noconfig.model.qk_norm`, and a tuple is
 """
 
 import difflib
+import io
 import re
 import sys
 import traceback
@@ -20,6 +21,7 @@ from bigjax import schema, strict
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.interop.hf_config import PREFIX
+from bigjax.run_folder import RunFolder
 from experiments import config_source, show_config
 
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
@@ -47,6 +49,9 @@ def main(
         SystemExit: the exit status is not 0.
     """
     argv = list(sys.argv if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to end
     try:
         if config_of_run and not {"-h", "-help", "--help"} & set(argv):
             argv.append(f"--config={_workdir_of_run(argv)}")
@@ -138,47 +143,13 @@ def parse_range(name: str, value: str | None) -> range | None:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-def define_distributed_flags(flag_values: flags.FlagValues) -> None:
-    """Define the flags that `initialize_distributed` reads."""
-    flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, for a run of several processes", flag_values=flag_values
-    )
-    flags.DEFINE_integer("num_processes", None, "number of processes of the run", flag_values=flag_values)
-    flags.DEFINE_integer("process_id", None, "index of this process, from 0", flag_values=flag_values)
-
-
-def initialize_distributed(flag_values: flags.FlagValues) -> None:
-    """Join this process to the others of the run, if the flags for it are given; call it before any use of JAX.
-
-    Raises:
-        UserError: only some of the flags are given, or the process index is out of range.
-    """
-    names = ("coordinator_address", "num_processes", "process_id")
-    missing = [f"--{name}" for name in names if flag_values[name].value is None]
-    if len(missing) == len(names):
-        return
-    if missing:
-        raise UserError(
-            f"{' and '.join(missing)} missing: a run of several processes needs all of --{', --'.join(names)}"
-        )
-    values: list[Any] = [flag_values[name].value for name in names]
-    address, num_processes, process_id = values
-    if not 0 <= process_id < num_processes:
-        raise UserError(f"--process_id={process_id} is not between 0 and --num_processes={num_processes} minus 1")
-    import jax
-
-    jax.distributed.initialize(address, num_processes, process_id)
-
-
 def _workdir_of_run(argv: list[str]) -> str:
     values = [argument.partition("=")[2] for argument in argv if argument.startswith(("--workdir=", "-workdir="))]
     if not values:
         raise UserError("--workdir=RUN is missing: the folder of the run")
     if values[-1].startswith(PREFIX):
         return values[-1]
-    if not Path(values[-1], "config.json").is_file():
-        raise UserError(f"{values[-1]} is not the folder of a run: it has no config.json")
-    return values[-1]
+    return str(RunFolder.existing(Path(values[-1])).path)
 
 
 def _main(run, doc, define_flags, examples, config, argv) -> int | None:

@@ -1,14 +1,17 @@
-"""Score a trained run: loss in nats per token, perplexity and bits per byte, with its newest checkpoint.
+"""Score a trained run with its newest checkpoint: loss in nats per token, perplexity and bits per byte, or what else
+its objective measures; for classification also precision, recall and F1 of every class and the confusion matrix.
 
 Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
 --config.mesh.fsdp=4. With --mc_dropout=K the model predicts the mean of K passes with dropout on.
 """
 
 import json
+import sys
+from typing import Any
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, distributed
 
 EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart",
@@ -25,16 +28,18 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
     flags.DEFINE_integer("mc_dropout", 0, "passes with dropout to average, or 0", 0, flag_values=flag_values)
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
-def main(flag_values: flags.FlagValues) -> None:
+def main(flag_values: flags.FlagValues) -> int:
     """Print the scores as one JSON object."""
     cfg = cli.load_config(flag_values.config)
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
     from bigjax import runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     import jax
 
     from bigjax import data, sharding, step
@@ -57,9 +62,29 @@ def main(flag_values: flags.FlagValues) -> None:
             eval_step = step.make_eval_step(cfg, run.model, run.layout)
             carried = jax.jit(lambda: step.fresh(cfg, run.model, run.layout))()
         batches = texts.batches(flag_values.batches)
-        scores = score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
+        scores: dict[str, Any] = {}
+        scores |= score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
+        if cfg.train.objective == "classification":
+            scores["classification"] = _classes(run, texts, flag_values.batches)
     if jax.process_index() == 0:
         print(json.dumps({"step": run.step, "sources": [source.spec for source in texts.sources], **scores}))
+    return 0
+
+
+def _classes(run: Any, texts: Any, limit: int) -> dict[str, Any]:
+    """Print a table of how well classes are told apart; return the same."""
+    import jax
+
+    from bigjax.evaluate import classification
+
+    batch_size = run.cfg.train.global_batch_size
+    probabilities = jax.jit(classification.make_class_probabilities(run.model, run.layout))
+    measured = classification.report(
+        *classification.predict(probabilities, run.weights, texts.batches(limit), batch_size), texts.sources[0].classes
+    )
+    if jax.process_index() == 0:
+        print(classification.table(measured), file=sys.stderr)
+    return measured
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Prints each sample as the prompt followed by what the model writes after it, to 
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+from experiments import cli, distributed
 
 EXAMPLES = (
     "python -m experiments.generate --workdir=runs/quickstart --prompt='ROMEO:'",
@@ -26,10 +26,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_float("top_p", None, "choose among the likeliest tokens that sum to p only", flag_values=flag_values)
     flags.DEFINE_integer("num_samples", 1, "texts to write", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "draws the tokens", flag_values=flag_values)
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
-def main(flag_values: flags.FlagValues) -> None:
+def main(flag_values: flags.FlagValues) -> int:
     """Print the samples, with a line of dashes between two."""
     cfg = cli.load_config(flag_values.config)
     prompt = cli.required(flag_values, "prompt")
@@ -37,10 +37,12 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError("--prompt is empty: give at least one character to continue")
     if flag_values.num_samples < 1:
         raise UserError(f"--num_samples={flag_values.num_samples} must be at least 1")
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
     from bigjax import runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     import jax
 
     from bigjax import data, models
@@ -70,6 +72,7 @@ def main(flag_values: flags.FlagValues) -> None:
         )
     if jax.process_index() == 0:
         print("\n--------\n".join(prompt + tokenizer.decode(written) for written in texts))
+    return 0
 
 
 if __name__ == "__main__":

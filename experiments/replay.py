@@ -1,7 +1,7 @@
 """One step of a run again: from the nearest earlier checkpoint, or from the start, to a step that diverged."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from bigjax import checkpoint, data, forensics, models, optim, sharding, step
-from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.run_folder import RunFolder
+from experiments import trained
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,18 @@ def replay(workdir: Path, name: str) -> Replay:
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
     rows = sharding.local_rows(mesh, cfg.train.global_batch_size)
-    stream = data.build(cfg, rows).train.leaving_out(event["left_out"])
+    text = data.build(cfg, rows)
+    stream = text.train.leaving_out(event["left_out"])
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
         tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
         train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         found = _newest_before(event["step"], checkpoints, abstract)
-        state = found.state if found else _initial(cfg, abstract, step.jit_init_state(cfg, model, tx, layout))
+        state = found.state if found else step.jit_init_state(cfg, model, tx, layout)()
+        if not found and cfg.init_from is not None:
+            params = {**state.params, **trained.initial_params(cfg, abstract.params, text.tokenizer)}
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+            state = replace(state, params=params, ema=ema)
         start, metrics = found.step if found else 0, {}
         with stream.batches(start) as batches:
             for _ in range(start, event["step"]):
@@ -73,14 +78,6 @@ def _newest_before(last: int, checkpoints: checkpoint.Checkpoints, abstract: Any
         except UserError:  # damaged: an earlier one only takes longer
             continue
     return None
-
-
-def _initial(cfg: Config, abstract: step.TrainState, init: Any) -> step.TrainState:
-    state = init()
-    if cfg.init_from is None:
-        return state
-    _, params = checkpoint.restore_part(RunFolder(Path(cfg.init_from)).checkpoints, "params", abstract.params)
-    return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
 
 def _differences(event: dict[str, Any], observed: dict[str, Any]) -> list[str]:

@@ -5,7 +5,12 @@ same command again continues a run that was cut short, or says that it is comple
 
 Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite, or spiked (see forensics/ in
 the run folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step
-does not fit (with --plan); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
+does not fit (with --plan); 6 a process of the run was lost; 130 after Ctrl-C and 143 after SIGTERM, both with a
+checkpoint saved.
+
+The first signal lets the step under way end, and at most one more (of several processes, as many as log.every_steps),
+with the evaluation that is due; then the run saves one checkpoint and ends. A second signal, a second or more later,
+ends it at once with the same status and without that checkpoint.
 
 A checkpoint that cannot be saved, as on a full or read-only disk, does not stop the training: it is reported, counted
 as checkpoint/failed_saves in the metrics, and older checkpoints stay. If it is the last one, there is no result.json;
@@ -15,6 +20,7 @@ next older one is used; if all are damaged, that is bad input.
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,7 @@ from absl import flags
 
 from bigjax import rollback, strict
 from bigjax.config import Config
-from experiments import cli
+from experiments import cli, distributed
 
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
@@ -40,7 +46,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "plan", False, "first show what the compiled step needs, and stop if it does not fit", flag_values=flag_values
     )
-    cli.define_distributed_flags(flag_values)
+    distributed.define_flags(flag_values)
 
 
 def main(flag_values: flags.FlagValues) -> int:
@@ -48,21 +54,34 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
     profile = cli.parse_range("profile", flag_values.profile)
+    if (status := distributed.supervise(flag_values)) is not None:
+        return status
     print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax import runtime
 
     runtime.configure_jax()
-    cli.initialize_distributed(flag_values)
+    distributed.initialize(flag_values)
     return run(cfg, workdir, profile, plan=flag_values.plan)
 
 
 @rollback.repeat_after_rollback
-def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool = False) -> int:
-    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status."""
+def run(
+    cfg: Config,
+    workdir: Path,
+    profile: range | None = None,
+    *,
+    plan: bool = False,
+    witness: Callable[[int, Any, Any], None] | None = None,
+) -> int:
+    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status.
+
+    `witness(step, batch, state)`, if given, sees the state that training starts from, with None for the batch, and
+    after each step the batch and the state that came of it.
+    """
     import jax
     import jax.numpy as jnp
 
-    from bigjax import checkpoint, data, guard, metrics, models, optim, sharding, step
+    from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, run_lock, sharding, step
     from bigjax.evaluate.scoring import score
     from bigjax.interrupt import Interrupt, agreed
     from bigjax.lenient_saves import LenientSaves
@@ -74,11 +93,14 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
     tokens_per_step = batch_size * cfg.data.seq_len
 
+    pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
+
     def say(line: str) -> None:
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    # Everything that the user can get wrong fails before the folder is written to and before anything is compiled.
+    # Everything that the user can get wrong fails before the folder is written to, and almost all of it before anything
+    # is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
@@ -86,10 +108,15 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
     if folder.complete and strict.fingerprint(folder.load_config()) == strict.fingerprint(cfg):
         say(f"{workdir} is complete: {finish.summary(folder)}")
         return 0
+    pulse.phase("data")
     text = data.build(cfg, sharding.local_rows(mesh, batch_size))
     finish.check_sample(cfg, model, text)
 
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
+    with (
+        run_lock.held(folder.path),
+        jax.set_mesh(mesh),
+        checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints,
+    ):
         tx = optim.build(cfg.optim, model.specs, total_steps)
         schedule = optim.schedule(cfg.optim, total_steps)
         train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
@@ -98,6 +125,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
             initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
+        pulse.phase("compile")
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:
@@ -107,11 +135,9 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             say(page.render(planned))
             if status := planner.exit_code(planned):
                 return status
-        folder.open(cfg)
-        if jax.process_index() == 0:
-            data.save_tokenizer(text.tokenizer, folder.path)
-        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+        folder.check(cfg)
         if resuming:
+            pulse.phase("restore")
             restored = checkpoints.restore(abstract)
             stream = text.train.leaving_out(rollback.left_out(folder, restored.data_state))
             stream.check(restored.data_state)
@@ -123,6 +149,10 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 params = {**state.params, **initial}
                 ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
                 state = dataclasses.replace(state, params=params, ema=ema)
+        folder.open(cfg)
+        if jax.process_index() == 0:
+            data.save_tokenizer(text.tokenizer, folder.path)
+        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:
@@ -157,15 +187,21 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
 
             saves, failures = LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start
+            if witness is not None:
+                witness(start, None, state)
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)
+                pulse.phase("data", done)
                 with speed.waiting_for_data():
                     batch = next(batches)
+                pulse.phase("step" if done > start + 1 else "compile", done)
                 state, values = train_step(state, sharding.put_batch(batch.arrays, mesh, batch_size))
                 profiler.after(done, values)
                 if pending is not None:
                     report(*pending)  # of the step before, while this one runs
                 pending = (done, batch, values)
+                if witness is not None:
+                    witness(done, batch, state)
 
                 evaluating = bool(cfg.train.eval_every_steps) and done % cfg.train.eval_every_steps == 0
                 polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0
@@ -178,6 +214,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                     with speed.paused():
                         writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
                 if saving:
+                    pulse.phase("save", done)
                     saves.save(done, state, stream.state(done), identity)
                     if stopping or done == total_steps:
                         saves.wait()  # the last checkpoint is whole before the run is called complete, or stopped

@@ -2,14 +2,17 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from bigjax.metrics import read_rows
+from bigjax.preflight.children import free_port
+from bigjax.run_lock import LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu")
@@ -50,8 +53,16 @@ class Commands:
     def __init__(self, cache: Path):
         self._cache = cache
 
-    def start(self, module: str, *arguments: object, devices: int = 1, options: tuple[str, ...] = (), cwd: Path = ROOT):
-        """Start a command on `devices` virtual devices; `options` go to Python itself."""
+    def start(
+        self,
+        module: str,
+        *arguments: object,
+        devices: int = 1,
+        options: tuple[str, ...] = (),
+        cwd: Path = ROOT,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ):
+        """Start a command on `devices` virtual devices, with `options` of Python and environment `variables`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_"))}
         environment |= {
             "JAX_PLATFORMS": "cpu",
@@ -60,6 +71,7 @@ class Commands:
             "XDG_CACHE_HOME": str(self._cache),
             "PYTHONWARNINGS": "error",
             "PYTHONPATH": str(ROOT),
+            **variables,
         }
         return subprocess.Popen(
             [sys.executable, *options, "-m", module, *map(str, arguments)],
@@ -97,13 +109,6 @@ def finish(process: subprocess.Popen, code: int) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(process.args, code, out, err)
 
 
-def free_port() -> int:
-    """Return a TCP port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def rows(workdir: Path) -> list[dict]:
     """Return the rows of a run's metrics.jsonl without what depends on the clock."""
     found = read_rows(workdir / "metrics.jsonl")
@@ -116,5 +121,6 @@ def read(path: Path) -> dict:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file in a folder by its path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the bytes of every file in a folder by its path, but for a trainer's lock, which comes and goes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import re
+import types
 
 import pytest
 
-from bigjax.preflight.chips import PEAK_FALLBACK, PlanError, chip, chip_data, chips, parse_topology
+from bigjax.preflight.chips import PEAK_FALLBACK, PlanError, chip, chip_data, chip_of_device_kind, chips, parse_topology
 from bigjax.preflight.gpu_targets import gpu_target_config
-from bigjax.science.flops import PEAK_FLOPS
+from bigjax.science.flops import peak_flops
 
 NAMES = sorted(chips())
 GPUS = [name for name in NAMES if chip(name).platform == "gpu"]
@@ -24,7 +25,8 @@ def test_every_figure_is_positive_and_has_a_source(name):
     figures = {
         field.name
         for field in dataclasses.fields(known)
-        if field.name not in ("name", "vendor_name", "platform", "device_kind", "peak_flops", "sources", "note")
+        if field.name
+        not in ("name", "vendor_name", "platform", "device_kind", "same_peak_kinds", "peak_flops", "sources", "note")
     }
     assert set(known.sources) == figures | {f"peak_flops.{dtype}" for dtype in known.peak_flops}
     assert all(getattr(known, figure) > 0 for figure in figures)
@@ -50,14 +52,34 @@ def test_bandwidths_fall_from_memory_to_the_slow_link(name):
     assert known.hbm_bytes_per_s > known.ici_bytes_per_s > known.dcn_bytes_per_s
 
 
-def test_bfloat16_peaks_agree_with_those_used_for_measured_runs():
-    shared = set()
-    for known in chips().values():
-        matches = [kind for kind in PEAK_FLOPS if known.device_kind.startswith(kind)]
-        if matches:
-            shared.add(known.name)
-            assert known.peak("bfloat16") / known.devices_per_chip == PEAK_FLOPS[max(matches, key=len)], known.name
-    assert shared >= {"v4", "v5e", "v5p", "v6e", "a100", "h100", "h200", "b200"}
+@pytest.mark.parametrize(
+    ("kind", "tflops"),
+    [
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5e", 197),
+        ("TPU v5", 459),
+        ("TPU v5p", 459),
+        ("TPU v6 lite", 918),
+        ("TPU v6e", 918),
+        ("TPU7x", 2307 / 2),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H200", 989),
+        ("NVIDIA B200", 2250),
+    ],
+)
+def test_the_peak_of_devices_at_hand_is_that_of_their_data_sheet(kind, tflops):
+    device = types.SimpleNamespace(device_kind=kind, platform="other")
+    assert peak_flops([device] * 8) == 8 * tflops * 1e12
+
+
+def test_what_has_other_memory_or_another_peak_is_no_chip_of_the_table():
+    assert chip_of_device_kind("NVIDIA A100-SXM4-40GB") is None
+    assert chip_of_device_kind("NVIDIA H100 PCIe", same_peak=True) is None
+    assert chip_of_device_kind("TPU v5 lite") == chip("v5e")
+    assert chip_of_device_kind("TPU v5") == chip("v5p")
 
 
 def test_peaks_fall_back_by_the_stated_rule():

@@ -28,7 +28,19 @@ LLAMA = dataclasses.replace(
 GEMMA = dataclasses.replace(LLAMA, sliding_window=7, attn_softcap=5.0, final_softcap=3.0, qk_norm=True)
 LSTM = ModelConfig(family="rnn", vocab_size=V, num_layers=2, d_model=32, init_std=0.3)
 GRU = dataclasses.replace(LSTM, cell="gru", tie_embeddings=False)
-CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "lstm": LSTM, "gru": GRU}
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    norm="rmsnorm_unit_offset",
+    norm_placement="sandwich",
+    activation="geglu",
+    tie_embeddings=True,
+    scale_embeddings=True,
+    rope=RopeConfig(),
+    layer_windows=(7, 0),
+    attn_softcap=5.0,
+    final_softcap=3.0,
+)
+CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "gemma2": GEMMA2, "lstm": LSTM, "gru": GRU}
 PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 17, 40)]
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "temperature": 0}
@@ -55,7 +67,9 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     assert len({tuple(written) for written in together}) > 1
 
 
-@pytest.mark.parametrize("cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig())], ids=str)
+@pytest.mark.parametrize(
+    "cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig()), GEMMA2], ids=str
+)
 def test_greedy_is_hugging_face_generate(cfg):
     torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
     from tests.parity import peers

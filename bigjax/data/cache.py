@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,16 @@ from bigjax.data.errors import DataError
 def cache_folder(cache_dir: str | None) -> Path:
     """Return `cache_dir`, or else `$XDG_CACHE_HOME/bigjax`, or else `~/.cache/bigjax`; make it if missing.
 
+    A user without a home gets one in the folder for temporary files.
+
     Raises:
       DataError: the folder cannot be made or written to.
     """
     user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = (Path(cache_dir) if cache_dir else Path(user_cache) / "bigjax").expanduser().absolute()
+    try:
+        folder = (Path(cache_dir) if cache_dir else Path(user_cache) / "bigjax").expanduser().absolute()
+    except RuntimeError:  # neither $HOME nor the system names a home
+        folder = Path(tempfile.gettempdir(), f"bigjax-{os.getuid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -33,7 +33,8 @@ class Chip:
 
     Attributes:
       name: what topologies call it, as `v5p` or `h100`.
-      device_kind: what JAX reports for its devices.
+      device_kind: what JAX reports for its devices, or how that begins.
+      same_peak_kinds: beginnings of the `device_kind` of others that compute as fast but may have other memory.
       devices_per_chip: JAX devices of one chip.
       peak_flops: FLOP/s by dtype.
       hbm_bytes: memory, in bytes.
@@ -53,6 +54,7 @@ class Chip:
     vendor_name: str
     platform: Literal["tpu", "gpu"]
     device_kind: str
+    same_peak_kinds: tuple[str, ...] = field(kw_only=True, default=())
     devices_per_chip: int
     peak_flops: Mapping[str, float] = field(hash=False)
     hbm_bytes: int
@@ -142,6 +144,17 @@ def chip(name: str) -> Chip:
     return table[name]
 
 
+def chip_of_device_kind(kind: str, *, same_peak: bool = False) -> Chip | None:
+    """Return the chip whose devices JAX reports as `kind`, or with `same_peak` one that computes as fast, or None."""
+    begins = {
+        name: known
+        for known in _chips().values()
+        for name in (known.device_kind, *(known.same_peak_kinds if same_peak else ()))
+        if kind.startswith(name)
+    }
+    return begins[max(begins, key=len)] if begins else None
+
+
 def parse_topology(text: str, num_slices: int = 1) -> Topology:
     """Return the topology that `text` names: `CHIP:AxB` for v5e, v6e and GPUs, `CHIP:AxBxC` for v4, v5p and tpu7x.
 
@@ -207,6 +220,7 @@ def _read_chip(name: str, row: Mapping[str, Any], sources: Mapping[str, str]) ->
         vendor_name=row["vendor_name"],
         platform=row["platform"],
         device_kind=row["device_kind"],
+        same_peak_kinds=tuple(row.get("same_peak_kinds", ())),
         peak_flops={dtype: cell["value"] for dtype, cell in row["peak_flops"].items()},
         sources={key: sources[cell["source"]] for key, cell in cited.items()},
         note=row["note"],

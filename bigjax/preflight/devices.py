@@ -63,10 +63,9 @@ def at_hand(found: list[Any]) -> Topology:
     platform, kind = found[0].platform, found[0].device_kind
     if platform == "cpu":
         return cpu(len(found))
-    matches = [chip for chip in chips.chips().values() if kind.startswith(chip.device_kind)]
-    if not matches:
+    chip = chips.chip_of_device_kind(kind)
+    if chip is None:
         raise PlanError(f"there are no figures for {kind}: no plan can be made on it")
-    chip = max(matches, key=lambda chip: len(chip.device_kind))
     if platform != "tpu":
         per_host = min(len(found), chip.chips_per_host)
         return Topology(chip, (len(found) // per_host, per_host))

@@ -8,21 +8,7 @@ import jax.numpy as jnp
 
 from bigjax.config import ModelConfig
 from bigjax.params import count
-
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-"""Dense bfloat16 FLOP/s of one device by the start of its `device_kind`, from the vendors' data sheets."""
+from bigjax.preflight import chips
 
 
 def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int) -> float:
@@ -40,15 +26,14 @@ def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int) -> float:
 
 
 def peak_flops(devices: list[Any]) -> float | None:
-    """Return the FLOP/s that all `devices` together could reach; None for a device that is not in the table.
+    """Return the dense bfloat16 FLOP/s that all `devices` together could reach; None for an unknown chip.
 
     Virtual CPU devices share one processor, whose float32 matrix-product rate is measured here in about 0.1 s.
     """
-    kind = devices[0].device_kind
     if devices[0].platform == "cpu":
         return _measured_matmul_flops() * len({device.process_index for device in devices})
-    matches = [name for name in PEAK_FLOPS if kind.startswith(name)]
-    return PEAK_FLOPS[max(matches, key=len)] * len(devices) if matches else None
+    chip = chips.chip_of_device_kind(devices[0].device_kind, same_peak=True)
+    return chip.peak("bfloat16") / chip.devices_per_chip * len(devices) if chip else None
 
 
 def _measured_matmul_flops(size: int = 1024, repeats: int = 6) -> float:

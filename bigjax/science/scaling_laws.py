@@ -1,0 +1,58 @@
+"""Scaling laws with their uncertainty: fits of the loss and of the compute-optimal frontier, and how far to trust them.
+
+One file holds one idea; this one is the door. None of them imports JAX.
+"""
+
+from bigjax.science.compute_optimal import Optimum, compute_optimal
+from bigjax.science.fits_checks import (
+    Extrapolation,
+    fit_points,
+    hold_out_largest,
+    hold_out_optimum,
+    isoflop_bias,
+    leave_one_budget_out,
+    sensitivity,
+)
+from bigjax.science.fits_data_constrained import DataConstrainedFit, fit_data_constrained
+from bigjax.science.fits_design import Design, ProposedRun, design_next
+from bigjax.science.fits_envelope import fit_envelope
+from bigjax.science.fits_frontier import FrontierFit
+from bigjax.science.fits_isoflop import fit_isoflop
+from bigjax.science.fits_parametric import ParametricFit, fit_parametric
+from bigjax.science.fits_points import Conventions, Curve, Excluded, FlopModel, Points, make_points
+from bigjax.science.fits_power_law import PowerLawFit, fit_power_law
+from bigjax.science.fits_robust import FitError
+from bigjax.science.fits_sources import read_csv, read_runs
+
+__all__ = [
+    "Conventions",
+    "Curve",
+    "DataConstrainedFit",
+    "Design",
+    "Excluded",
+    "Extrapolation",
+    "FitError",
+    "FlopModel",
+    "FrontierFit",
+    "Optimum",
+    "ParametricFit",
+    "Points",
+    "PowerLawFit",
+    "ProposedRun",
+    "compute_optimal",
+    "design_next",
+    "fit_data_constrained",
+    "fit_envelope",
+    "fit_isoflop",
+    "fit_parametric",
+    "fit_points",
+    "fit_power_law",
+    "hold_out_largest",
+    "hold_out_optimum",
+    "isoflop_bias",
+    "leave_one_budget_out",
+    "make_points",
+    "read_csv",
+    "read_runs",
+    "sensitivity",
+]
