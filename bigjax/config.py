@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Literal
 
+from bigjax import config_rnn
 from bigjax.config_moe import MoeConfig
 from bigjax.strict import ConfigError, bounded, plumbing
 
@@ -40,7 +41,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transformer: a `decoder` predicts the next token, an `encoder` sees whole rows.
+    """A transformer: a `decoder` predicts the next token, an `encoder` sees whole rows. Or an `rnn` of LSTMs or GRUs.
 
     Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
 
@@ -50,9 +51,13 @@ class ModelConfig:
     sqrt(d_model), both as in Gemma (Gemma Team 2024).
     `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
     but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated `SAVEABLE`.
+
+    An `rnn` reads `cell` and what follows it. Dropout is `variational`, the same at every time step, on word types, on
+    the inputs of each layer, on the recurrent state and on the output, at rates that are `dropout` where they are None
+    (Gal & Ghahramani 2016); or `naive`, drawn anew at every step, on inputs and output only (Zaremba et al. 2014).
     """
 
-    family: Literal["decoder", "encoder"] = "decoder"
+    family: Literal["decoder", "encoder", "rnn"] = "decoder"
     head: Literal["lm", "classification"] = "lm"
     num_classes: int = bounded(0, minimum=0)
     token_types: int = bounded(0, minimum=0)
@@ -80,19 +85,24 @@ class ModelConfig:
     sliding_window: int | None = bounded(None, minimum=1)
     layer_windows: tuple[int, ...] = bounded((), minimum=0)
     moe: MoeConfig = field(default_factory=MoeConfig)
+    cell: Literal["lstm", "gru"] = "lstm"
     dropout: float = bounded(0.0, minimum=0, below=1)
+    dropout_kind: Literal["variational", "naive"] = "variational"
+    word_dropout: float | None = bounded(None, minimum=0, below=1)
+    input_dropout: float | None = bounded(None, minimum=0, below=1)
+    recurrent_dropout: float | None = bounded(None, minimum=0, below=1)
+    output_dropout: float | None = bounded(None, minimum=0, below=1)
     init_std: float = bounded(0.02, above=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
     layers: Literal["scan", "unroll"] = plumbing("scan")
     remat: str = plumbing("none")
 
-    @property
-    def random(self) -> bool:
-        """Whether training draws random numbers."""
-        return self.dropout > 0 or self.moe.random
-
     def __post_init__(self):
+        if self.family == "rnn":
+            if self.positions == "learned":  # the default
+                object.__setattr__(self, "positions", "none")
+            return
         if self.num_heads and not self.head_dim:
             if self.d_model % self.num_heads:
                 raise ConfigError(
@@ -102,6 +112,11 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
         object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+
+    @property
+    def random(self) -> bool:
+        """Whether training draws random numbers."""
+        return any([self.dropout, self.moe.random, *(getattr(self, name) for name in config_rnn.RATES)])
 
     @property
     def period(self) -> int:
@@ -123,6 +138,8 @@ class DataConfig:
     or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`. `text_key`
     and `label_key` are columns; `classes` in order, by default all the labels that are trained on, sorted.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
+    With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
+    the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.
     """
 
     sources: tuple[str, ...] = ("shakespeare",)
@@ -136,6 +153,7 @@ class DataConfig:
     whole_word_masking: bool = False
     tokenizer: str = "bytes"
     seq_len: int = bounded(256, minimum=1)
+    order: Literal["shuffled", "contiguous"] = "shuffled"
     document_mask: bool = True
     cache_dir: str | None = plumbing(None)
     prefetch: int = plumbing(4, minimum=1)
@@ -261,6 +279,11 @@ class Config:
     guard: GuardConfig = field(default_factory=GuardConfig)
     init_from: str | None = None
 
+    @property
+    def carries_state(self) -> bool:
+        """Whether the model goes on, in every batch, from the state in which the one before left it."""
+        return self.model.family == "rnn" and self.data.order == "contiguous"
+
     def __post_init__(self):
         problems = list(_clashes(self))
         if problems:
@@ -268,7 +291,7 @@ class Config:
 
 
 OBJECTIVES = {
-    "causal_lm": (("decoder",), "lm"),
+    "causal_lm": (("decoder", "rnn"), "lm"),
     "masked_lm": (("encoder",), "lm"),
     "classification": (("encoder",), "classification"),
 }
@@ -301,7 +324,7 @@ def _objective_problems(cfg: Config):
 def _clashes(cfg: Config):
     """Yield one sentence for every pair of fields that contradict each other."""
     model, data, train, optim, mesh = cfg.model, cfg.data, cfg.train, cfg.optim, cfg.mesh
-    if model.num_heads % model.num_kv_heads:
+    if model.family != "rnn" and model.num_heads % model.num_kv_heads:
         yield f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}"
     if model.positions == "learned" and data.seq_len > model.max_seq_len:
         yield (
@@ -343,6 +366,7 @@ def _clashes(cfg: Config):
         yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
     yield from _remat_problems(model.remat)
     yield from _objective_problems(cfg)
+    yield from config_rnn.problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if not data.sources:

@@ -43,10 +43,20 @@ def cross_entropy(
     al. 2016, section 7) plus `z_loss * log(Z)^2` (Chowdhery et al. 2022, section 5).
     """
     logits = logits_BSV.astype(jnp.float32)
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    is_label = jnp.arange(logits.shape[-1]) == labels_BS[..., None]  # split as the labels are, unlike a full iota
-    label_logit = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
+    log_z, label_logit = _log_z_and_label(logits, labels_BS)
     return _sums(log_z, label_logit, jnp.mean(logits, axis=-1), weights_BS, label_smoothing, z_loss)
+
+
+def token_nll(logits_BSV: jax.Array, labels_BS: jax.Array) -> jax.Array:
+    """Return the negative log likelihood of each label in nats, `(B, S)` float32; the vocabulary may be sharded."""
+    log_z, label_logit = _log_z_and_label(logits_BSV.astype(jnp.float32), labels_BS)
+    return log_z - label_logit
+
+
+def _log_z_and_label(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]  # split as the labels are, unlike a full iota
+    return log_z, jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
 
 
 def _sums(log_z, label_logit, mean_logit, weights, label_smoothing: float, z_loss: float) -> CrossEntropy:

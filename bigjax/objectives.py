@@ -50,10 +50,45 @@ def causal_lm(
         key=key,
         rows_B=batch.get("rows"),
     )
+    return _next_token_sums(model, params, x_BSD, aux, batch, cfg, layout)
+
+
+def _next_token_sums(model: Model, params, x_BSD, aux: Aux, batch, cfg: TrainConfig, layout: Layout) -> Sums:
     sums = _with_aux(_token_loss(model, params, x_BSD, batch, cfg, layout), aux, batch["weights"])
     if "bytes" in batch:
         sums["nll_per_byte"] = (sums["nll"][0], batch["bytes"].sum())
     return sums
+
+
+def carried_lm(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, Any],
+    cfg: TrainConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> tuple[Sums, Any]:
+    """As `causal_lm`, of rows that go on from the state that those of an earlier batch ended in; with the state after.
+
+    No gradient flows into that state: this is truncated backpropagation through time (Werbos 1990).
+
+    Args:
+      batch: as for `causal_lm`, and `carried`, a tree of `(B, ...)`: the state; `continues` `(B,)`: 0 in rows that
+        start afresh.
+    """
+    x_BSD, carried = model.family.apply_segment(
+        params,
+        batch["tokens"],
+        jax.lax.stop_gradient(batch["carried"]),
+        model.cfg,
+        layout=layout,
+        continues_B=batch["continues"],
+        segments_BS=batch.get("segments"),
+        key=key,
+        rows_B=batch.get("rows"),
+    )
+    return _next_token_sums(model, params, x_BSD, {}, batch, cfg, layout), carried
 
 
 def _token_loss(model: Model, params, x_BSD, batch, cfg: TrainConfig, layout: Layout) -> Sums:

@@ -1,8 +1,8 @@
 """The mesh, the rules from logical axes to mesh axes, and the errors of a layout that does not fit.
 
 Legend of logical axes: batch, seq (inside a block), residual_seq (between blocks), embed, mlp, heads, kv_heads,
-head_dim, vocab, positions, classes, layers, vector (a vector of model width, such as a norm's scale), experts, gates (a
-router's outputs, one for each expert).
+head_dim, vocab, positions, classes, layers, vector (a vector of model width, such as a norm's scale), experts,
+gates (of a recurrent cell, or a router's outputs, one for each expert).
 """
 
 from collections.abc import Mapping

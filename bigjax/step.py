@@ -13,7 +13,7 @@ from bigjax import divergence
 from bigjax import params as param_tree
 from bigjax.config import Config
 from bigjax.models import Model
-from bigjax.objectives import OBJECTIVES, Sums
+from bigjax.objectives import OBJECTIVES, Sums, carried_lm
 from bigjax.sharding import UNSHARDED, Layout, axes_of_entry
 
 
@@ -27,6 +27,7 @@ class TrainState:
       opt_state: of the optimizer; it knows the updates made.
       ema: averaged parameters, if the config asks for them.
       watch: what the guard remembers, if the config asks for it.
+      carried: the state, `(B, ...)`, in which the last batch left a model that goes on from it in the next.
     """
 
     step: jax.Array
@@ -34,6 +35,7 @@ class TrainState:
     opt_state: Any
     ema: Any = None
     watch: Any = None
+    carried: Any = None
 
 
 def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout = UNSHARDED) -> TrainState:
@@ -42,7 +44,13 @@ def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layo
     if layout.sizes:
         params = jax.tree.map(lambda spec, w: jax.reshard(w, layout.param(spec)), model.specs, params)
     ema = jax.tree.map(jnp.copy, params) if cfg.optim.ema_decay is not None else None
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, divergence.init(cfg.guard))
+    watch, carried = divergence.init(cfg.guard), fresh(cfg, model, layout)
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, watch, carried)
+
+
+def fresh(cfg: Config, model: Model, layout: Layout = UNSHARDED) -> Any:
+    """Return the state of a model that has read nothing, for a whole batch; None of one that carries no state."""
+    return model.family.initial_state(cfg.model, cfg.train.global_batch_size, layout) if cfg.carries_state else None
 
 
 def jit_init_state(
@@ -84,12 +92,12 @@ def make_train_step(
     `param_norms` before the step. What the model says of itself may be arrays. Where the verdict is to drop the update,
     all but the step and the watch stay.
     """
-    objective = OBJECTIVES[cfg.train.objective]
+    objective = _objective(cfg, model, layout)
     unrolled = cfg.model.layers == "unroll"
 
     def sums_of(params, batch, key):
-        sums = objective(model, params, batch, cfg.train, layout=layout, key=key)
-        return sums["loss"][0], sums
+        sums, carried = objective(params, batch, key)
+        return sums["loss"][0], (sums, carried)
 
     def train_step(state: TrainState, batch: Mapping[str, jax.Array]):
         _check_sharded(batch, layout)
@@ -98,7 +106,9 @@ def make_train_step(
         params = state.params
         if unrolled:
             params = {**params, "blocks": param_tree.unstack(params["blocks"])}
-        sums, grads = _gradients(sums_of, params, batch, key, cfg.train.microbatches)
+        if state.carried is not None:
+            batch = {**batch, "carried": state.carried}
+        sums, carried, grads = _gradients(sums_of, params, batch, key, cfg.train.microbatches)
         if unrolled:
             grads = {**grads, "blocks": param_tree.stack(grads["blocks"])}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -115,11 +125,26 @@ def make_train_step(
         metrics["updates"] = state.step if state.watch is None else state.step - state.watch.skipped
         watch, verdict = divergence.judge(cfg.guard, state.watch, metrics["loss"], metrics["grad_norm"])
         if "skip" in (cfg.guard.on_nonfinite, cfg.guard.on_spike):
-            before, after = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
-            params, opt_state, ema = divergence.kept_if(verdict["dropped"], before, after)
-        return TrainState(state.step + 1, params, opt_state, ema, watch), metrics | verdict
+            # What comes of reading the batch goes, too: it may not be finite.
+            before = (state.params, state.opt_state, state.ema, state.carried)
+            after = (params, opt_state, ema, carried)
+            params, opt_state, ema, carried = divergence.kept_if(verdict["dropped"], before, after)
+        return TrainState(state.step + 1, params, opt_state, ema, watch, carried), metrics | verdict
 
     return train_step
+
+
+def _objective(cfg: Config, model: Model, layout: Layout) -> Callable[..., tuple[Sums, Any]]:
+    """Return `objective(params, batch, key) -> (sums, carried)`, where only some models carry anything."""
+    named = OBJECTIVES[cfg.train.objective]
+
+    def plain(params, batch, key=None):
+        return named(model, params, batch, cfg.train, layout=layout, key=key), None
+
+    def carrying(params, batch, key=None):
+        return carried_lm(model, params, batch, cfg.train, layout=layout, key=key)
+
+    return carrying if cfg.carries_state else plain
 
 
 def _squares(tree: Any) -> dict[str, jax.Array]:
@@ -128,38 +153,42 @@ def _squares(tree: Any) -> dict[str, jax.Array]:
 
 
 def _gradients(sums_of: Callable, params: Any, batch: Mapping[str, jax.Array], key, microbatches: int):
-    """Return the objective's sums and the gradient of its mean loss, over all microbatches."""
+    """Return the objective's sums, what it carries on, and the gradient of its mean loss, over all microbatches."""
     batch = dict(batch)
     if key is not None:
-        batch["rows"] = _like_batch(jnp.arange(batch["tokens"].shape[0]), batch["tokens"])
+        batch["rows"] = row_numbers(batch["tokens"])
     if microbatches == 1:
-        _, pullback, sums = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
+        _, pullback, (sums, carried) = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
         # The cotangent carries the division by the token count, which saves a pass over the gradients.
-        return sums, pullback(1 / sums["loss"][1])[0]
+        return sums, carried, pullback(1 / sums["loss"][1])[0]
 
     def split(x):
         # Row r goes to microbatch r % microbatches, so every device keeps its own rows.
         return jnp.swapaxes(x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]), 0, 1)
 
+    def join(x):
+        x = jnp.swapaxes(x, 0, 1)
+        return x.reshape(x.shape[0] * microbatches, *x.shape[2:])
+
     def accumulate(carry, microbatch):
-        (_, sums), grads = jax.value_and_grad(sums_of, has_aux=True)(params, microbatch, key)
-        return jax.tree.map(jnp.add, carry, (sums, grads)), None
+        (_, (sums, carried)), grads = jax.value_and_grad(sums_of, has_aux=True)(params, microbatch, key)
+        return jax.tree.map(jnp.add, carry, (sums, grads)), carried
 
     pieces = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(lambda p, b: sums_of(p, b, key)[1], params, jax.tree.map(lambda x: x[0], pieces))
+    shapes = jax.eval_shape(lambda p, b: sums_of(p, b, key)[1][0], params, jax.tree.map(lambda x: x[0], pieces))
     zeros: tuple[Sums, Any] = (
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
         jax.tree.map(jnp.zeros_like, params),
     )
-    (sums, grads), _ = jax.lax.scan(accumulate, zeros, pieces)
+    (sums, grads), carried = jax.lax.scan(accumulate, zeros, pieces)
     scale = 1 / sums["loss"][1]
-    return sums, jax.tree.map(lambda g: g * scale, grads)
+    return sums, jax.tree.map(join, carried), jax.tree.map(lambda g: g * scale, grads)
 
 
-def _like_batch(x: jax.Array, tokens_BS: jax.Array) -> jax.Array:
-    """Give `(B,)` values the batch sharding of the tokens."""
-    sharding = jax.typeof(tokens_BS).sharding
-    return x if sharding.mesh.empty else jax.reshard(x, jax.P(sharding.spec[0]))
+def row_numbers(tokens_BS: jax.Array) -> jax.Array:
+    """Return the number of each row, `(B,)`, split over devices as the tokens are."""
+    rows_B, sharding = jnp.arange(tokens_BS.shape[0]), jax.typeof(tokens_BS).sharding
+    return rows_B if sharding.mesh.empty else jax.reshard(rows_B, jax.P(sharding.spec[0]))
 
 
 def _check_sharded(batch: Mapping[str, jax.Array], layout: Layout) -> None:
@@ -172,14 +201,15 @@ def _check_sharded(batch: Mapping[str, jax.Array], layout: Layout) -> None:
             raise ValueError(f"batch array {name} {x.shape} is split over {actual}, not over {expected}")
 
 
-def make_eval_step(
-    cfg: Config, model: Model, layout: Layout = UNSHARDED
-) -> Callable[[Any, Mapping[str, jax.Array]], Sums]:
-    """Return `step(params, batch) -> sums`, without dropout, label smoothing or z-loss in `nll`."""
-    objective = OBJECTIVES[cfg.train.objective]
+def make_eval_step(cfg: Config, model: Model, layout: Layout = UNSHARDED) -> Callable[..., tuple[Sums, Any]]:
+    """Return `step(params, batch, carried=None) -> (sums, carried)`; no dropout, label smoothing or z-loss in `nll`.
 
-    def eval_step(params, batch):
+    `carried` is `fresh(...)` before the first batch, and what the step before returned after.
+    """
+    objective = _objective(cfg, model, layout)
+
+    def eval_step(params, batch, carried=None):
         _check_sharded(batch, layout)
-        return objective(model, params, batch, cfg.train, layout=layout)
+        return objective(params, batch if carried is None else {**batch, "carried": carried})
 
     return eval_step

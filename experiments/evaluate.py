@@ -2,7 +2,7 @@
 its objective measures; for classification also precision, recall and F1 of every class and the confusion matrix.
 
 Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
---config.mesh.fsdp=4.
+--config.mesh.fsdp=4. With --mc_dropout=K the model predicts the mean of K passes with dropout on.
 """
 
 import json
@@ -17,6 +17,7 @@ EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart",
     "python -m experiments.evaluate --workdir=runs/quickstart --split=train --batches=10",
     "python -m experiments.evaluate --workdir=runs/quickstart --sources='text:other/*.txt'",
+    "python -m experiments.evaluate --workdir=runs/rnn --mc_dropout=20",
 )
 
 
@@ -26,6 +27,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_enum("split", "eval", ("eval", "train"), "the split of the run's text", flag_values=flag_values)
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
+    flags.DEFINE_integer("mc_dropout", 0, "passes with dropout to average, or 0", 0, flag_values=flag_values)
     distributed.define_flags(flag_values)
 
 
@@ -41,6 +43,7 @@ def main(flag_values: flags.FlagValues) -> int:
     import jax
 
     from bigjax import data, sharding, step
+    from bigjax.evaluate import mc_dropout
     from bigjax.evaluate.scoring import score
     from experiments import trained
 
@@ -52,9 +55,15 @@ def main(flag_values: flags.FlagValues) -> int:
     else:
         texts = data.build(cfg, rows, tokenizer).score_set(flag_values.split)
     with jax.set_mesh(run.mesh):
-        eval_step = jax.jit(step.make_eval_step(cfg, run.model, run.layout))
+        if draws := flag_values.mc_dropout:
+            eval_step = mc_dropout.make_eval_step(cfg, run.model, draws, run.layout)
+            carried = jax.jit(lambda: mc_dropout.fresh_draws(cfg, run.model, draws, run.layout))()
+        else:
+            eval_step = step.make_eval_step(cfg, run.model, run.layout)
+            carried = jax.jit(lambda: step.fresh(cfg, run.model, run.layout))()
+        batches = texts.batches(flag_values.batches)
         scores: dict[str, Any] = {}
-        scores |= score(eval_step, run.weights, texts.batches(flag_values.batches), cfg.train.global_batch_size)
+        scores |= score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
         if cfg.train.objective == "classification":
             scores["classification"] = _classes(run, texts, flag_values.batches)
     if jax.process_index() == 0:

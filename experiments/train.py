@@ -158,7 +158,8 @@ def run(
             if text.eval is None:
                 return {}
             weights = state.params if state.ema is None else state.ema
-            return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size)
+            batches = text.eval.batches(cfg.train.eval_batches)
+            return score(eval_step, weights, batches, batch_size, jax.jit(lambda: step.fresh(cfg, model, layout))())
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
         flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len)

@@ -150,7 +150,9 @@ def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False) -> 
         started = jax.tree.unflatten(tree, [jax.device_put(w, s) for w, s in zip(values, flat, strict=True)])
         average = started if cfg.optim.ema_decay is not None else None
         start = jax.jit(
-            lambda p, ema: step.TrainState(jnp.zeros((), jnp.int32), p, run.tx.init(p), ema),
+            lambda p, ema: step.TrainState(
+                jnp.zeros((), jnp.int32), p, run.tx.init(p), ema, carried=step.fresh(cfg, model, run.layout)
+            ),
             compiler_options=COMPILE_QUICKLY,
         )
         after, metrics = run.step(start(started, average), run.place(cfg))

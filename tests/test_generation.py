@@ -26,6 +26,8 @@ LLAMA = dataclasses.replace(
     rope=RopeConfig(scaling="llama3", factor=4.0, original_max_seq_len=16),
 )
 GEMMA = dataclasses.replace(LLAMA, sliding_window=7, attn_softcap=5.0, final_softcap=3.0, qk_norm=True)
+LSTM = ModelConfig(family="rnn", vocab_size=V, num_layers=2, d_model=32, init_std=0.3)
+GRU = dataclasses.replace(LSTM, cell="gru", tie_embeddings=False)
 GEMMA2 = dataclasses.replace(
     LLAMA,
     norm="rmsnorm_unit_offset",
@@ -40,7 +42,15 @@ GEMMA2 = dataclasses.replace(
 )
 MIXTRAL = dataclasses.replace(LLAMA, rope=RopeConfig(), moe=MoeConfig(num_experts=4))
 SPARSE = dataclasses.replace(MIXTRAL, moe=MoeConfig(num_experts=4, every=2, router="gshard"))
-CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "gemma2": GEMMA2, "sparse and dense": SPARSE}
+CONFIGS = {
+    "gpt": GPT,
+    "llama": LLAMA,
+    "window and softcap": GEMMA,
+    "gemma2": GEMMA2,
+    "sparse and dense": SPARSE,
+    "lstm": LSTM,
+    "gru": GRU,
+}
 PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 17, 40)]
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "temperature": 0}
@@ -137,8 +147,9 @@ def test_sampling_depends_on_key_and_row_only():
         (GPT, {"data": 2, "fsdp": 2, "tensor": 2}),
         (GEMMA, {"fsdp": 2, "tensor": 4, "shard_sequence": True, "allow_replicated": ("kv_heads",)}),
         (SPARSE, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}),
+        (LSTM, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
-    ids=["2x2x2", "kv heads whole", "experts"],
+    ids=["2x2x2", "kv heads whole", "experts", "recurrent"],
 )
 def test_mesh_writes_the_same(cfg, axes, monkeypatch):
     model, params = random_model(cfg)

@@ -16,11 +16,12 @@ from bigjax.sharding import REPLICATION_LIMIT_BYTES, ShardingError
 from tests.on_meshes import abstract_mesh, discovered, distinct
 
 CONFIGS = distinct(discovered())
-SPLITS = [(2, 8, 4), (4, 8, 2), (4, 4, 4), (8, 4, 2), (2, 4, 4)]
+SPLITS = [(2, 8, 4), (4, 8, 2), (4, 4, 4), (8, 4, 2), (2, 4, 4), (10, 2, 2)]
 """Devices along data, fsdp and tensor, most wanted first: every axis is at work, and parameters are split the most.
 For a sparse model half of those along fsdp are along expert instead.
 
-They are 64 devices, except in the last, for runs of 8 rows with 4 heads, which are too small for more than 32.
+They are 64 devices, except in the last two, for runs too small for more: of 8 rows with 4 heads, and of 20 rows 650
+wide.
 """
 
 

@@ -32,8 +32,9 @@ def cutter(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Spl
 def _packed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     del training
     _check_vocabulary(cfg, tokenizer, tokenizer.vocab_size)
-    seq_len, document_mask = cfg.data.seq_len, cfg.data.document_mask
-    return lambda side: PackedText(side.source.spec, _shard(side, tokenizer, root), seq_len, document_mask)
+    data = cfg.data
+    how = (data.seq_len, data.document_mask, data.order == "contiguous")
+    return lambda side: PackedText(side.source.spec, _shard(side, tokenizer, root), *how)
 
 
 def _masked(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:

@@ -53,6 +53,15 @@ class Order:
     first: np.ndarray
     shuffles: tuple[Any, ...]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the order depends on besides the rows, the seed and the batch size."""
+        return {"shares": list(self.shares)}
+
+    def drawn(self, k: int) -> list[int]:
+        """Return how many of the first `k` rows come from each source."""
+        return drawn(k, self.shares)
+
     def id_at(self, k: int) -> int:
         """Return the id of the k-th row of the run."""
         if len(self.rows) == 1:
@@ -66,9 +75,14 @@ class Order:
 
     def locate(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return source index, epoch and row number of ids, each of the same shape, int64."""
-        epoch, row = np.divmod(ids, self.first[-1])
-        source = np.searchsorted(self.first, row, side="right") - 1
-        return source, epoch, row - self.first[source]
+        return locate(ids, self.first)
+
+
+def locate(ids: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return source index, epoch and row number of ids, `first` rows lying before each."""
+    epoch, row = np.divmod(ids, first[-1])
+    source = np.searchsorted(first, row, side="right") - 1
+    return source, epoch, row - first[source]
 
 
 def build_order(rows: Sequence[int], weights: Sequence[float], seed: int) -> Order:

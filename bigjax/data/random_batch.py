@@ -37,6 +37,8 @@ def _packed(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     if cfg.data.document_mask:
         batch["segments"] = np.where(padding, 0, np.cumsum(starts, axis=1)).astype(np.int32)
         batch["positions"] = (np.arange(length) - first).astype(np.int32)
+    if cfg.data.order == "contiguous":
+        batch["continues"] = (rng.random(rows) < 0.9).astype(np.int32)
     return batch
 
 

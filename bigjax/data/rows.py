@@ -47,12 +47,16 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class PackedText:
-    """Rows for predicting the next token, cut from a shard without gap or overlap; see `packing.pack_rows`."""
+    """Rows for predicting the next token, cut from a shard without gap or overlap; see `packing.pack_rows`.
+
+    With `contiguous`, rows also have `continues`, int32: 1 if they go on with the text of the row before.
+    """
 
     spec: str
     shard: Shard
     seq_len: int
     document_mask: bool
+    contiguous: bool = False
 
     @property
     def digest(self) -> str:
@@ -71,7 +75,11 @@ class PackedText:
 
     def arrays(self, rows: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
         del ids
-        return pack_rows(self.shard.tokens, self.shard.offsets, rows, self.seq_len, self.document_mask)
+        arrays = pack_rows(self.shard.tokens, self.shard.offsets, rows, self.seq_len, self.document_mask)
+        if self.contiguous:
+            breaks = self.shard.offsets if self.document_mask else np.zeros(1, np.int64)
+            arrays["continues"] = (~np.isin(rows * self.seq_len, breaks)).astype(np.int32)
+        return arrays
 
 
 def gather(sources: Sequence[Rows], source: np.ndarray, row: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:

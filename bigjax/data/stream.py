@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bigjax.data.errors import DataError
-from bigjax.data.order import Order, drawn
+from bigjax.data.lanes import Lanes
+from bigjax.data.order import Order
 from bigjax.data.rows import Rows, gather
 
 
@@ -47,7 +48,7 @@ class TrainStream:
     """
 
     sources: tuple[Rows, ...]
-    order: Order
+    order: Order | Lanes
     seed: int
     rows: slice
     global_batch_size: int
@@ -72,9 +73,14 @@ class TrainStream:
 
     def batch(self, step: int) -> Batch:
         """Return this process's rows of the batch of a step."""
-        ids = self.ids(self.number(step), range(self.rows.start, self.rows.stop))
+        number = self.number(step)
+        ids = self.ids(number, range(self.rows.start, self.rows.stop))
         source, _, row = self.order.locate(ids)
-        return Batch(step, ids, gather(self.sources, source, row, ids))
+        arrays = gather(self.sources, source, row, ids)
+        if isinstance(self.order, Lanes):
+            follows = step > 0 and self.number(step - 1) == number - 1  # not after a batch that was left out
+            arrays["continues"] *= follows & ~self.order.opens(ids)
+        return Batch(step, ids, arrays)
 
     @contextmanager
     def batches(self, start_step: int) -> Iterator[Iterator[Batch]]:
@@ -102,7 +108,7 @@ class TrainStream:
         `rows` and `tokens` count what the whole run has drawn from each source so far, a row as `seq_len` tokens; what
         was drawn and left out counts.
         """
-        counts = drawn(self.number(step) * self.global_batch_size, self.order.shares)
+        counts = self.order.drawn(self.number(step) * self.global_batch_size)
         sources = [
             {
                 "source": source.spec,
@@ -148,5 +154,5 @@ class TrainStream:
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
             **self.sources[0].identity,
-            "shares": list(self.order.shares),
+            **self.order.identity,
         }

@@ -10,6 +10,7 @@ from bigjax.data.bpe import build_tokenizer
 from bigjax.data.cache import cache_folder
 from bigjax.data.errors import DataError
 from bigjax.data.evalset import EvalSet
+from bigjax.data.lanes import build_lanes
 from bigjax.data.order import build_order
 from bigjax.data.rows import PackedText, Rows
 from bigjax.data.sources import Split, SplitSource, open_source, split_sources
@@ -90,7 +91,11 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         )
     train = TrainStream(
         sources=train_rows,
-        order=build_order(counts, data.weights, cfg.train.seed),
+        order=(
+            build_lanes(counts, batch_size)
+            if data.order == "contiguous"
+            else build_order(counts, data.weights, cfg.train.seed)
+        ),
         seed=cfg.train.seed,
         rows=rows,
         global_batch_size=batch_size,
@@ -117,7 +122,8 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
 def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int, tokenizer: Tokenizer) -> EvalSet:
     """Return the evaluation set of some sources; only where all of a text is predicted do its bytes count."""
     whole_text = all(isinstance(source, PackedText) for source in sources)
-    return EvalSet(sources, rows, batch_size, tokenizer.token_bytes if whole_text else None)
+    contiguous = all(isinstance(source, PackedText) and source.contiguous for source in sources)
+    return EvalSet(sources, rows, batch_size, tokenizer.token_bytes if whole_text else None, contiguous)
 
 
 def _describe(source: Rows) -> dict[str, Any]:

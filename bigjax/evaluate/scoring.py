@@ -11,18 +11,25 @@ from bigjax.data import Batch
 
 
 def score(
-    eval_step: Callable[..., metrics.Sums], params: Any, batches: Iterable[Batch], global_batch_size: int
+    eval_step: Callable[..., tuple[metrics.Sums, Any]],
+    params: Any,
+    batches: Iterable[Batch],
+    global_batch_size: int,
+    carried: Any = None,
 ) -> dict[str, float]:
     """Return averages over all batches: `loss` in nats per token, `perplexity`, and `tokens`, how many were scored.
 
     With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for; and what
     else the objective measures, such as `accuracy`. The loss is the negative log likelihood alone, without label
     smoothing, z-loss or what the model adds to it.
+
+    Args:
+      eval_step: as `step.make_eval_step` makes it. carried: what it starts from, `step.fresh`.
     """
     mesh = jax.sharding.get_mesh()
     totals: metrics.Sums | None = None
     for batch in batches:
-        sums = eval_step(params, sharding.put_batch(batch.arrays, mesh, global_batch_size))
+        sums, carried = eval_step(params, sharding.put_batch(batch.arrays, mesh, global_batch_size), carried)
         totals = sums if totals is None else metrics.add(totals, sums)
     if totals is None:
         return {}

@@ -138,6 +138,8 @@ def export_config(model: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     Raises:
       HuggingFaceError: none does; naming the fields in which the nearest differs.
     """
+    if model.family == "rnn":
+        raise HuggingFaceError("model.family='rnn': transformers has no such model")
     nearest: tuple[list[str], Architecture] | None = None
     for architecture in ARCHITECTURES.values():
         values = _write(architecture, model)

@@ -13,13 +13,24 @@ from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig
 from bigjax.models import attention, blocks, layers, moe, stacks
+from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
 Params = Any
 
-HEAD_PIECES = 4
-"""How many pieces of the output matrix a generated token is multiplied by, where the mesh does not split it."""
+__all__ = [  # with what it shares with other language models
+    "Cache",
+    "apply",
+    "decode",
+    "embed",
+    "head_pieces",
+    "logits",
+    "next_logits",
+    "prefill",
+    "specs",
+    "unembedding",
+]
 
 
 def specs(cfg: ModelConfig) -> dict:
@@ -35,9 +46,7 @@ def specs(cfg: ModelConfig) -> dict:
     }
     if cfg.norm_placement != "post":
         declared["final_norm"] = blocks.norm_specs(cfg)
-    if not cfg.tie_embeddings:
-        declared["head"] = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "head", normal(cfg.init_std))}
-    return declared
+    return declared | head_specs(cfg, normal(cfg.init_std))
 
 
 def apply(
@@ -89,43 +98,6 @@ def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Lay
     """Look tokens (and learned positions) up: `(B, S, D)` in the compute dtype."""
     tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
     return blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
-
-
-def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    """Return the output matrix `(V, D)` in the compute dtype: the token table if tied, else the head."""
-    owner = "embed" if cfg.tie_embeddings else "head"
-    return layout.gather(params[owner]["tokens"], specs(cfg)[owner]["tokens"], cfg.dtype)
-
-
-def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
-    """Return logits `(B, S, V)` in float32, soft-capped if configured (Gemma Team 2024, section 2)."""
-    x_BSD = layout.place(x_BSD, "batch", "seq", "embed")
-    w_VD = unembedding(params, cfg, layout)
-    out = jnp.einsum(
-        "BSD,VD->BSV",
-        x_BSD,
-        w_VD,
-        preferred_element_type=jnp.float32,
-        out_sharding=layout.act("batch", "seq", "vocab"),
-    )
-    return layers.soft_cap(out, cfg.final_softcap)
-
-
-def head_pieces(params: Params, cfg: ModelConfig, layout: Layout) -> list[jax.Array]:
-    """Return the output matrix as `next_logits` reads it: transposed, `(D, V)`, in pieces along V.
-
-    Reading `(V, D)` for one token takes a CPU twice as long, and it multiplies by several pieces at a time.
-    """
-    w_DV = jnp.swapaxes(unembedding(params, cfg, layout), 0, 1)
-    whole = bool(layout.over("vocab")) or cfg.vocab_size % HEAD_PIECES
-    return [w_DV] if whole else jnp.split(w_DV, HEAD_PIECES, axis=1)
-
-
-def next_logits(pieces: list[jax.Array], x_BD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
-    """Return logits `(B, V)` in float32 of one position a row; the same numbers as `logits`."""
-    multiply = partial(jnp.einsum, "BD,DV->BV", preferred_element_type=jnp.float32)
-    out = [multiply(x_BD, w_DV, out_sharding=layout.act("batch", "vocab")) for w_DV in pieces]
-    return layers.soft_cap(jnp.concatenate(out, axis=-1), cfg.final_softcap)
 
 
 class Cache(NamedTuple):

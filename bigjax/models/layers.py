@@ -150,15 +150,27 @@ def draw_rows(draw: Callable, key: jax.Array, rows_B: jax.Array, shape: tuple[in
     return jax.vmap(lambda row: draw(jax.random.fold_in(key, row), shape))(rows_B)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None, rows_B: jax.Array | None) -> jax.Array:
-    """Zero entries with probability `rate` and scale the rest by 1 / (1 - rate); without a key return `x`."""
+def dropout(
+    x: jax.Array,
+    rate: float,
+    key: jax.Array | None,
+    rows_B: jax.Array | None,
+    *,
+    same_along: tuple[int, ...] = (),
+) -> jax.Array:
+    """Zero entries with probability `rate` and scale the rest by 1 / (1 - rate); without a key return `x`.
+
+    Along the axes in `same_along` all entries of a row share their fate.
+    """
     if rate == 0 or key is None:
         return x
     assert rows_B is not None
-    keep = keep_mask(rate, key, rows_B, x.shape[1:])
+    shape = tuple(1 if axis in same_along else size for axis, size in enumerate(x.shape))
+    keep = keep_mask(rate, key, rows_B, shape[1:])
     sharding = jax.typeof(x).sharding
     if not sharding.mesh.empty:
-        keep = jax.reshard(keep, sharding.spec)
+        spec = (None if axis in same_along else entry for axis, entry in enumerate(sharding.spec))
+        keep = jax.reshard(keep, jax.P(*spec))
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 

@@ -55,12 +55,23 @@ class NotCovered(UserError):
     """The analytic model does not know the model."""
 
 
+def covers(cfg: Config) -> bool:
+    """Return whether the model is one that the analytic model knows: a dense decoder."""
+    return not _uncovered(cfg)
+
+
+def _uncovered(cfg: Config) -> str:
+    if cfg.model.family != "decoder":
+        return f"model.family={cfg.model.family!r}"
+    return f"model.moe.num_experts={cfg.model.moe.num_experts}" if cfg.model.moe.num_experts else ""
+
+
 def check_covered(cfg: Config) -> None:
-    """Raise NotCovered for a model with experts, whose memory and traffic nobody has compared with a compiler's."""
-    if cfg.model.moe.num_experts:
+    """Raise NotCovered for a model whose memory and traffic nobody has compared with a compiler's."""
+    if what := _uncovered(cfg):
         raise NotCovered(
-            f"model.moe.num_experts={cfg.model.moe.num_experts}: the analytic model does not know the memory and the "
-            "traffic of sparse layers; plan with the compiler, without --analytic and --search"
+            f"{what}: the analytic model has no figures for the memory and the traffic of such a model; plan with the "
+            "compiler, without --analytic and --search"
         )
 
 

@@ -53,7 +53,9 @@ class Planner:
         try:
             estimate = analytic.estimate(built.cfg, dict(built.mesh.shape))
         except analytic.NotCovered:
-            estimate = None
+            if outcome is None or outcome.compiled is None:
+                raise
+            estimate = None  # only the compiler knows what such a model needs
         found = report.build(built, self.topology, estimate, outcome, config=self.source, run_tokens=self.run_tokens)
         return found | self._verdict(built.cfg, found)
 
@@ -68,8 +70,8 @@ class Planner:
             verdict = f"FITS: {gib(needed)} of {gib(has)} a chip, {gib(has - needed)} to spare [{source}]"
             return {"verdict": verdict, "advice": []}
         verdict = f"DOES NOT FIT: needs {gib(needed)} a chip, which has {gib(has)} [{source}]"
-        known = not cfg.model.moe.num_experts
-        return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed) if known else []}
+        advice = candidates.savings(cfg, self.topology, needed) if analytic.covers(cfg) else []
+        return {"verdict": verdict, "advice": advice}
 
 
 def of_traced(cfg: Config, traced: Any, mesh: Any, source: str) -> tuple[Any, dict[str, Any]]:

@@ -51,8 +51,11 @@ def build(
     config: str,
     run_tokens: float | None = None,
 ) -> dict[str, Any]:
-    """Return the plan; `outcome` is None for the analytic model alone, and no failure; `estimate` for what that model
-    does not cover."""
+    """Return the plan.
+
+    `outcome` is None for the analytic model alone, and no failure; `estimate` is None where that model has no figures,
+    and then there is an outcome.
+    """
     cfg, per_chip = program.cfg, topology.num_devices // topology.num_chips
     compiled = outcome.compiled if outcome else None
     report: dict[str, Any] = {
@@ -182,6 +185,7 @@ def _work(
     sent = sum(one.bytes_per_chip for one in collectives)
     overlapped = sum(one.overlapped_bytes_per_chip for one in collectives)
     moved = links.bytes_by_link(collectives, mesh_shape, topology.devices_per_slice)
+    least = float(2 * state_bytes(program.state.params) + state_bytes(program.state.opt_state))
     work = roofline.Work(
         model_flops=model / topology.num_devices,
         compiled_flops=executed,

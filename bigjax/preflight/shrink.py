@@ -30,6 +30,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
       ratio is odd).
     - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to a
       half. At most 4 groups a row.
+    - A recurrent model is at most 64 wide. For others:
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
@@ -81,6 +82,13 @@ def _sequence(cfg: Config) -> tuple[int, int]:
 
 def _model(cfg: Config, seq_len: int) -> ModelConfig:
     model = cfg.model
+    if model.family == "rnn":
+        return dataclasses.replace(
+            model,
+            vocab_size=_small(model.vocab_size, 64),
+            num_layers=min(model.num_layers, 2),
+            d_model=_multiple(min(model.d_model, 64)),
+        )
     ratio = model.num_heads // model.num_kv_heads
     kv_heads = _small(model.num_kv_heads, 2)
     heads = kv_heads * _small(ratio, 4, below=True)
