@@ -111,7 +111,8 @@ def initial(cfg: Config, mesh_name: str = ONE_DEVICE) -> dict[str, np.ndarray]:
     model = dataclasses.replace(
         cfg.model, dropout=0.0, layers="scan", remat="none", final_softcap=None, attention="reference"
     )
-    return _initial(Config(model=model, data=cfg.data, mesh=cfg.mesh), mesh_name)
+    train = config.TrainConfig(objective=cfg.train.objective)
+    return _initial(Config(model=model, data=cfg.data, train=train, mesh=cfg.mesh), mesh_name)
 
 
 @cache

@@ -49,8 +49,8 @@ def restart_random_numbers(start: int) -> None:
 
         def take_with_another_key(state, batch):
             after, metrics = take(state.replace(step=state.step - start), batch)
-            # The learning rate is reported by the number of updates, which is right.
-            return after.replace(step=state.step + 1), {**metrics, "updates": state.step}
+            # Only the key is another: the learning rate that is reported follows the updates made.
+            return after.replace(step=state.step + 1), metrics | {"updates": metrics["updates"] + start}
 
         return take_with_another_key
 

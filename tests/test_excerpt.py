@@ -8,7 +8,7 @@ import pytest
 
 from bigjax import data
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
-from bigjax.preflight.excerpt import excerpt
+from bigjax.preflight.excerpt import FirstRows, excerpt
 
 SEQ_LEN, BATCH = 32, 8
 
@@ -64,3 +64,23 @@ def test_nothing_else_changes_and_a_short_source_stays_whole(sources, tmp_path):
         np.testing.assert_array_equal(here.ids, there.ids)
         for name, array in there.arrays.items():
             np.testing.assert_array_equal(here.arrays[name], array)
+
+
+def test_of_rows_that_are_not_packed_the_first_are_taken():
+    class Numbers:
+        """Ten rows that hold their own numbers."""
+
+        spec, digest, sizes, identity = "numbers", "d", {"documents": 10}, {"seq_len": 1}
+
+        def __len__(self):
+            return 10
+
+        def arrays(self, rows, ids):
+            return {"tokens": rows[:, None], "ids": ids[:, None]}
+
+    found = FirstRows(Numbers(), 4)
+    assert (len(found), found.spec, found.sizes, found.identity) == (4, "numbers", {"documents": 10}, {"seq_len": 1})
+    assert found.digest not in ("d", FirstRows(Numbers(), 5).digest)
+    arrays = found.arrays(np.array([0, 3, 1, 4]), np.array([5, 6, 7, 8]))
+    np.testing.assert_array_equal(arrays["tokens"][:, 0], [0, 3, 1, 10])  # one past the end stays past the end
+    np.testing.assert_array_equal(arrays["ids"][:, 0], [5, 6, 7, 8])
