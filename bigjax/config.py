@@ -346,6 +346,11 @@ def _clashes(cfg: Config):
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
     yield from model.moe.clashes(model.num_layers, data.seq_len)
+    if model.moe.num_experts and model.family != "decoder":
+        yield (
+            f"model.moe.num_experts={model.moe.num_experts} needs model.family='decoder', not {model.family!r}: its "
+            "objectives do not add the experts' losses"
+        )
     if train.global_batch_size % train.microbatches:
         yield (
             f"train.global_batch_size={train.global_batch_size} is not divisible by "

@@ -13,7 +13,7 @@ from bigjax import console
 from bigjax.config import LogConfig
 from bigjax.console import Progress, progress_line
 from bigjax.errors import UserError
-from bigjax.metrics import MetricsWriter, add, means, read_rows, truncate_after
+from bigjax.metrics import MetricsWriter, add, means, read_rows, scalars, truncate_after
 from bigjax.plots import plot_loss, smoothed
 from bigjax.run_folder import RunFolder
 
@@ -25,6 +25,13 @@ def test_means_are_exact_under_an_uneven_split():
     parts = {"loss": (jnp.float32(2.0), jnp.int32(1)), "none": (0.0, 0)}, {"loss": (10.0, 2), "none": (0.0, 0)}
     assert means(whole)["loss"] == means(add(*parts))["loss"] == 4.0
     assert math.isnan(means(whole)["none"])
+
+
+def test_an_array_becomes_a_number_for_each_of_its_elements():
+    loads = jnp.array([[0.25, 0.75], [0.5, 0.5]])
+    expected = {"moe/load/0/0": 0.25, "moe/load/0/1": 0.75, "moe/load/1/0": 0.5, "moe/load/1/1": 0.5, "loss": 2.0}
+    assert scalars({"moe/load": loads, "loss": jnp.float32(2.0)}) == expected
+    assert means({"moe/load": (4 * loads, jnp.int32(4)), "loss": (8.0, 4)}) == expected
 
 
 def write_steps(run, steps, **kwargs):

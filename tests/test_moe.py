@@ -301,6 +301,12 @@ def test_fields_that_clash_are_named(fields, message):
         Config(model=ModelConfig(moe=MoeConfig(**fields)))
 
 
+def test_an_encoder_has_no_experts_yet():
+    model = ModelConfig(family="encoder", moe=MoeConfig(num_experts=4))
+    with pytest.raises(ConfigError, match=r"model\.moe\.num_experts=4 needs model\.family='decoder', not 'encoder'"):
+        Config(model=model)
+
+
 def test_the_analytic_plan_refuses_experts_by_name():
     cfg = Config(model=ModelConfig(moe=MoeConfig(num_experts=4)))
     with pytest.raises(analytic.NotCovered, match=r"model\.moe\.num_experts=4: the analytic model does not know"):

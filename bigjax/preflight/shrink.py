@@ -11,6 +11,9 @@ DEVICES = 8
 MIN_LR = 1e-2
 """A learning rate at which small models learn in a few steps."""
 
+MIN_RELATIVE_LR = 0.1
+"""The same for Adafactor, whose steps are relative to the size of a parameter."""
+
 SEQ_LENS = {"reference": 32, "xla": 32}
 """Positions of a row; kernels that are not listed work in blocks and need 128."""
 
@@ -38,7 +41,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
       stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.
     - At most 2 microbatches of 8 rows, and `steps` steps; warmup and decay take the same share of them, at least one
       each.
-    - A learning rate below 0.01 becomes 0.01.
+    - A learning rate below 0.01 becomes 0.01, one of Adafactor below 0.1 becomes 0.1.
     - The mesh is all data parallel, for the caller to choose; the batches are the caller's too (the tokenizer and the
       sources are kept, but their tokens do not fit the small vocabulary); `init_from` is dropped.
     """
@@ -57,7 +60,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
     warmup = _part(cfg.optim.warmup_steps, share)
     optim = dataclasses.replace(
         cfg.optim,
-        lr=max(cfg.optim.lr, MIN_LR),
+        lr=max(cfg.optim.lr, MIN_RELATIVE_LR if cfg.optim.name == "adafactor" else MIN_LR),
         warmup_steps=warmup,
         decay_steps=min(_part(cfg.optim.decay_steps, share), train.steps - warmup),
     )
