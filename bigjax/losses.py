@@ -55,7 +55,7 @@ def token_nll(logits_BSV: jax.Array, labels_BS: jax.Array) -> jax.Array:
 
 def _log_z_and_label(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels[..., None]
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]  # split as the labels are, unlike a full iota
     return log_z, jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
 
 
