@@ -99,3 +99,12 @@ def unstack(blocks: Any) -> list[Any]:
 def stack(layers: list[Any]) -> Any:
     """Undo `unstack`."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def map_blocks(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `function`, such as `unstack`, to every stack of layers of a model: all that is called `blocks`."""
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        name: function(inner) if name == "blocks" else map_blocks(function, inner) for name, inner in tree.items()
+    }

@@ -61,7 +61,7 @@ def write(
         "tokens": tokens,
         "params_total": params.count(model.specs),
         "params_non_embedding": params.count(model.specs, without=("embedding", "head")),
-        "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len),
+        "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len),
         "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
         "eval_loss": scores.get("loss"),
         "eval_bits_per_byte": scores.get("bits_per_byte"),

@@ -127,7 +127,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size)
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
-        flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len)
+        flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len)
         speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
         with (
             metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,

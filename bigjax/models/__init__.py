@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any
 
 from bigjax.config import ModelConfig
-from bigjax.models import decoder, encoder
+from bigjax.models import decoder, encdec, encoder
 
-FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder}
+FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder, "encdec": encdec}
 
 
 @dataclass(frozen=True)

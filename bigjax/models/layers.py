@@ -128,6 +128,17 @@ def apply_rope(x_BSHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return rotated.astype(x_BSHK.dtype)
 
 
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """Return `(..., S, D)` in float32 for integer positions `(..., S)` (Vaswani et al. 2017, section 3.5).
+
+    Features 2i and 2i + 1 are the sine and cosine of position / 10000^(2i / D).
+    """
+    frequency = 10_000.0 ** (-np.arange(0, width, 2) / width)
+    angle = positions.astype(jnp.float32)[..., None] * frequency.astype(np.float32)
+    waves = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return waves.reshape(*positions.shape, width)
+
+
 def keep_mask(rate: float, key: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Return bools `(B, *shape)`, each False with probability `rate`.
 

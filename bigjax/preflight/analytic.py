@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from bigjax.config import Config
+from bigjax.errors import UserError
 from bigjax.preflight import analytic_flops, analytic_memory, analytic_traffic
 from bigjax.preflight.analytic_share import Share, share
 from bigjax.preflight.traffic import Collective
@@ -50,6 +51,11 @@ class Estimate:
         return held + self.gradient_bytes + self.activation_bytes + self.temporary_bytes
 
 
+def covers(cfg: Config) -> bool:
+    """Return whether `estimate` knows the model's family."""
+    return cfg.model.family != "encdec"
+
+
 def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     """Return what one training step of `cfg` needs on each device of a mesh with these sizes of all seven axes.
 
@@ -58,7 +64,13 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
 
     Raises:
       ShardingError: the mesh does not fit the model or the batch.
+      UserError: the model is an encoder-decoder.
     """
+    if not covers(cfg):
+        raise UserError(
+            "the analytic model does not cover model.family='encdec': plan without --analytic and --search, so that "
+            "the compiler says what it needs"
+        )
     mine = share(cfg, mesh_sizes)
     peak = analytic_memory.peak(mine)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)
@@ -77,6 +89,13 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
         hbm_bytes_min=float(2 * params + optimizer + saved),
         collectives=analytic_traffic.collectives(mine),
     )
+
+
+def state_only(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
+    """Return what is known of every family: the state, and that a step moves it; the rest, 0 here, the compiler says."""
+    mine = share(cfg, mesh_sizes)
+    params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)
+    return Estimate(params, optimizer, 0, 0, 0, "update", 0.0, 0.0, 0.0, float(2 * params + optimizer), [])
 
 
 def _moved_bytes(share: Share, params: int, optimizer: int) -> float:

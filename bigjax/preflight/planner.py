@@ -49,7 +49,8 @@ class Planner:
         return self._judge(self._program(cfg), outcome)
 
     def _judge(self, built: program.Program, outcome: Outcome | None) -> dict[str, Any]:
-        estimate = analytic.estimate(built.cfg, dict(built.mesh.shape))
+        known = analytic.covers(built.cfg) or outcome is None or outcome.compiled is None
+        estimate = (analytic.estimate if known else analytic.state_only)(built.cfg, dict(built.mesh.shape))
         found = report.build(built, self.topology, estimate, outcome, config=self.source, run_tokens=self.run_tokens)
         return found | self._verdict(built.cfg, found)
 
@@ -64,7 +65,8 @@ class Planner:
             verdict = f"FITS: {gib(needed)} of {gib(has)} a chip, {gib(has - needed)} to spare [{source}]"
             return {"verdict": verdict, "advice": []}
         verdict = f"DOES NOT FIT: needs {gib(needed)} a chip, which has {gib(has)} [{source}]"
-        return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed)}
+        advice = candidates.savings(cfg, self.topology, needed) if analytic.covers(cfg) else []
+        return {"verdict": verdict, "advice": advice}
 
 
 def of_traced(cfg: Config, traced: Any, mesh: Any, source: str) -> tuple[Any, dict[str, Any]]:

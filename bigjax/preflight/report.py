@@ -164,7 +164,7 @@ def silent_replication(program: Program) -> list[str]:
 def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Compiled | None, per_chip: int) -> dict:
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
-    model = flops.model_flops_per_token(cfg.model, program.model.specs, cfg.data.seq_len) * tokens
+    model = flops.model_flops_per_token(cfg.model, program.model.specs, cfg.data.seq_len, cfg.data.target_len) * tokens
     # Kernels state no work, so a step with some is taken at the analytic count.
     executed = compiled.flops if compiled and not compiled.uncounted_calls else estimate.compiled_flops
     collectives = compiled.collectives if compiled else estimate.collectives
