@@ -131,32 +131,18 @@ def _bigjax(workload: str, steps: int):
 
     runtime.configure_jax()
     import jax
-    import numpy as np
 
+    from benchmarks.trainer import Trainer
     from benchmarks.workloads import workload as config_of
-    from bigjax import models, optim, sharding, step
     from bigjax.science import flops
 
     cfg = config_of(workload, steps)
-    mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
-    jax.set_mesh(mesh)
-    model = models.build(cfg.model)
-    layout = sharding.layout(cfg.mesh, mesh, model.specs)
-    tx = optim.build(cfg.optim, model.specs, steps)
-    B, S = cfg.train.global_batch_size, cfg.data.seq_len
-    ids = np.random.default_rng(0).integers(0, cfg.model.vocab_size, (B, S + 1), dtype=np.int32)
-    arrays = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones((B, S), np.float32)}
-    state = [step.jit_init_state(cfg, model, tx, layout)()]
-    train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
-
-    def one() -> None:
-        state[0], metrics = train_step(state[0], sharding.put_batch(arrays, mesh, B))
-        jax.block_until_ready((state[0], metrics))
-
-    one()
-    per_token = flops.model_flops_per_token(cfg.model, model.specs, S)
-    ready = {"first_step_at": time.time(), "tokens_per_step": B * S, "flops_per_step": per_token * B * S}
-    return one, ready | {"version": f"jax {jax.__version__}"}, lambda: flops.peak_flops(jax.devices())
+    trainer = Trainer(cfg)
+    trainer.advance()
+    tokens = cfg.train.global_batch_size * cfg.data.seq_len
+    per_token = flops.model_flops_per_token(cfg.model, trainer.model.specs, cfg.data.seq_len)
+    ready = {"first_step_at": time.time(), "tokens_per_step": tokens, "flops_per_step": per_token * tokens}
+    return trainer.advance, ready | {"version": f"jax {jax.__version__}"}, lambda: flops.peak_flops(jax.devices())
 
 
 def _hf(workload: str, steps: int):

@@ -237,12 +237,12 @@ class Checkpoints:
         return None
 
 
-def restore_part(folder: Path, part: str, abstract: State) -> tuple[int, State]:
+def restore_part(folder: Path, part: str, abstract: Any, without: tuple[str, ...] = ()) -> tuple[int, Any]:
     """Load one field of the train state, such as `params`, from the newest sound checkpoint in `folder`, of any run.
 
-    Returns its step and the field's value on the shardings of `abstract`. Writes nothing, so the run may still be
-    training: a damaged checkpoint is passed over with a sentence on stderr, one without digests silently. Every process
-    reads every byte to compare the digests.
+    Returns its step and the field's value on the shardings of `abstract`; of a dict, not the keys in `without`. Writes
+    nothing, so the run may still be training: a damaged checkpoint is passed over with a sentence on stderr, one
+    without digests silently. Every process reads every byte to compare the digests.
 
     Raises:
       UserError: there is no complete checkpoint, or all are damaged.
@@ -256,11 +256,23 @@ def restore_part(folder: Path, part: str, abstract: State) -> tuple[int, State]:
         if jax.process_index() == 0:
             _warn(f"checkpoint {report}; step {step} is used")
     path = folder / str(step)
-    _require_match(path, ocp.checkpointables_metadata(str(path)).metadata["state"][part], abstract)
+    saved = ocp.checkpointables_metadata(str(path)).metadata["state"][part]
+    if without:
+        trees: Any = (saved, abstract)
+        saved, abstract = ({name: x for name, x in tree.items() if name not in without} for tree in trees)
+    _require_match(path, saved, abstract)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
         return step, ocp.load_checkpointables(str(path), {"state": {part: abstract}})["state"][part]
+
+
+def read_data_state(folder: Path, step: int) -> dict[str, Any]:
+    """Return where the data stood at checkpoint `step`, without loading any array; no digest is compared."""
+    from orbax.checkpoint import v1 as ocp
+
+    beside: Any = ocp.checkpointables_metadata(str(Path(folder, str(step)).absolute())).custom_metadata
+    return beside["data_state"]
 
 
 def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:

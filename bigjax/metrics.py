@@ -17,6 +17,9 @@ from bigjax.json_files import dumps, write_text
 from bigjax.objectives import Sums
 from bigjax.run_folder import RunFolder
 
+TRAINING = ("loss", "nll", "accuracy")
+"""What an objective measures that is reported as `train/NAME`; a model's own metrics have names of their own."""
+
 
 def add(a: Sums, b: Sums) -> Sums:
     """Return the sums and counts of two batches together."""

@@ -30,6 +30,18 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """Return the folder of a run that was started before.
+
+        Raises:
+            UserError: it is none.
+        """
+        found = cls(path)
+        if not found.config.is_file():
+            raise UserError(f"{path} is not the folder of a run: it has no config.json")
+        return found
+
     @property
     def config(self) -> Path:
         """`{"config": the resolved config, "fingerprint": of its maths fields}`."""
@@ -85,21 +97,32 @@ class RunFolder:
         """Whether the run is finished."""
         return self.result.is_file()
 
-    def open(self, config: Config) -> bool:
-        """Create the folder for `config`, or find that it already belongs to it; return whether it did.
+    def check(self, config: Config) -> dict[str, list[Any]]:
+        """Make sure that a run of `config` may go on, or start, here; write nothing.
 
-        Every process calls this, before anything is compiled. `config.json` takes the plumbing fields of the latest
-        start. A file system shared by all processes is assumed.
+        Returns path -> [before, now] of the plumbing fields that the start before set differently.
 
         Raises:
             UserError: the folder belongs to a config with other maths, or is not the folder of a run.
         """
+        if self.config.is_file():
+            return self._changed_plumbing(config)
+        if self._is_foreign():
+            raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
+        return {}
+
+    def open(self, config: Config) -> bool:
+        """Create the folder for `config`, or find that it already belongs to it; return whether it did.
+
+        Every process calls this. `config.json` takes the plumbing fields of the latest start. A file system shared by
+        all processes is assumed.
+
+        Raises:
+            UserError: as `check`.
+        """
         import jax
 
-        existing = self.config.is_file()
-        changed = self._changed_plumbing(config) if existing else {}
-        if not existing and self._is_foreign():
-            raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
+        existing, changed = self.config.is_file(), self.check(config)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -119,14 +142,13 @@ class RunFolder:
         Raises:
             UserError: there is no readable `config.json`, or its config does not fit this version of the schema.
         """
+        self.existing(self.path)
         try:
             record = json.loads(self.config.read_text())
             cfg = strict.from_dict(Config, record["config"])
-        except FileNotFoundError:
-            raise UserError(f"{self.path} is not the folder of a run: it has no config.json") from None
         except ConfigError as error:
             raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.config} cannot be read: {error!r}") from error
         fingerprint = strict.fingerprint(cfg)
         if record.get("fingerprint", fingerprint) != fingerprint:
@@ -138,10 +160,14 @@ class RunFolder:
         return cfg
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write `result.json`, which declares the run finished; NaN and infinities become strings."""
+        """Write `result.json`, which declares the run finished; NaN and infinities become strings.
+
+        The evidence of an earlier session that ended because a step was not finite goes: the run has got past it.
+        """
         import jax
 
         if jax.process_index() == 0:
+            self.nonfinite.unlink(missing_ok=True)
             write_json(self.result, result)
 
     def _is_foreign(self) -> bool:

@@ -10,9 +10,11 @@ many tokens of web text d12 reaches a validation loss of about 3.3 (Karpathy's l
 GPT-3 (Brown et al. 2020, table 2.1 and appendix B), eight sizes from gpt3-small to gpt3-175b, with heads and widths as
 the table prints them, so heads x head_dim is not d_model for gpt3-xl (24 heads of 128, d_model 2048: 1.52B parameters,
 where the table's own 1.3B would be 16 heads) and gpt3-13b (d_model 5140, which divides by 4 devices but not by 8). A
-run sees 300B tokens. Departures from the paper: every layer attends densely, the batch does not ramp up, and the cosine
-reaches its floor at 300B, not 260B tokens. Batches of "0.5M" to "3.2M" tokens are the nearest multiple of 256 rows:
-256, 512, 1024 and 1536 rows of 2048.
+run sees 300B tokens. "Alternating dense and locally banded" attention (section 2.1) is taken to begin with a dense
+layer, and the width of the band, which the paper does not give, to be the 256 tokens of GPT-Neo, the open replication
+(Black et al. 2021); --config.model.layer_windows="()" makes every layer dense. Departures from the paper: the batch
+does not ramp up, and the cosine reaches its floor at 300B, not 260B tokens. Batches of "0.5M" to "3.2M" tokens are the
+nearest multiple of 256 rows: 256, 512, 1024 and 1536 rows of 2048.
 
 The tokenizer is trained on the training documents. For GPT-2's own, add --config.data.tokenizer=hf:PATH/tokenizer.json.
 """
@@ -40,6 +42,8 @@ class Size(NamedTuple):
 
 GPT2_TOKENS = 10_000_000_000
 GPT3_TOKENS = 300_000_000_000
+GPT3_WINDOWS = (0, 256)
+"""Dense and banded attention in turn."""
 WARMUP_TOKENS = 375_000_000
 """Appendix B of the GPT-3 paper; also used for GPT-2, whose paper gives none."""
 
@@ -86,6 +90,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 num_heads=size.num_heads,
                 head_dim=size.head_dim,
                 max_seq_len=size.seq_len,
+                layer_windows=GPT3_WINDOWS if name.startswith("gpt3") else (),
                 dtype="bfloat16",
             ),
             data=DataConfig(tokenizer="bpe:50257", seq_len=size.seq_len),

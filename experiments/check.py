@@ -1,6 +1,7 @@
 """Prove, before it costs anything, what a run relies on. The first argument names the check:
 
   equivalence --config=FILE[:ARG]   every mesh computes the losses, gradients and update of one device
+  resume --config=FILE[:ARG]        killed and resumed, also elsewhere, a run goes on as if nothing had been
   checkpoint --workdir=RUN          what is saved is what was written
 
 `python -m experiments.check NAME --help` lists a check's flags. Exit status: 0 all is well; 1 a bug; 2 bad input;
@@ -17,7 +18,8 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+from bigjax.run_folder import RunFolder
+from experiments import check_resume, cli
 
 EQUIVALENCE = """Does every mesh compute what one device computes? The config, shrunk (same code, small sizes), takes
 one step on each mesh; the batch, initial parameters, losses, gradients and updated parameters are compared tensor by
@@ -36,6 +38,7 @@ EXAMPLES = {
         "python -m experiments.check equivalence --config=configs/gpt.py:d12 --meshes='data=8;fsdp=4,tensor=2'",
         "python -m experiments.check equivalence --config=mine.py --meshes=tensor=2,shard_sequence --out=eq.json",
     ),
+    "resume": check_resume.EXAMPLES,
     "checkpoint": ("python -m experiments.check checkpoint --workdir=runs/quickstart",),
 }
 
@@ -128,15 +131,12 @@ def define_checkpoint_flags(flag_values: flags.FlagValues) -> None:
 
 def checkpoint(flag_values: flags.FlagValues) -> int:
     """Print one line for every checkpoint of a run, the newest first."""
-    workdir = Path(cli.required(flag_values, "workdir"))
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} is not the folder of a run: it has no config.json")
     from bigjax.checkpoint_digests import verify
-    from bigjax.run_folder import RunFolder
 
-    reports = verify(RunFolder(workdir).checkpoints)
+    folder = RunFolder.existing(Path(cli.required(flag_values, "workdir")))
+    reports = verify(folder.checkpoints)
     if not reports:
-        raise UserError(f"{workdir} holds no checkpoint")
+        raise UserError(f"{folder.path} holds no checkpoint")
     for one in reports:
         print(one)
     return 4 if any(one.problems for one in reports) else 0
@@ -144,6 +144,7 @@ def checkpoint(flag_values: flags.FlagValues) -> int:
 
 CHECKS = {
     "equivalence": (equivalence, define_equivalence_flags, EQUIVALENCE, True),
+    "resume": (check_resume.run, check_resume.define_flags, check_resume.__doc__, True),
     "checkpoint": (checkpoint, define_checkpoint_flags, CHECKPOINT, False),
 }
 """Name -> what runs, its flags, its help, whether it takes --config."""
@@ -162,12 +163,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(f"  {example}" for examples in EXAMPLES.values() for example in examples))
         return
     if name not in CHECKS:
-        near = difflib.get_close_matches(name, CHECKS, n=1)
+        *others, last = CHECKS
+        names, near = f"{', '.join(others)} and {last}", difflib.get_close_matches(name, CHECKS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         what = (
             f"there is no check {name!r}" if name and not name.startswith("-") else "the first argument names a check"
         )
-        print(f"error: {what}: the checks are {' and '.join(CHECKS)}{hint}", file=sys.stderr)
+        print(f"error: {what}: the checks are {names}{hint}", file=sys.stderr)
         sys.exit(UserError.exit_code)
     run, define_flags, doc, config = CHECKS[name]
     rest = [program, *arguments[1:]]

@@ -20,6 +20,7 @@ from bigjax import schema, strict
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.interop.hf_config import PREFIX
+from bigjax.run_folder import RunFolder
 from experiments import config_source, show_config
 
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
@@ -176,9 +177,7 @@ def _workdir_of_run(argv: list[str]) -> str:
         raise UserError("--workdir=RUN is missing: the folder of the run")
     if values[-1].startswith(PREFIX):
         return values[-1]
-    if not Path(values[-1], "config.json").is_file():
-        raise UserError(f"{values[-1]} is not the folder of a run: it has no config.json")
-    return values[-1]
+    return str(RunFolder.existing(Path(values[-1])).path)
 
 
 def _main(run, doc, define_flags, examples, config, argv) -> int | None:

@@ -24,7 +24,7 @@ def load(source: str) -> ConfigDict:
         UserError: there is no such file or folder, or the file's `get_config` refuses the argument.
     """
     if not source:
-        raise UserError("a config is missing: give FILE[:ARG] or the folder of a run")
+        raise UserError("a config is missing: give FILE[:ARG], the folder of a run, or hf:PATH")
     if folder := hf_config.folder_of(source):
         return strict.to_config_dict(_finetuning(source, folder))
     if Path(source).is_dir():
@@ -58,10 +58,10 @@ def _finetuning(source: str, folder: Path) -> Config:
     """
     model = hf_config.import_config(folder).model
     tokenizer = folder / "tokenizer.json"
-    named = {"tokenizer": f"hf:{tokenizer}"} if tokenizer.is_file() else {}
+    name = f"hf:{tokenizer}" if tokenizer.is_file() else "bytes"
     return Config(
         model=model,
-        data=DataConfig(seq_len=min(model.max_seq_len, 1024), **named),
+        data=DataConfig(seq_len=min(model.max_seq_len, 1024), tokenizer=name),
         optim=OptimConfig(lr=2e-5, warmup_steps=30, weight_decay=0.0),
         init_from=source,
     )

@@ -1,10 +1,13 @@
-"""Score a trained run: loss in nats per token, perplexity and bits per byte, with its newest checkpoint.
+"""Score a trained run with its newest checkpoint: loss in nats per token, perplexity and bits per byte, or what else
+its objective measures; for classification also precision, recall and F1 of every class and the confusion matrix.
 
 Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
 --config.mesh.fsdp=4.
 """
 
 import json
+import sys
+from typing import Any
 
 from absl import flags
 
@@ -48,9 +51,28 @@ def main(flag_values: flags.FlagValues) -> None:
         texts = data.build(cfg, rows, tokenizer).score_set(flag_values.split)
     with jax.set_mesh(run.mesh):
         eval_step = jax.jit(step.make_eval_step(cfg, run.model, run.layout))
-        scores = score(eval_step, run.weights, texts.batches(flag_values.batches), cfg.train.global_batch_size)
+        scores: dict[str, Any] = {}
+        scores |= score(eval_step, run.weights, texts.batches(flag_values.batches), cfg.train.global_batch_size)
+        if cfg.train.objective == "classification":
+            scores["classification"] = _classes(run, texts, flag_values.batches)
     if jax.process_index() == 0:
         print(json.dumps({"step": run.step, "sources": [source.spec for source in texts.sources], **scores}))
+
+
+def _classes(run: Any, texts: Any, limit: int) -> dict[str, Any]:
+    """Print a table of how well classes are told apart; return the same."""
+    import jax
+
+    from bigjax.evaluate import classification
+
+    batch_size = run.cfg.train.global_batch_size
+    probabilities = jax.jit(classification.make_class_probabilities(run.model, run.layout))
+    measured = classification.report(
+        *classification.predict(probabilities, run.weights, texts.batches(limit), batch_size), texts.sources[0].classes
+    )
+    if jax.process_index() == 0:
+        print(classification.table(measured), file=sys.stderr)
+    return measured
 
 
 if __name__ == "__main__":

@@ -63,9 +63,8 @@ def write(
         "params_non_embedding": params.count(model.specs, without=("embedding", "head")),
         "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len),
         "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
-        "eval_loss": scores.get("loss"),
-        "eval_bits_per_byte": scores.get("bits_per_byte"),
-        "eval_tokens": scores.get("tokens"),
+        **dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_tokens")),
+        **{f"eval_{name}": value for name, value in scores.items()},
         "tokens_per_s": tokens_per_s,
         "wall_s": rows[-1]["time_s"] if rows else None,
         "mesh": dict(layout.sizes),
@@ -110,5 +109,7 @@ def summary(folder: RunFolder) -> str:
     line = f"{result['steps']:,} steps, {result['tokens']:,} tokens in {result['wall_s']:.0f} s"
     if result["eval_loss"] is None:
         return line
-    loss, bits = result["eval_loss"], result["eval_bits_per_byte"]
-    return f"{line}; held out: loss {loss:.4f} nats per token, {bits:.4f} bits per byte"
+    line = f"{line}; held out: loss {result['eval_loss']:.4f} nats per token"
+    said = {"bits_per_byte": "{:.4f} bits per byte", "accuracy": "accuracy {:.4f}"}
+    measured = [text.format(result[f"eval_{name}"]) for name, text in said.items() if result.get(f"eval_{name}")]
+    return ", ".join([line, *measured])

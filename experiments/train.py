@@ -7,6 +7,10 @@ Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was no
 folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step does
 not fit (with --plan); 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint saved.
 
+The first signal lets the step under way end, and at most one more (of several processes, as many as log.every_steps),
+with the evaluation that is due; then the run saves one checkpoint and ends. A second signal, a second or more later,
+ends it at once with the same status and without that checkpoint.
+
 A checkpoint that cannot be saved, as on a full or read-only disk, does not stop the training: it is reported, counted
 as checkpoint/failed_saves in the metrics, and older checkpoints stay. If it is the last one, there is no result.json;
 the same command continues from the newest checkpoint. A checkpoint found damaged is renamed to STEP.damaged, and the
@@ -15,6 +19,7 @@ next older one is used; if all are damaged, that is bad input.
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +61,19 @@ def main(flag_values: flags.FlagValues) -> int:
     return run(cfg, workdir, profile, plan=flag_values.plan)
 
 
-def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool = False) -> int:
-    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status."""
+def run(
+    cfg: Config,
+    workdir: Path,
+    profile: range | None = None,
+    *,
+    plan: bool = False,
+    witness: Callable[[int, Any, Any], None] | None = None,
+) -> int:
+    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status.
+
+    `witness(step, batch, state)`, if given, sees the state that training starts from, with None for the batch, and
+    after each step the batch and the state that came of it.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -77,7 +93,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    # Everything that the user can get wrong fails before the folder is written to and before anything is compiled.
+    # Everything that the user can get wrong fails before the folder is written to, and almost all of it before anything
+    # is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
@@ -96,7 +113,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
-            initial = trained.initial_params(cfg, abstract.params)
+            initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:
@@ -106,10 +123,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
             say(page.render(planned))
             if status := planner.exit_code(planned):
                 return status
-        folder.open(cfg)
-        if jax.process_index() == 0:
-            data.save_tokenizer(text.tokenizer, folder.path)
-        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+        folder.check(cfg)
         if resuming:
             restored = checkpoints.restore(abstract)
             text.train.check(restored.data_state)
@@ -117,8 +131,13 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
         else:
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
-                ema = None if state.ema is None else jax.tree.map(jnp.copy, initial)
-                state = dataclasses.replace(state, params=initial, ema=ema)
+                params = {**state.params, **initial}
+                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+                state = dataclasses.replace(state, params=params, ema=ema)
+        folder.open(cfg)
+        if jax.process_index() == 0:
+            data.save_tokenizer(text.tokenizer, folder.path)
+        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:
@@ -141,13 +160,15 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 guard.check_finite(folder, done, ids, values)
                 speed.count(tokens_per_step)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
-                    row = {"train/loss": float(values["loss"]), "train/nll": float(values["nll"])}
+                    names = [name for name in values if name in metrics.TRAINING or "/" in name]
+                    row = {name if "/" in name else f"train/{name}": float(values[name]) for name in names}
                     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(done - 1))}
-                    said = {name: float(value) for name, value in values.items() if "/" in name}  # by the model itself
-                    writer.write(done, row | said | speed.read())
+                    writer.write(done, row | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start
+            if witness is not None:
+                witness(start, None, state)
             for done in range(start + 1, total_steps + 1):
                 profiler.before(done)
                 with speed.waiting_for_data():
@@ -157,6 +178,8 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, plan: bool 
                 if pending is not None:
                     report(*pending)  # of the step before, while this one runs
                 pending = (done, batch.ids, values)
+                if witness is not None:
+                    witness(done, batch, state)
 
                 evaluating = bool(cfg.train.eval_every_steps) and done % cfg.train.eval_every_steps == 0
                 polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0

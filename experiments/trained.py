@@ -8,6 +8,8 @@ import jax
 
 from bigjax import checkpoint, models, optim, sharding, step
 from bigjax.config import Config
+from bigjax.data import Tokenizer, load_tokenizer
+from bigjax.errors import UserError
 from bigjax.interop import hf_config
 from bigjax.models import Model
 from bigjax.run_folder import RunFolder
@@ -54,16 +56,27 @@ def folder_of(workdir: str) -> Path:
     return hf_config.folder_of(workdir) or Path(workdir)
 
 
-def initial_params(cfg: Config, abstract: Any) -> Any:
+def initial_params(cfg: Config, abstract: dict, tokenizer: Tokenizer) -> dict:
     """Return the parameters that `cfg.init_from` names, of a run folder or `hf:PATH`, placed as `abstract` says.
 
+    Where the run had a head for another task, `head` is left out.
+
     Raises:
-      UserError: there are none, or they are of another model.
+      UserError: there are none, or they are of another model, or of a run with another tokenizer.
     """
     folder = folder_of(str(cfg.init_from))
     if hf_config.folder_of(cfg.init_from):
         return _from_hugging_face(folder, cfg, abstract)
-    return checkpoint.restore_part(RunFolder(folder).checkpoints, "params", abstract)[1]
+    source = RunFolder(folder)
+    before = source.load_config().model
+    if load_tokenizer(folder).digest != tokenizer.digest:
+        raise UserError(
+            f"init_from={cfg.init_from!r} was trained with another tokenizer than data.tokenizer="
+            f"{cfg.data.tokenizer!r}: use its own with data.tokenizer='hf:{folder / 'tokenizer.json'}'"
+        )
+    same_head = (before.head, before.num_classes) == (cfg.model.head, cfg.model.num_classes)
+    without = () if same_head else ("head",)
+    return checkpoint.restore_part(source.checkpoints, "params", abstract, without)[1]
 
 
 def _from_hugging_face(folder: Path, cfg: Config, abstract: Any) -> Any:

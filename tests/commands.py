@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bigjax.metrics import read_rows
+from bigjax.preflight.children import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu")
@@ -95,13 +95,6 @@ def finish(process: subprocess.Popen, code: int) -> subprocess.CompletedProcess:
     out, err = process.communicate()
     assert process.returncode == code, f"exit status {process.returncode}, not {code}\n{out}\n{err}"
     return subprocess.CompletedProcess(process.args, code, out, err)
-
-
-def free_port() -> int:
-    """Return a TCP port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def rows(workdir: Path) -> list[dict]:

@@ -11,6 +11,7 @@ from benchmarks import analytic_memory as benchmark
 from bigjax import models, optim, params, sharding, step
 from bigjax.config import MESH_AXES, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig, replace
 from bigjax.models.attention_blocked import _Options
+from bigjax.preflight import analytic_memory
 from bigjax.preflight.analytic import estimate
 from bigjax.preflight.analytic_share import share
 from bigjax.science.flops import model_flops_per_token
@@ -135,6 +136,33 @@ def test_blocked_attention_computes_the_scores_of_its_blocks(window):
     assert share(cfg, sizes_of(cfg)).scores == expected
     if window is None:
         assert expected == 256 * 256 * 5 // 8
+
+
+def test_scores_of_layers_with_windows_are_averaged_and_the_largest_layer_counts_for_memory():
+    cfg = small(attention="blocked", layer_windows=(1, 0, 65))
+    alone = [
+        share(each, sizes_of(each)).scores
+        for each in (small(attention="blocked", sliding_window=window) for window in (1, None, 65))
+    ]
+    assert share(cfg, sizes_of(cfg)).scores == sum(alone) // 3
+    assert share(cfg, sizes_of(cfg)).layer_scores == alone[1]
+    # 12 x heads x head_dim for every key that a layer's queries see.
+    flops = [
+        model_flops_per_token(each, models.build(each).specs, 256)
+        for each in (cfg.model, ModelConfig(**{**vars(cfg.model), "layer_windows": ()}))
+    ]
+    assert flops[1] - flops[0] == 12 * 256 * ((256 - 1) + (256 - 65))
+
+
+def test_a_norm_after_the_mlp_makes_its_last_product_worth_saving():
+    pre, sandwich = (small(remat="full", norm_placement=placement) for placement in ("pre", "sandwich"))
+    down = 2 * 256 * 1024 * 3 * 32 * 256
+    assert found(sandwich).compiled_flops - found(pre).compiled_flops == down
+    kept = replace(sandwich, model={"remat": "save:mlp_out"})
+    assert found(sandwich).compiled_flops - found(kept).compiled_flops == down
+    stream = 4 * 256 * 32 * 256
+    saved = [analytic_memory.saved_bytes(share(cfg, sizes_of(cfg))) for cfg in (sandwich, kept)]
+    assert saved[1] - saved[0] == 3 * stream
 
 
 def test_a_chunked_loss_holds_fewer_logits():

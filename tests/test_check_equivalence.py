@@ -319,8 +319,11 @@ def test_the_command_names_what_differs_and_ends_with_4(call, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the first argument names a check: the checks are equivalence and checkpoint"),
-        (("equivalense",), "there is no check 'equivalense': the checks are equivalence and checkpoint; did you mean"),
+        ((), "the first argument names a check: the checks are equivalence, resume and checkpoint"),
+        (
+            ("equivalense",),
+            "there is no check 'equivalense': the checks are equivalence, resume and checkpoint; did you mean",
+        ),
         (("equivalence",), "--config=FILE[:ARG] is missing"),
         (("equivalence", "--config=configs/quickstart.py", "--meshes=daat=8"), "'daat=8' is not AXIS=SIZE"),
         (("equivalence", "--config=configs/quickstart.py", "--meshes=data=16"), "needs 16 devices, but there are 8"),
@@ -333,7 +336,7 @@ def test_mistakes_are_one_sentence(call, arguments, message):
     assert status == 2 and message in said and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", [(), ("equivalence",), ("checkpoint",)])
+@pytest.mark.parametrize("name", [(), ("equivalence",), ("resume",), ("checkpoint",)])
 def test_help(call, name):
     status, said, _ = call(*name, "--help")
     assert status == 0 and "python -m experiments.check" in said and "4 " in said

@@ -26,7 +26,19 @@ LLAMA = dataclasses.replace(
     rope=RopeConfig(scaling="llama3", factor=4.0, original_max_seq_len=16),
 )
 GEMMA = dataclasses.replace(LLAMA, sliding_window=7, attn_softcap=5.0, final_softcap=3.0, qk_norm=True)
-CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA}
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    norm="rmsnorm_unit_offset",
+    norm_placement="sandwich",
+    activation="geglu",
+    tie_embeddings=True,
+    scale_embeddings=True,
+    rope=RopeConfig(),
+    layer_windows=(7, 0),
+    attn_softcap=5.0,
+    final_softcap=3.0,
+)
+CONFIGS = {"gpt": GPT, "llama": LLAMA, "window and softcap": GEMMA, "gemma2": GEMMA2}
 PROMPTS = [np.random.default_rng(n).integers(0, V, n).tolist() for n in (5, 1, 17, 40)]
 NEW = 20
 GREEDY = {"max_new_tokens": NEW, "temperature": 0}
@@ -53,7 +65,9 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     assert len({tuple(written) for written in together}) > 1
 
 
-@pytest.mark.parametrize("cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig())], ids=str)
+@pytest.mark.parametrize(
+    "cfg", [GPT, LLAMA, dataclasses.replace(LLAMA, sliding_window=7, rope=RopeConfig()), GEMMA2], ids=str
+)
 def test_greedy_is_hugging_face_generate(cfg):
     torch = pytest.importorskip("torch", reason="the oracle is transformers on torch")
     from tests.parity import peers

@@ -5,7 +5,9 @@ import pytest
 from bigjax import strict
 from bigjax.config import Config, ModelConfig
 from bigjax.strict import ConfigError
-from configs import gpt, llama, scaling
+from configs import gemma, gpt, llama, mistral, qwen, scaling
+
+DEFAULTS = [(gpt, "d12"), (llama, "1b"), (scaling, "d4"), (gemma, "2b"), (mistral, "7b"), (qwen, "qwen3-0.6b")]
 
 
 def load(module, arg: str | None = None) -> Config:
@@ -15,7 +17,7 @@ def load(module, arg: str | None = None) -> Config:
 def count(model: ModelConfig) -> int:
     """Count parameters from the architecture alone."""
     heads, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    matrices = 3 if model.activation == "swiglu" else 2
+    matrices = 3 if model.activation in ("swiglu", "geglu") else 2
     block = model.d_model * (2 * heads + 2 * kv) + matrices * model.d_model * model.d_ff
     norms = 2 * model.d_model
     if model.bias == "all":
@@ -23,6 +25,8 @@ def count(model: ModelConfig) -> int:
     if model.norm == "layernorm":
         norms *= 2
     final_norm = norms // 2
+    if model.norm_placement == "sandwich":
+        norms *= 2
     positions = model.max_seq_len * model.d_model if model.positions == "learned" else 0
     embeddings = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
     return model.num_layers * (block + norms) + final_norm + positions + embeddings
@@ -67,6 +71,7 @@ def test_gpt3_sizes(name, parameters, layers, d_model, heads, head_dim, batch_to
     model = cfg.model
     assert (model.num_layers, model.d_model, model.num_heads, model.head_dim) == (layers, d_model, heads, head_dim)
     assert (model.d_ff, model.max_seq_len, cfg.data.seq_len, cfg.optim.lr) == (4 * d_model, 2048, 2048, lr)
+    assert model.windows == (None, 256) * (layers // 2)
     tokens_per_step = cfg.train.global_batch_size * cfg.data.seq_len
     assert tokens_per_step == pytest.approx(batch_tokens, rel=0.05)
     assert tokens_per_step * cfg.train.steps == pytest.approx(300e9, rel=1e-3)
@@ -118,7 +123,30 @@ def test_scaling_table_of_the_docstring():
         assert scaling.num_parameters(cfg.model.num_layers) / 1e6 == pytest.approx(float(parameters[:-1]), rel=0.02)
 
 
-@pytest.mark.parametrize(("module", "default"), [(gpt, "d12"), (llama, "1b"), (scaling, "d4")])
+@pytest.mark.parametrize(
+    ("name", "layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "scalar"),
+    [
+        # Gemma Team 2024, table 1; the last is transformers' query_pre_attn_scalar of the released checkpoints.
+        ("2b", 26, 2304, 8, 4, 256, 18432, 256),
+        ("9b", 42, 3584, 16, 8, 256, 28672, 256),
+        ("27b", 46, 4608, 32, 16, 128, 73728, 144),
+    ],
+)
+def test_gemma_sizes(name, layers, d_model, heads, kv_heads, head_dim, d_ff, scalar):
+    """The table counts both halves of the gated feed-forward layer."""
+    model = load(gemma, name).model
+    assert (model.num_layers, model.d_model, model.num_heads, model.num_kv_heads) == (layers, d_model, heads, kv_heads)
+    assert (model.head_dim, 2 * model.d_ff, model.vocab_size) == (head_dim, d_ff, 256000)
+    assert (model.attn_scale or model.head_dim**-0.5) == scalar**-0.5
+    assert (model.attn_softcap, model.final_softcap) == (50.0, 30.0)
+    assert model.windows == (4096, None) * (layers // 2)
+    # Table 2: parameters of the embedding and others.
+    embedding, others = {"2b": (590, 2024), "9b": (918, 8324), "27b": (1180, 26047)}[name]
+    assert model.vocab_size * model.d_model / 1e6 == pytest.approx(embedding, rel=1e-3)
+    assert count(model) / 1e6 - model.vocab_size * model.d_model / 1e6 == pytest.approx(others, abs=1)
+
+
+@pytest.mark.parametrize(("module", "default"), DEFAULTS)
 def test_arguments(module, default):
     assert load(module) == load(module, default)
     assert default in module.ARGUMENTS

@@ -10,7 +10,7 @@ import pytest
 
 from bigjax import models, params, strict
 from bigjax.config import Config, ModelConfig
-from configs import gpt, llama, scaling
+from configs import gemma, gpt, llama, mistral, qwen, scaling
 
 PUBLISHED = {
     # Counts of the released checkpoints.
@@ -21,8 +21,17 @@ PUBLISHED = {
     ("llama", "1b"): 1_235_814_400,
     ("llama", "8b"): 8_030_261_248,
     ("llama", "70b"): 70_553_706_496,
+    ("gemma", "2b"): 2_614_341_888,
+    ("gemma", "9b"): 9_241_705_984,
+    ("gemma", "27b"): 27_227_128_320,
+    ("mistral", "7b"): 7_241_732_096,
+    ("qwen", "qwen2-0.5b"): 494_032_768,
+    ("qwen", "qwen2-7b"): 7_615_616_512,
+    ("qwen", "qwen3-0.6b"): 596_049_920,
+    ("qwen", "qwen3-1.7b"): 1_720_574_976,
+    ("qwen", "qwen3-8b"): 8_190_735_360,
 }
-MODULES = {"gpt": gpt, "llama": llama, "scaling": scaling}
+MODULES = {"gpt": gpt, "llama": llama, "scaling": scaling, "gemma": gemma, "mistral": mistral, "qwen": qwen}
 NAMED = [(module, arg) for module in MODULES for arg in MODULES[module].ARGUMENTS]
 
 

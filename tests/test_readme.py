@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bigjax import config
 from bigjax.config import Config
+from bigjax.interop.hf_config import export_config
 from bigjax.json_files import write_json
 from bigjax.strict import fingerprint, from_dict, to_dict
 from experiments import config_source
@@ -62,13 +64,19 @@ OURS = [command[2:] for command in COMMANDS if module_of(command) not in (None, 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A working folder where every run that a command names has been started."""
+    """A working folder where every run that a command names has been started, and Hugging Face folders are there."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     cfg = from_dict(Config, config_source.load(str(ROOT / "configs" / "quickstart.py")))
     for run in re.findall(r"runs/[\w.+-]+", " ".join(word for command in OURS for word in command)):
         (folder / run).mkdir(parents=True, exist_ok=True)
         write_json(folder / run / "config.json", {"config": to_dict(cfg), "fingerprint": fingerprint(cfg)})
+    model = {"activation": "swiglu", "qk_norm": False, "attention": "reference", "layers": "scan"}
+    _, llama = export_config(config.replace(cfg, model=model).model)
+    words = [word for command in OURS for word in command]
+    for name in (match[1] for word in words if (match := re.match(r"--(?:config|workdir)=hf:(.+)", word))):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_json(folder / name / "config.json", llama)
     return folder
 
 

@@ -8,18 +8,14 @@ import random
 import shutil
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-from bigjax import models, optim, sharding, step
-from bigjax.checkpoint import Checkpoints, Restored
 from bigjax.config import Config, replace
 from bigjax.json_files import write_json
 from bigjax.run_folder import RunFolder
 from bigjax.strict import fingerprint, from_dict, to_dict
 from tests.commands import TINY, Commands, contents, read, rows, shared_cache
-from tests.conftest import mesh_of
+from tests.finished_runs import assert_same_run, last_checkpoint
 
 TRAIN = "tests.witnessed_train"
 STEPS = 20
@@ -90,35 +86,15 @@ def batches(folder: Path) -> list[dict]:
     return [{line["step"]: line for line in lines}[index] for index in range(STEPS)]
 
 
-def last_checkpoint(folder: Path) -> Restored:
-    cfg = RunFolder(folder / "run").load_config()
-    mesh_cfg, mesh = mesh_of(1)
-    model = models.build(cfg.model)
-    layout = sharding.layout(mesh_cfg, mesh, model.specs)
-    with jax.set_mesh(mesh), Checkpoints(folder / "run" / "checkpoints", cfg.checkpoint) as checkpoints:
-        tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
-        return checkpoints.restore(step.abstract_state(cfg, model, tx, layout, mesh), STEPS)
-
-
-def assert_same_run(folder: Path, whole: Path) -> None:
-    assert rows(folder / "run") == rows(whole / "run")
+def assert_same_batches_and_run(folder: Path, whole: Path) -> None:
     assert batches(folder) == batches(whole)
-    here, there = last_checkpoint(folder), last_checkpoint(whole)
-    assert here.data_state == there.data_state
-    assert here.identity["fingerprint"] == there.identity["fingerprint"]
-    assert here.state.ema is not None
-    leaves, expected = (jax.tree.leaves_with_path(found.state) for found in (here, there))
-    assert len(leaves) > 20
-    for (path, x), (_, y) in zip(leaves, expected, strict=True):
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
-    results = [read(run / "run" / "result.json") for run in (folder, whole)]
-    for name in ("train_loss", "eval_loss", "eval_bits_per_byte", "eval_tokens", "steps", "tokens"):
-        assert results[0][name] == results[1][name], name
+    assert last_checkpoint(folder / "run").state.ema is not None
+    assert_same_run(folder / "run", whole / "run")
 
 
 def test_the_runs_of_this_file_are_as_hard_as_they_claim(whole, arguments):
     """Several epochs of two sources, rows of several documents, dropout that changes the loss."""
-    state = last_checkpoint(whole).data_state
+    state = last_checkpoint(whole / "run").data_state
     assert [source["epoch"] >= 1 for source in state["sources"]] == [True, True]
     drawn = [source["rows"] for source in state["sources"]]
     assert sum(drawn) == STEPS * 8
@@ -129,9 +105,11 @@ def test_the_runs_of_this_file_are_as_hard_as_they_claim(whole, arguments):
 
 
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(commands, arguments, whole, interrupted):
+    (interrupted / "run" / "nonfinite.json").write_text("{}")  # of an earlier session
     done = commands.run(TRAIN, interrupted / "record", "--", *arguments, f"--workdir={interrupted}/run")
     assert "resuming after step 10" in done.stderr
-    assert_same_run(interrupted, whole)
+    assert not (interrupted / "run" / "nonfinite.json").exists()  # the run is past what stopped it
+    assert_same_batches_and_run(interrupted, whole)
 
 
 def test_stopped_by_sigterm_then_by_ctrl_c_is_the_same_run_bit_for_bit(commands, arguments, whole, tmp_path):
@@ -146,7 +124,7 @@ def test_stopped_by_sigterm_then_by_ctrl_c_is_the_same_run_bit_for_bit(commands,
     assert said.endswith("stopped after step 13 with a checkpoint; the same command continues\n")
     assert "Traceback" not in said
     assert "resuming after step 13" in train(code=0)
-    assert_same_run(tmp_path, whole)
+    assert_same_batches_and_run(tmp_path, whole)
 
 
 def test_resumed_on_another_mesh_is_the_same_run_but_for_rounding(commands, arguments, whole, interrupted):
@@ -197,19 +175,19 @@ def rewrite_config(run: Path, **sections) -> Config:
 def test_a_checkpoint_of_another_shape_is_a_readable_diff(commands, arguments, interrupted):
     run = interrupted / "run"
     rewrite_config(run, model={"d_ff": 96})
-    before = contents(run / "checkpoints")
+    before = contents(run)
     wider = (*arguments, "--config.model.d_ff=96", f"--workdir={run}")
     done = commands.run("experiments.train", *wider, code=2)
     assert f"error: the checkpoint {run}/checkpoints/10 does not hold what this config needs:" in done.stderr
     lines = done.stderr.partition("needs:\n")[2].splitlines()
     assert any("params/blocks/mlp" in line and "checkpoint has float32[1,32,128]" in line for line in lines)
     assert all("checkpoint has float32" in line and "config wants float32" in line for line in lines)
-    assert contents(run / "checkpoints") == before
+    assert contents(run) == before
 
 
 def test_text_changed_since_the_checkpoint_is_named(commands, arguments, interrupted):
     path = Path(next(name for name in arguments if name.endswith("/b.jsonl")).partition("jsonl:")[2])
-    original = path.read_text()
+    original, before = path.read_text(), contents(interrupted / "run")
     try:
         path.write_text(original.replace('{"text": "', '{"text": "And so: ', 1))
         done = commands.run("experiments.train", *arguments, f"--workdir={interrupted}/run", code=2)
@@ -218,3 +196,4 @@ def test_text_changed_since_the_checkpoint_is_named(commands, arguments, interru
     assert "error: the data is not that of the checkpoint at step 10: the tokens of 'jsonl:" in done.stderr
     assert "b.jsonl') have changed: sha256 was" in done.stderr
     assert "Traceback" not in done.stderr
+    assert contents(interrupted / "run") == before

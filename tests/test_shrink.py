@@ -20,11 +20,12 @@ SIZES = {
     "train": {"steps", "global_batch_size", "microbatches", "loss_chunks", "eval_every_steps", "eval_batches"},
     "optim": {"lr", "warmup_steps", "decay_steps"},
 }
-"""What may change; `rope` and `sliding_window` have tests of their own."""
+"""What may change; `rope` and the windows have tests of their own."""
+LENGTHS = {"rope", "sliding_window", "layer_windows"}
 
 
 def options(section, sizes: set[str]) -> dict:
-    return {name: value for name, value in vars(section).items() if name not in sizes | {"rope", "sliding_window"}}
+    return {name: value for name, value in vars(section).items() if name not in sizes | LENGTHS}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -93,6 +94,15 @@ def test_lengths_inside_the_model_shrink_with_the_row():
     small = shrink(big(model={"sliding_window": 1024, "positions": "rotary", "rope": rope}))
     assert small.data.seq_len / 4096 == small.model.sliding_window / 1024
     assert small.model.rope == dataclasses.replace(rope, original_max_seq_len=8)
+
+
+@pytest.mark.parametrize(
+    ("windows", "layers", "expected"), [((1024, 0), 2, (8, 0)), ((512,) * 5 + (0,), 6, (4,) * 5 + (0,))]
+)
+def test_a_whole_period_of_windows_is_kept(windows, layers, expected):
+    small = shrink(big(model={"layer_windows": windows}))
+    assert (small.model.num_layers, small.model.layer_windows, small.data.seq_len) == (layers, expected, 32)
+    assert shrink(small) == small
 
 
 def test_schedule_keeps_its_proportions():

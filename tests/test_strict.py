@@ -78,7 +78,7 @@ def test_fields_left_out_take_their_default():
             "optim.schedule='cosin' is not one of 'constant', 'linear', 'cosine', 'wsd', 'inverse_sqrt': "
             "did you mean 'cosine'?",
         ),
-        ("model", "norm", "none", "model.norm='none' is not one of 'layernorm', 'rmsnorm'"),
+        ("model", "norm", "none", "model.norm='none' is not one of 'layernorm', 'rmsnorm', 'rmsnorm_unit_offset'"),
         ("model", "rope", 3, "model.rope=3 is an int, expected a mapping of fields"),
         ("model", "rope", {"thta": 3}, "model.rope.thta is not a field of the config: did you mean model.rope.theta?"),
         (
@@ -127,6 +127,31 @@ def test_all_problems_are_reported_at_once():
         "data.sources[0]",
         "data.sources[2]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"num_layers": 3, "layer_windows": [8, 0]},
+            "model.num_layers=3 is not a multiple of the 2 layers that model.layer_windows=(8, 0) describes",
+        ),
+        (
+            {"sliding_window": 8, "layer_windows": [8, 0]},
+            "model.sliding_window=8 and model.layer_windows=(8, 0) both set the windows: leave one of them out",
+        ),
+        ({"layer_windows": [8, -1]}, "model.layer_windows[1]=-1 is out of bounds, expected an int at least 0"),
+    ],
+    ids=str,
+)
+def test_windows_of_layers_must_fit_the_model(model, message):
+    assert problems(model=model) == [message]
+
+
+def test_windows_of_layers_repeat():
+    assert ModelConfig(num_layers=4, layer_windows=(8, 0)).windows == (8, None, 8, None)
+    assert ModelConfig(num_layers=2, sliding_window=8).windows == (8, 8)
+    assert ModelConfig(num_layers=2).windows == (None, None)
 
 
 def test_a_clash_between_fields_is_a_config_error():

@@ -7,8 +7,7 @@ The signal is raised in the process itself, just after the metrics of STEP were 
 With `stream` in the place of SIGNAL@STEP nothing is trained: the batches of the first steps are recorded, that is all.
 """
 
-import contextlib
-import hashlib
+import functools
 import itertools
 import json
 import os
@@ -28,7 +27,8 @@ def main() -> None:
     if orders == ["stream"]:
         train.run = lambda cfg, workdir, profile, **how: record_stream(cfg, Path(record))
     else:
-        witness_batches(Path(record))
+        witness = lambda step, batch, state: batch and write_batch(Path(record), batch)  # noqa: E731
+        train.run = functools.partial(train.run, witness=witness)
         for order in orders:
             name, _, step = order.partition("@")
             raise_after(signal.Signals[name], int(step))
@@ -36,14 +36,10 @@ def main() -> None:
 
 
 def write_batch(record: Path, batch) -> None:
-    rows = [b"".join(batch.arrays[name][i].tobytes() for name in sorted(batch.arrays)) for i in range(len(batch.ids))]
-    line = {
-        "step": batch.step,
-        "ids": batch.ids.tolist(),
-        "rows": [hashlib.sha256(row).hexdigest()[:16] for row in rows],
-    }
+    from bigjax.preflight.witness import describe_batch
+
     with record.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(describe_batch(batch)) + "\n")
 
 
 def record_stream(cfg, record: Path) -> int:
@@ -57,24 +53,6 @@ def record_stream(cfg, record: Path) -> int:
         for batch in itertools.islice(batches, STREAM_STEPS):
             write_batch(record.with_suffix(f".{jax.process_index()}"), batch)
     return 0
-
-
-def witness_batches(record: Path) -> None:
-    from bigjax.data import TrainStream
-
-    batches = TrainStream.batches
-
-    @contextlib.contextmanager
-    def witnessed(self, start_step):
-        def noted(found):
-            for batch in found:
-                write_batch(record, batch)
-                yield batch
-
-        with batches(self, start_step) as found:
-            yield noted(found)
-
-    TrainStream.batches = witnessed
 
 
 def raise_after(number: signal.Signals, step: int) -> None:

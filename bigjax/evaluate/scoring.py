@@ -13,10 +13,11 @@ from bigjax.data import Batch
 def score(
     eval_step: Callable[..., metrics.Sums], params: Any, batches: Iterable[Batch], global_batch_size: int
 ) -> dict[str, float]:
-    """Return the averages over all batches: `loss` in nats per token, `perplexity`, and `tokens`, how many were scored.
+    """Return averages over all batches: `loss` in nats per token, `perplexity`, and `tokens`, how many were scored.
 
-    With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for. The averages
-    are of the negative log likelihood alone, without label smoothing or z-loss.
+    With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for; and what
+    else the objective measures, such as `accuracy`. The loss is the negative log likelihood alone, without label
+    smoothing, z-loss or what the model adds to it.
     """
     mesh = jax.sharding.get_mesh()
     totals: metrics.Sums | None = None
@@ -29,5 +30,5 @@ def score(
     loss = means["nll"]
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(totals["nll"][1])}
     if "nll_per_byte" in means:
-        scores["bits_per_byte"] = means["nll_per_byte"] / math.log(2)
-    return scores
+        scores["bits_per_byte"] = means.pop("nll_per_byte") / math.log(2)
+    return scores | {name: value for name, value in means.items() if name not in ("loss", "nll", "z_loss")}

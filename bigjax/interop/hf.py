@@ -24,7 +24,7 @@ from bigjax.config import ModelConfig
 from bigjax.data.tokenizers import ByteTokenizer, load_tokenizer
 from bigjax.interop import hf_files, hf_verify
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError
-from bigjax.interop.hf_config import CONFIG, PREFIX, disagreements, export_config, import_config
+from bigjax.interop.hf_config import CONFIG, PREFIX, disagreements, export_config, import_config, read_json
 from bigjax.interop.hf_files import DTYPES, Planned, Stored
 from bigjax.interop.hf_tensors import Piece, Tensors, tensor_shape, tensors_of, to_params, to_tensor
 from bigjax.json_files import write_json
@@ -32,7 +32,7 @@ from bigjax.params import names
 
 REPORT = "bigjax_export.json"
 MAX_SHARD_BYTES = 5 * 10**9
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 TIED_HEAD = "lm_head.weight"
 
 
@@ -195,18 +195,19 @@ def _planned(
 
 def _copy_tokenizer(source: Path | None, folder: Path, cfg: ModelConfig, values: dict[str, Any]) -> list[str]:
     """Copy tokenizer files, and say in `values`, the config, which token ends a text; return the files."""
-    if source is None or not (source / TOKENIZER_FILES[0]).is_file():
+    if source is None or not (source / TOKENIZER_FILE).is_file():
         return []
     tokenizer = load_tokenizer(source)
     if isinstance(tokenizer, ByteTokenizer):  # no tokenizer.json that others know
         return []
     if tokenizer.vocab_size > cfg.vocab_size:
         raise HuggingFaceError(
-            f"{source / TOKENIZER_FILES[0]} has ids up to {tokenizer.vocab_size - 1}, but "
-            f"model.vocab_size={cfg.vocab_size}"
+            f"{source / TOKENIZER_FILE} has ids up to {tokenizer.vocab_size - 1}, but model.vocab_size={cfg.vocab_size}"
         )
     values |= {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
-    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    for name in present:
-        shutil.copyfile(source / name, folder / name)
-    return present
+    shutil.copyfile(source / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    beside = source / TOKENIZER_CONFIG
+    settings = read_json(beside) if beside.is_file() else {}
+    # By the model's type alone, AutoTokenizer would put another family's vocabulary rules in the place of the file's.
+    write_json(folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    return [TOKENIZER_FILE, TOKENIZER_CONFIG]

@@ -147,8 +147,8 @@ def export_config(model: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
             nearest = differing, architecture
     assert nearest is not None
     raise HuggingFaceError(
-        f"no Hugging Face architecture that is covered holds this model; the nearest, {nearest[1].class_name}, "
-        f"differs in\n" + "\n".join(nearest[0])
+        f"no covered Hugging Face architecture holds this model; the nearest, {nearest[1].class_name}, differs in\n"
+        + "\n".join(nearest[0])
     )
 
 

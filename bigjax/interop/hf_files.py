@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -15,16 +15,17 @@ from bigjax.interop.hf_config import read_json
 from bigjax.json_files import write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 """Dtypes of weights, by their name in a safetensors file."""
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies, and what the header of its file says about it."""
+    """Where a tensor lies, its name there, and what the header of its file says about it."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -73,7 +74,7 @@ def _header(path: Path) -> dict[str, Stored]:
         found = {}
         for name in file.keys():  # noqa: SIM118 (not a mapping)
             view = file.get_slice(name)
-            found[name] = Stored(path, tuple(view.get_shape()), view.get_dtype())
+            found[name] = Stored(path, name, tuple(view.get_shape()), view.get_dtype())
         return found
 
 
@@ -87,12 +88,12 @@ def _opened(path: Path) -> Any:
 
 
 def read_tensors(tensors: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every tensor, file after file, one in memory at a time."""
+    """Yield every tensor under the name that `tensors` gives it, file after file, one in memory at a time."""
     for path in sorted({stored.file for stored in tensors.values()}):
         with _opened(path) as file:
             for name, stored in tensors.items():
                 if stored.file == path:
-                    yield name, file.get_tensor(name)
+                    yield name, file.get_tensor(stored.name)
 
 
 class Planned(NamedTuple):

@@ -1,8 +1,8 @@
 """Whether an exported folder is the model it was made from: transformers loads it, and its logits are compared."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def verify(folder: Path, cfg: ModelConfig, params: Mapping[str, np.ndarray], spe
     Raises:
       VerificationError: tensors are missing or unknown to transformers, or logits differ by more than the tolerance.
     """
-    if importlib.util.find_spec("torch") is None:
+    if find_spec("torch") is None:
         return {"verified": None, "reason": "PyTorch is not installed, so transformers could not load the folder"}
     shape = (ROWS, min(cfg.max_seq_len, MAX_TOKENS))
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, shape)
@@ -71,9 +71,10 @@ def _their_logits(folder: Path, tokens: np.ndarray) -> tuple[np.ndarray, str]:
 
     # No bar for what takes a moment.
     transformers.utils.logging.disable_progress_bar()
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, info = loaded
     wrong = ", ".join(f"{kind} {sorted(names)}" for kind, names in info.items() if names)
     with torch.no_grad():
         return model(torch.from_numpy(tokens), use_cache=False).logits.numpy(), wrong

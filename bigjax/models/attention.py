@@ -188,7 +188,11 @@ def select(
     platform = kernels.target_platform()
     asked: list[tuple[bool, str, Callable[[Backend], bool]]] = [
         (segments, "data.document_mask=True", lambda b: b.segments),
-        (window is not None, f"model.sliding_window={window}", lambda b: b.window),
+        (
+            window is not None,
+            f"a sliding window of {window} tokens",
+            lambda b: b.window,
+        ),
         (softcap is not None, f"model.attn_softcap={softcap}", lambda b: b.softcap),
         (dropout > 0, f"model.dropout={dropout}", lambda b: b.dropout),
         (not causal, "attention in both directions", lambda b: b.bidirectional),

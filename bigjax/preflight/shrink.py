@@ -18,7 +18,7 @@ HEAD_DIMS = {"splash": 128, "cudnn": 64}
 """Head dimensions that a kernel needs; the others take 16."""
 
 
-def shrink(cfg: Config) -> Config:
+def shrink(cfg: Config, steps: int = 20) -> Config:
     """Return `cfg` with small sizes and nothing else changed: the same code runs, on arrays of a few kilobytes.
 
     No size grows, except that widths, rows and positions become multiples of 8. The rule:
@@ -32,7 +32,8 @@ def shrink(cfg: Config) -> Config:
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
       blocks, divisible by 8 and by the loss chunks (at most 4). Windows and the length that rotary positions are
       stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.
-    - At most 2 microbatches of 8 rows, and 20 steps; warmup and decay take the same share of them, at least one each.
+    - At most 2 microbatches of 8 rows, and `steps` steps; warmup and decay take the same share of them, at least one
+      each.
     - A learning rate below 0.01 becomes 0.01.
     - The mesh is all data parallel, for the caller to choose; the batches are the caller's too (the tokenizer and the
       sources are kept, but their tokens do not fit the small vocabulary); `init_from` is dropped.
@@ -41,7 +42,7 @@ def shrink(cfg: Config) -> Config:
     model = _model(cfg, seq_len)
     train = dataclasses.replace(
         cfg.train,
-        steps=min(cfg.train.steps, 20),
+        steps=min(cfg.train.steps, steps),
         global_batch_size=DEVICES * min(cfg.train.microbatches, 2),
         microbatches=min(cfg.train.microbatches, 2),
         loss_chunks=chunks,

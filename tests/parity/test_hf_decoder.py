@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="parity with transformers needs PyTo
 from bigjax import models  # noqa: E402
 from bigjax.config import ModelConfig, RopeConfig  # noqa: E402
 from bigjax.losses import cross_entropy  # noqa: E402
+from bigjax.models import layers  # noqa: E402
 from bigjax.params import names  # noqa: E402
 from tests.parity import peers, quick_jit  # noqa: E402
 
@@ -156,6 +157,23 @@ def test_the_comparison_notices_every_small_change(change):
             changed["blocks"]["attn"][name] = params["blocks"]["attn"][name][..., :1, :]
     moved = np.abs(our_logits(changed, tokens, other) - our_logits(params, tokens, cfg)).max()
     assert moved > 10 * LOGIT_TOLERANCE
+
+
+def test_a_norm_with_a_unit_offset_adds_the_one_in_float32():
+    """In bfloat16, 1 + scale is off by up to 2**-9; as it is, only the result is rounded."""
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+    rng = np.random.default_rng(0)
+    x, scale = (rng.standard_normal(shape).astype(jnp.bfloat16) for shape in ((40, 64), (64,)))
+    norm = Gemma2RMSNorm(64, eps=1e-6).bfloat16()
+    norm.weight.data = torch.from_numpy(scale.astype(np.float32)).bfloat16()
+    with torch.no_grad():
+        expected = norm(torch.from_numpy(x.astype(np.float32)).bfloat16()).float().numpy()
+    ours = layers.rms_norm(jnp.asarray(x), jnp.asarray(scale), 1e-6, unit_offset=True)
+    assert ours.dtype == jnp.bfloat16
+    # Where float32 differs in its last bit, one in a few thousand results is rounded to the other neighbour.
+    assert np.mean(np.asarray(ours, np.float32) != expected) < 0.005
+    np.testing.assert_allclose(np.asarray(ours, np.float32), expected, rtol=2**-7)
 
 
 DOCUMENTS = ((5, 7, 1, 4), (17,), (2, 9))

@@ -1,0 +1,30 @@
+"""The train step of a workload on one device, on the same random batch again and again, as the launcher jits it."""
+
+import jax
+import numpy as np
+
+from bigjax import models, optim, sharding, step
+from bigjax.config import Config
+
+
+class Trainer:
+    """A state and the step that advances it; the mesh stays set."""
+
+    def __init__(self, cfg: Config):
+        """Initialise the state; the first `advance` compiles."""
+        self.mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+        jax.set_mesh(self.mesh)
+        self.model = models.build(cfg.model)
+        layout = sharding.layout(cfg.mesh, self.mesh, self.model.specs)
+        tx = optim.build(cfg.optim, self.model.specs, cfg.train.steps)
+        self._rows, S = cfg.train.global_batch_size, cfg.data.seq_len
+        ids = np.random.default_rng(0).integers(0, cfg.model.vocab_size, (self._rows, S + 1), dtype=np.int32)
+        self._arrays = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones((self._rows, S), np.float32)}
+        self.state = step.jit_init_state(cfg, self.model, tx, layout)()
+        self.abstract = step.abstract_state(cfg, self.model, tx, layout, self.mesh)
+        self._step = jax.jit(step.make_train_step(cfg, self.model, tx, layout), donate_argnums=0)
+
+    def advance(self) -> None:
+        """Take one step and wait for it."""
+        self.state, metrics = self._step(self.state, sharding.put_batch(self._arrays, self.mesh, self._rows))
+        jax.block_until_ready((self.state, metrics))

@@ -1,0 +1,49 @@
+"""Does pre-training help to tell a comedy from a history from a tragedy, by a passage of 1,000 characters?
+
+    python -m experiments.train --config=configs/mlm_shakespeare.py
+    python -m experiments.train --config=configs/finetune_classification.py:scratch
+    python -m experiments.train --config=configs/finetune_classification.py:pretrained
+    python -m experiments.evaluate --workdir=runs/finetune_classification-pretrained
+
+Train and test passages are of different plays: the held-out works are a comedy, a history and a tragedy. Both start
+with the tokenizer of `runs/mlm_shakespeare`, `pretrained` also with its weights. Other texts and labels:
+
+    --config.data.sources=csv:reviews/*.csv --config.data.text_key=text --config.data.label_key=label
+    --config.model.num_classes=2
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from bigjax import strict
+from bigjax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
+from bigjax.strict import ConfigError
+from configs.mlm_shakespeare import MODEL
+
+ARGUMENTS = ("pretrained", "scratch")
+PRETRAINED = "runs/mlm_shakespeare"
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Return the config of one way to start."""
+    start = arg or "pretrained"
+    if start not in ARGUMENTS:
+        raise ConfigError(f"configs/finetune_classification.py has no {start!r}, only {', '.join(ARGUMENTS)}")
+    return strict.to_config_dict(
+        Config(
+            model=dataclasses.replace(MODEL, head="classification", num_classes=3, dropout=0.1, attention="reference"),
+            data=DataConfig(
+                sources=("shakespeare-passages",),
+                tokenizer=f"hf:{PRETRAINED}/tokenizer.json",
+                seq_len=256,
+                document_mask=False,
+            ),
+            train=TrainConfig(steps=600, global_batch_size=16, objective="classification", eval_every_steps=150),
+            optim=OptimConfig(
+                lr=3e-4, schedule="linear", warmup_steps=60, end_lr_ratio=0.0, weight_decay=0.01, b2=0.98
+            ),
+            log=LogConfig(every_steps=20),
+            init_from=PRETRAINED if start == "pretrained" else None,
+        )
+    )

