@@ -44,7 +44,7 @@ def cross_entropy(
     """
     logits = logits_BSV.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    is_label = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == labels_BS[..., None]
+    is_label = jnp.arange(logits.shape[-1]) == labels_BS[..., None]
     label_logit = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     return _sums(log_z, label_logit, jnp.mean(logits, axis=-1), weights_BS, label_smoothing, z_loss)
 
