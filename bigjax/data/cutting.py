@@ -11,7 +11,8 @@ from bigjax.data.pairs import Ends, PairedText, target_side
 from bigjax.data.rows import PackedText, Rows
 from bigjax.data.shards import Shard, Side, tokenize
 from bigjax.data.sources import SplitSource
-from bigjax.data.special_tokens import special_ids
+from bigjax.data.span_corruption import corrupted, prefixed
+from bigjax.data.special_tokens import sentinel_ids, special_ids
 from bigjax.data.tokenizers import Tokenizer
 
 Cut = Callable[[SplitSource], Rows]
@@ -73,6 +74,20 @@ def _paired(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Sp
     return cut
 
 
+def _corrupted(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    ends, sentinels, eos_id = ends_of(tokenizer), sentinel_ids(tokenizer), tokenizer.eos_id
+    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(sentinels)))
+    return lambda side: corrupted(cfg, side.source.spec, _shard(side, tokenizer, root), ends, eos_id, sentinels)
+
+
+def _prefixed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    ends, eos_id = ends_of(tokenizer), tokenizer.eos_id
+    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(vars(ends).values())))
+    return lambda side: prefixed(cfg, side.source.spec, _shard(side, tokenizer, root), ends, eos_id)
+
+
 def ends_of(tokenizer: Tokenizer) -> Ends:
     """Return the ids around an encoder-decoder's rows: as in T5, what is written starts after padding."""
     special = special_ids(tokenizer, ("pad", "sep"))
@@ -90,6 +105,8 @@ _CUTTERS: dict[str, Callable[[Config, Tokenizer, Path, Sequence[SplitSource]], C
     "masked_lm": _masked,
     "classification": _labelled,
     "seq2seq": _paired,
+    "span_corruption": _corrupted,
+    "prefix_lm": _prefixed,
 }
 
 

@@ -9,6 +9,8 @@ from bigjax.data.labelled import LabelledText
 from bigjax.data.masking import MaskedText
 from bigjax.data.pairs import Ends, PairedText
 from bigjax.data.shards import Shard
+from bigjax.data.span_corruption import corrupted, prefixed
+from bigjax.data.special_tokens import SENTINELS
 from bigjax.data.windows import Windows
 
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "mask": 3}
@@ -64,6 +66,19 @@ def _paired(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return rows.arrays(numbers, numbers)
 
 
+def _corrupted(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    sentinels = [cfg.model.vocab_size - 1 - number % (cfg.model.vocab_size // 2) for number in range(SENTINELS)]
+    rows = corrupted(cfg, "random", _shard(cfg, rng, cfg.data.seq_len), Ends(0, 1, 0), None, sentinels)
+    numbers = np.arange(cfg.train.global_batch_size)
+    return rows.arrays(numbers, numbers)
+
+
+def _prefixed(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shard = _shard(cfg, rng, min(cfg.data.seq_len, cfg.data.target_len))
+    numbers = np.arange(cfg.train.global_batch_size)
+    return prefixed(cfg, "random", shard, Ends(0, 1, 0), None).arrays(numbers, numbers)
+
+
 def _shard(cfg: Config, rng: np.random.Generator, full: int) -> Shard:
     """One document a row, of half to all of the length `full`."""
     lengths = rng.integers(max(full // 2, 1), full + 1, cfg.train.global_batch_size)
@@ -71,4 +86,11 @@ def _shard(cfg: Config, rng: np.random.Generator, full: int) -> Shard:
     return Shard(Path(), tokens, np.concatenate([[0], np.cumsum(lengths)]), tokens.size, "random")
 
 
-_MAKERS = {"causal_lm": _packed, "masked_lm": _masked, "classification": _labelled, "seq2seq": _paired}
+_MAKERS = {
+    "causal_lm": _packed,
+    "masked_lm": _masked,
+    "classification": _labelled,
+    "seq2seq": _paired,
+    "span_corruption": _corrupted,
+    "prefix_lm": _prefixed,
+}
