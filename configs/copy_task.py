@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/copy_task.py
     python -m experiments.evaluate --workdir=runs/copy_task --tasks=exact_match
 
-A Transformer of 2 + 2 layers and 64 features writes all held-out rows without a mistake after 400 steps.
+A Transformer of 2 + 2 layers and 64 features writes all held-out rows without a mistake after 1,000 steps.
 """
 
 from ml_collections import ConfigDict
@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
         Config(
             model=transformer.model(64, 128, 4, dropout=0.0, vocab_size=260, num_layers=2),
             data=DataConfig(sources=("copy:10:8",), seq_len=10, target_len=10),
-            train=TrainConfig(steps=400, global_batch_size=64, objective="seq2seq", label_smoothing=0.1),
+            train=TrainConfig(steps=1000, global_batch_size=64, objective="seq2seq", label_smoothing=0.1),
             optim=transformer.noam(64, 100),
-            checkpoint=CheckpointConfig(every_steps=200),
+            checkpoint=CheckpointConfig(every_steps=500),
         )
     )
