@@ -125,10 +125,11 @@ class DataConfig:
     """Where text comes from and how it becomes rows of tokens.
 
     A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
-    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or `copy:SYMBOLS:LENGTH`
-    (made up). `text_key`, `label_key` and `target_key` (what an encoder-decoder writes) are columns; `classes` in
-    order, by default all the labels that are trained on, sorted. `target_len` is the length of an encoder-decoder's
-    targets, 0 for other families. `mask_rate` of the tokens are hidden, by `span_corruption` in spans of `mean_span`.
+    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
+    `copy:SYMBOLS:LENGTH` (made up). `text_key`, `label_key` and `target_key` (what an encoder-decoder writes) are
+    columns; `classes` in order, by default all the labels that are trained on, sorted. `target_len` is the length of
+    what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by `span_corruption` in
+    spans of `mean_span`.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
     """
 
@@ -159,9 +160,9 @@ class TrainConfig:
     seed: int = bounded(0, minimum=0)
     global_batch_size: int = bounded(16, minimum=1)
     microbatches: int = plumbing(1, minimum=1)
-    objective: Literal[
-        "causal_lm", "masked_lm", "classification", "seq2seq", "span_corruption", "prefix_lm"
-    ] = "causal_lm"
+    objective: Literal["causal_lm", "masked_lm", "classification", "seq2seq", "span_corruption", "prefix_lm"] = (
+        "causal_lm"
+    )
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     z_loss: float = bounded(0.0, minimum=0)
     loss_chunks: int = plumbing(1, minimum=1)

@@ -105,6 +105,4 @@ def map_blocks(function: Callable[[Any], Any], tree: Any) -> Any:
     """Apply `function`, such as `unstack`, to every stack of layers of a model: all that is called `blocks`."""
     if not isinstance(tree, dict):
         return tree
-    return {
-        name: function(inner) if name == "blocks" else map_blocks(function, inner) for name, inner in tree.items()
-    }
+    return {name: function(inner) if name == "blocks" else map_blocks(function, inner) for name, inner in tree.items()}

@@ -5,16 +5,16 @@
         --config.data.tokenizer=hf:PATH
 
 `small`, `base`, `large`, `3b` and `11b` are the paper's (section 3.7): ReLU, logits from the token table scaled by
-1 / sqrt(d_model), dropout 0.1. `v1_1-small` to `v1_1-xxl` are those released later: gated GELU (Shazeer 2020), an output
-table of its own, no dropout. 128 rows of 512 tokens, 15 % hidden in spans of 3 in the mean, what is written 114 long;
-2^19 steps of Adafactor at 0.01, then with the inverse square root after 10,000 steps (section 3.1.2).
+1 / sqrt(d_model), dropout 0.1. `v1_1-small` to `v1_1-xxl` are those released later: gated GELU (Shazeer 2020), an
+output table of its own, no dropout. 128 rows of 512 tokens, 15 % hidden in spans of 3 in the mean, what is written 114
+long; 2^19 steps of Adafactor at 0.01, then with the inverse square root after 10,000 steps (section 3.1.2).
 
-Departures: the learning rate rises over its first 10,000 steps, where the paper's is constant; dropout spares the inside
-of the MLP; a document is cut into pieces of its own, not joined to the next one; Adafactor is optax's, without
-scaling by the size of the parameters. For text-to-text fine-tuning, start from a run with --config.init_from=RUN and set
---config.train.objective=seq2seq, the columns data.text_key and data.target_key, and data.target_len.
+Departures: the learning rate rises over its first 10,000 steps, where the paper's is constant; dropout spares the
+inside of the MLP; a document is cut into pieces of its own, not joined to the next one; Adafactor is optax's, without
+scaling by the size of the parameters. For text-to-text fine-tuning start from a run with --config.init_from=RUN and
+set --config.train.objective=seq2seq, the columns data.text_key and data.target_key, and data.target_len.
 
-`tiny` learns from the packaged plays in bytes, on two CPU cores in some minutes: see `TINY_STEPS`.
+TINYNOTE
 """
 
 from typing import NamedTuple
@@ -93,9 +93,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Config(
             model=model(SHAPES[name], gated=name.startswith("v1_1")),
             data=DataConfig(tokenizer="bpe:32000", seq_len=512, target_len=114),
-            train=TrainConfig(
-                steps=2**19, global_batch_size=128, objective="span_corruption", eval_every_steps=1000
-            ),
+            train=TrainConfig(steps=2**19, global_batch_size=128, objective="span_corruption", eval_every_steps=1000),
             optim=OptimConfig(
                 name="adafactor",
                 lr=0.01,

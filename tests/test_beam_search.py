@@ -127,7 +127,10 @@ def test_meshes_write_the_same(name):
     drawn = {"temperature": 0.9, "top_k": 20, "min_p": 0.02, "key": jax.random.key(7)}
     common = {"max_new_tokens": 8, "eos_id": EOS, **start_of(cfg)}
     searched = {"beams": 3, "length_penalty": 0.6}
-    expected = generate(model, params, PROMPTS, **drawn, **common), beam_search(model, params, PROMPTS, **searched, **common)
+    expected = (
+        generate(model, params, PROMPTS, **drawn, **common),
+        beam_search(model, params, PROMPTS, **searched, **common),
+    )
     mesh_cfg, mesh = mesh_of(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
         layout = sharding.layout(mesh_cfg, mesh, model.specs)
@@ -141,7 +144,7 @@ def test_a_row_ends_before_a_stop_sequence():
     model, params = random_model(dataclasses.replace(DECODER, vocab_size=31))
     how = {"max_new_tokens": 12, "temperature": 1.0, "key": jax.random.key(1)}
     (whole,) = generate(model, params, [[2, 3]], **how)
-    for stop in ([whole[4:6]], [whole[4:7], [whole[9]]], [[whole[0]]], [whole + [1]]):
+    for stop in ([whole[4:6]], [whole[4:7], [whole[9]]], [[whole[0]]], [[*whole, 1]]):
         found = [i for i in range(12) for s in stop if whole[i : i + len(s)] == s]
         ends = [i + len(s) for i in found for s in stop if whole[i : i + len(s)] == s]
         end = min(ends, default=12)

@@ -34,7 +34,7 @@ def shard(*lengths: int) -> Shard:
 
 def test_the_example_of_the_paper():
     """Raffel et al. 2020, figure 2."""
-    words = "Thank you for inviting me to your party last week .".split()
+    words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week", "."]
     hidden = np.isin(words, ["for", "inviting", "last"])
     names = dict(enumerate([*words, "<X>", "<Y>", "<Z>"]))
     read, written = corrupt(np.arange(len(words)), hidden, [len(words), len(words) + 1, len(words) + 2])

@@ -106,7 +106,9 @@ class PairedText:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {name: size + self.targets.sizes[name] * (name != "documents") for name, size in self.shard.sizes.items()}
+        return {
+            name: size + self.targets.sizes[name] * (name != "documents") for name, size in self.shard.sizes.items()
+        }
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows for writing what was taken out of a text: corrupted spans, or all after a prefix (Raffel et al. 2020, section 3).
+"""Rows for writing what was taken out of a text: hidden spans, or all after a prefix (Raffel et al. 2020, section 3).
 
 Which spans, or where the prefix ends, depends on seed and row id alone, so that it is drawn afresh in every epoch.
 Legend: B batch, S sequence that is read, T sequence that is written.
@@ -114,16 +114,15 @@ class CutText:
     def arrays(self, rows: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
         """Return the arrays of `pairs.rows_of`; a piece of one token, which cannot be cut, has weight 0."""
         parts = [self._parts(row, row_id) for row, row_id in zip(rows.tolist(), ids.tolist(), strict=True)]
-        return rows_of(*map(list, zip(*parts, strict=True)), self.seq_len, self.target_len, self.ends)
+        read, written = map(list, zip(*parts, strict=True))
+        return rows_of(read, written, self.seq_len, self.target_len, self.ends)
 
     def _parts(self, row: int, row_id: int) -> tuple[np.ndarray, np.ndarray]:
         piece = without_end(self.windows[row].astype(np.int32), self.eos_id)
         return self.split(row_generator(self.seed, row_id), piece) if len(piece) > 1 else (piece[:0], piece[:0])
 
 
-def corrupted(
-    cfg: Config, spec: str, shard: Shard, ends: Ends, eos_id: int | None, sentinels: list[int]
-) -> CutText:
+def corrupted(cfg: Config, spec: str, shard: Shard, ends: Ends, eos_id: int | None, sentinels: list[int]) -> CutText:
     """Return rows of corrupted spans.
 
     Raises:

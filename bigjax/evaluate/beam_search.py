@@ -119,9 +119,7 @@ def _follow(cache: Any, parents_BW: jax.Array, beams: int) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _program(
-    model: Model, shared: LayoutKey, max_new: int, beams: int
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def _program(model: Model, shared: LayoutKey, max_new: int, beams: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Return `run(params, tokens_BS, starts_B, settings) -> (tokens (B, N), how many of them count (B,))`."""
     cfg, family, layout = model.cfg, model.family, one_by_one(shared.layout)
 

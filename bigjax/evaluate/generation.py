@@ -132,9 +132,9 @@ def _program(
             return (n < settings["limit"]) & ~jnp.all(done_B)
 
         def step(state):
-            n, latest_BM, *rest, cache = state
+            n, latest_BM, done_B, out_BN, counts_B, cache = state
             x_B1D, cache = family.decode(params, latest_BM[:, -1:], cache, cfg, layout)
-            return add(n, x_B1D, latest_BM, *rest, cache)
+            return add(n, x_B1D, latest_BM, done_B, out_BN, counts_B, cache)
 
         first = add(jnp.int32(0), x_B1D, latest_BM, done_B, empty_BN, none_B, cache)
         _, _, _, out_BN, counts_B, _ = jax.lax.while_loop(running, step, first)

@@ -92,7 +92,7 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
 
 
 def state_only(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
-    """Return what is known of every family: the state, and that a step moves it; the rest, 0 here, the compiler says."""
+    """Return what is known of every family: the state, which a step moves. The rest, 0 here, the compiler says."""
     mine = share(cfg, mesh_sizes)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)
     return Estimate(params, optimizer, 0, 0, 0, "update", 0.0, 0.0, 0.0, float(2 * params + optimizer), [])

@@ -107,4 +107,8 @@ def summed_terms(cfg: Config) -> int:
     # Final norm, logits, softmax over the vocabulary and back.
     head = D + D + V + V + D
     # A layer that writes attends twice: it counts as two.
-    return (model.num_layers + 2 * model.num_decoder_layers) * (forward + backward) + head + cfg.train.global_batch_size * S
+    return (
+        (model.num_layers + 2 * model.num_decoder_layers) * (forward + backward)
+        + head
+        + cfg.train.global_batch_size * S
+    )

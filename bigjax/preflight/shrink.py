@@ -25,10 +25,12 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
 
     - Kept as they are: every option (family, positions, norm, activation, biases, kernel, remat, dtype, dropout,
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
-    - At most 2 layers (and 2 that write), or one period of `layer_windows`. At most 2 kv heads, or 3 if their number is odd, so that what
-      `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the ratio is odd).
+    - At most 2 layers (and 2 that write), or one period of `layer_windows`.
+    - At most 2 kv heads, or 3 if their number is odd, so that what `tensor` did not divide it still does not; heads in
+      the same ratio to kv heads, at most 4 (3 if the ratio is odd).
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
+    - Rows that are written as long as those that are read, or of 24 if they were not.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
       blocks, divisible by 8 and by the loss chunks (at most 4). Windows and the length that rotary positions are
       stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.

@@ -43,7 +43,7 @@ def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int, target_len
 
 
 def _flops_per_row(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int) -> float:
-    """Return the FLOPs of reading one row and writing another: keys and values of cross-attention are of what is read."""
+    """Return the FLOPs of reading one row, keys and values of cross-attention included, and writing another."""
     by_name = names(specs)
     matrices = {name: spec.size for name, spec in by_name.items() if spec.kind in ("matrix", "head")}
     memory = ("decoder/blocks/cross/k", "decoder/blocks/cross/v")

@@ -59,7 +59,9 @@ class T5(torch.nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.t5 = transformers.T5ForConditionalGeneration(t5_config(cfg))
-        if not cfg.tie_embeddings:  # a new model's is always tied in transformers 5; a checkpoint that has its own unties it
+        if (
+            not cfg.tie_embeddings
+        ):  # a new model's is always tied in transformers 5; a checkpoint that has its own unties it
             self.t5.lm_head.weight = torch.nn.Parameter(self.t5.lm_head.weight.detach().clone())
 
     def forward(self, tokens: torch.Tensor, inputs: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:

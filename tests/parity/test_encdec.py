@@ -156,7 +156,9 @@ def test_every_distance_is_in_the_bucket_of_transformers(count, longest, causal)
     np.testing.assert_array_equal(expected[[0, -1]], beyond)
 
 
-@pytest.mark.parametrize("how", [{"layers": "unroll"}, {"remat": "full"}, {"remat": "dots", "layers": "unroll"}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"layers": "unroll"}, {"remat": "full"}, {"remat": "dots", "layers": "unroll"}], ids=str
+)
 @pytest.mark.parametrize("fields", [TRANSFORMER, V1_1], ids=["transformer", "t5 v1.1"])
 def test_gradients_are_the_same_however_it_runs(fields, how):
     cfg = ModelConfig(**fields)
