@@ -10,8 +10,7 @@ output table of its own, no dropout. 128 rows of 512 tokens, 15 % hidden in span
 long; 2^19 steps of Adafactor at 0.01, then with the inverse square root after 10,000 steps (section 3.1.2).
 
 Departures: the learning rate rises over its first 10,000 steps, where the paper's is constant; dropout spares the
-inside of the MLP; a document is cut into pieces of its own, not joined to the next one; Adafactor is optax's, without
-scaling by the size of the parameters. For text-to-text fine-tuning start from a run with --config.init_from=RUN and
+inside of the MLP; a document is cut into pieces of its own, not joined to the next one. For text-to-text fine-tuning start from a run with --config.init_from=RUN and
 set --config.train.objective=seq2seq, the columns data.text_key and data.target_key, and data.target_len.
 
 TINYNOTE
