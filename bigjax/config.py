@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import lcm
 from typing import Literal
 
-from bigjax import config_rnn
+from bigjax import config_encdec, config_rnn
 from bigjax.config_moe import MoeConfig
 from bigjax.strict import ConfigError, bounded, plumbing
 
@@ -41,9 +41,14 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transformer: a `decoder` predicts the next token, an `encoder` sees whole rows. Or an `rnn` of LSTMs or GRUs.
+    """A transformer: a `decoder` predicts the next token, an `encoder` sees whole rows, an `encdec` reads a row with
+    `num_layers` and writes another with `num_decoder_layers`. Or an `rnn` of LSTMs or GRUs.
 
-    Zero in `num_kv_heads`, `head_dim` or `d_ff` means: derive it.
+    Zero in `num_kv_heads`, `head_dim`, `d_ff` or, of an `encdec`, `num_decoder_layers` means: derive it.
+
+    `relative` positions are a learned bias on scores for each of `relative_buckets` ranges of distances, the last from
+    `relative_max_distance` on; `scale_logits` divides the logits by sqrt(d_model); `init` `fan_in` draws matrices with
+    a standard deviation of 1 / sqrt(fan-in), and only token tables with `init_std`: all as in T5 (Raffel et al. 2020).
 
     `layer_windows` are the sliding windows of successive layers, repeated over the depth; 0 is full attention. Gemma 2
     has `(4096, 0)`, banded and dense attention in turn (Child et al. 2019).
@@ -57,19 +62,22 @@ class ModelConfig:
     (Gal & Ghahramani 2016); or `naive`, drawn anew at every step, on inputs and output only (Zaremba et al. 2014).
     """
 
-    family: Literal["decoder", "encoder", "rnn"] = "decoder"
+    family: Literal["decoder", "encoder", "encdec", "rnn"] = "decoder"
     head: Literal["lm", "classification"] = "lm"
     num_classes: int = bounded(0, minimum=0)
     token_types: int = bounded(0, minimum=0)
     vocab_size: int = bounded(256, minimum=2)
     num_layers: int = bounded(4, minimum=1)
+    num_decoder_layers: int = bounded(0, minimum=0)
     d_model: int = bounded(256, minimum=1)
     num_heads: int = bounded(4, minimum=1)
     num_kv_heads: int = bounded(0, minimum=0)
     head_dim: int = bounded(0, minimum=0)
     d_ff: int = bounded(0, minimum=0)
     max_seq_len: int = bounded(1024, minimum=1)
-    positions: Literal["learned", "rotary", "none"] = "learned"
+    positions: Literal["learned", "rotary", "sinusoidal", "relative", "none"] = "learned"
+    relative_buckets: int = bounded(32, minimum=4)
+    relative_max_distance: int = bounded(128, minimum=2)
     rope: RopeConfig = field(default_factory=RopeConfig)
     norm: Literal["layernorm", "rmsnorm", "rmsnorm_unit_offset"] = "layernorm"
     norm_eps: float = bounded(1e-5, above=0)
@@ -78,6 +86,7 @@ class ModelConfig:
     bias: Literal["all", "qkv", "none"] = "all"
     tie_embeddings: bool = True
     scale_embeddings: bool = False
+    scale_logits: bool = False
     qk_norm: bool = False
     attn_scale: float | None = bounded(None, above=0)
     attn_softcap: float | None = bounded(None, above=0)
@@ -92,6 +101,7 @@ class ModelConfig:
     input_dropout: float | None = bounded(None, minimum=0, below=1)
     recurrent_dropout: float | None = bounded(None, minimum=0, below=1)
     output_dropout: float | None = bounded(None, minimum=0, below=1)
+    init: Literal["normal", "fan_in"] = "normal"
     init_std: float = bounded(0.02, above=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
@@ -112,6 +122,8 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
         object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
         object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
+        if self.family == "encdec":
+            object.__setattr__(self, "num_decoder_layers", self.num_decoder_layers or self.num_layers)
 
     @property
     def random(self) -> bool:
@@ -135,8 +147,11 @@ class DataConfig:
     """Where text comes from and how it becomes rows of tokens.
 
     A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
-    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB` or `tfds:NAME[:SPLIT]`. `text_key`
-    and `label_key` are columns; `classes` in order, by default all the labels that are trained on, sorted.
+    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
+    `copy:SYMBOLS:LENGTH` (made up). `text_key`, `label_key` and `target_key` (what an encoder-decoder writes) are
+    columns; `classes` in order, by default all the labels that are trained on, sorted. `target_len` is the length of
+    what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by `span_corruption` in
+    spans of `mean_span`.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
     With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
     the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.
@@ -148,12 +163,15 @@ class DataConfig:
     holdout: float = bounded(0.05, minimum=0, below=1)
     text_key: str = "text"
     label_key: str = "label"
+    target_key: str = "target"
     classes: tuple[str, ...] = ()
     mask_rate: float = bounded(0.15, above=0, below=1)
     whole_word_masking: bool = False
+    mean_span: float = bounded(3.0, minimum=1)
     tokenizer: str = "bytes"
     seq_len: int = bounded(256, minimum=1)
     order: Literal["shuffled", "contiguous"] = "shuffled"
+    target_len: int = bounded(0, minimum=0)
     document_mask: bool = True
     cache_dir: str | None = plumbing(None)
     prefetch: int = plumbing(4, minimum=1)
@@ -167,7 +185,9 @@ class TrainConfig:
     seed: int = bounded(0, minimum=0)
     global_batch_size: int = bounded(16, minimum=1)
     microbatches: int = plumbing(1, minimum=1)
-    objective: Literal["causal_lm", "masked_lm", "classification"] = "causal_lm"
+    objective: Literal["causal_lm", "masked_lm", "classification", "seq2seq", "span_corruption", "prefix_lm"] = (
+        "causal_lm"
+    )
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     z_loss: float = bounded(0.0, minimum=0)
     loss_chunks: int = plumbing(1, minimum=1)
@@ -294,6 +314,9 @@ OBJECTIVES = {
     "causal_lm": (("decoder", "rnn"), "lm"),
     "masked_lm": (("encoder",), "lm"),
     "classification": (("encoder",), "classification"),
+    "seq2seq": (("encdec",), "lm"),
+    "span_corruption": (("encdec",), "lm"),
+    "prefix_lm": (("encdec",), "lm"),
 }
 """Objective -> the families that it trains and the head they need."""
 
@@ -313,8 +336,8 @@ def _objective_problems(cfg: Config):
             f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
             "more, other heads 0"
         )
-    if train.objective != "causal_lm" and train.loss_chunks > 1:
-        yield f"train.loss_chunks={train.loss_chunks} is for train.objective='causal_lm', not {train.objective!r}"
+    if families == ("encoder",) and train.loss_chunks > 1:
+        yield f"train.loss_chunks={train.loss_chunks} is not for train.objective={train.objective!r}"
     if train.objective != "causal_lm" and cfg.log.sample_tokens:
         yield f"log.sample_tokens={cfg.log.sample_tokens} needs train.objective='causal_lm', not {train.objective!r}"
     if model.family == "encoder" and cfg.data.seq_len < 3:
@@ -356,7 +379,7 @@ def _clashes(cfg: Config):
             f"train.global_batch_size={train.global_batch_size} is not divisible by "
             f"train.microbatches={train.microbatches}"
         )
-    if data.seq_len % train.loss_chunks:
+    if model.family != "encdec" and data.seq_len % train.loss_chunks:
         yield f"data.seq_len={data.seq_len} is not divisible by train.loss_chunks={train.loss_chunks}"
     if optim.warmup_steps + optim.decay_steps > train.steps:
         yield (
@@ -372,6 +395,7 @@ def _clashes(cfg: Config):
     yield from _remat_problems(model.remat)
     yield from _objective_problems(cfg)
     yield from config_rnn.problems(cfg)
+    yield from config_encdec.problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if not data.sources:

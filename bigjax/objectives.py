@@ -125,6 +125,31 @@ def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
     return sums
 
 
+def seq2seq(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    cfg: TrainConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> Sums:
+    """Read one row and predict another, each token from those before it (Sutskever et al. 2014).
+
+    What the rows are, pairs of texts or two parts of one, is up to the data.
+
+    Args:
+      batch: `tokens` and `segments` `(B, S)`, 0 in the latter for padding; `inputs`, `targets` and `weights` `(B, T)`;
+        `rows` as for `causal_lm`.
+
+    Returns:
+      `loss` (with smoothing and z-loss), `nll` and `z_loss` in nats over the weighted targets.
+    """
+    inputs = {"segments_BS": batch["segments"], "key": key, "rows_B": batch.get("rows"), "layout": layout}
+    x_BTD, _ = model.family.apply(params, batch["tokens"], model.cfg, inputs_BT=batch["inputs"], **inputs)
+    return _token_loss(model, params, x_BTD, batch, cfg, layout)
+
+
 def masked_lm(
     model: Model,
     params: Any,
@@ -189,5 +214,12 @@ def _entropy_sums(entropy: losses.CrossEntropy) -> Sums:
     }
 
 
-OBJECTIVES = {"causal_lm": causal_lm, "masked_lm": masked_lm, "classification": classification}
+OBJECTIVES = {
+    "causal_lm": causal_lm,
+    "masked_lm": masked_lm,
+    "classification": classification,
+    "seq2seq": seq2seq,
+    "span_corruption": seq2seq,
+    "prefix_lm": seq2seq,
+}
 """`train.objective` -> function. `config.OBJECTIVES` says which families each trains."""

@@ -155,3 +155,10 @@ def layer(blocks: dict[str, Any], index: int) -> dict[str, Any]:
 def num_layers(blocks: dict[str, Any]) -> int:
     """Return how many layers are stacked."""
     return max(leaf.shape[0] for leaf in jax.tree.leaves(blocks))
+
+
+def map_blocks(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply `function`, such as `unstack`, to every stack of layers of a model: all that is called `blocks`."""
+    if not isinstance(tree, dict):
+        return tree
+    return {name: function(inner) if name == "blocks" else map_blocks(function, inner) for name, inner in tree.items()}

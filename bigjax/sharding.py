@@ -1,8 +1,8 @@
 """The mesh, the rules from logical axes to mesh axes, and the errors of a layout that does not fit.
 
 Legend of logical axes: batch, seq (inside a block), residual_seq (between blocks), embed, mlp, heads, kv_heads,
-head_dim, vocab, positions, classes, layers, vector (a vector of model width, such as a norm's scale), experts,
-gates (of a recurrent cell, or a router's outputs, one for each expert).
+head_dim, vocab, positions, buckets (of distances), classes, layers, vector (of model width, such as a norm's scale),
+experts, gates (of a recurrent cell, or a router's outputs, one for each expert).
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "gates": (),
     "head_dim": (),
     "positions": (),
+    "buckets": (),
     "classes": (),
     "layers": (),
     "vector": (),
@@ -223,6 +224,7 @@ def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     resolved = layout(cfg.mesh, mesh, specs)
     check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
     check_sequence(cfg.data.seq_len, resolved)
+    check_sequence(cfg.data.target_len, resolved, "data.target_len")
     return resolved
 
 
@@ -267,11 +269,11 @@ def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> 
         )
 
 
-def check_sequence(seq_len: int, resolved: Layout) -> None:
+def check_sequence(seq_len: int, resolved: Layout, field: str = "data.seq_len") -> None:
     """Raise ShardingError unless the mesh axes that split the sequence divide it."""
     ways = prod(resolved.sizes[axis] for axis in resolved.over("residual_seq"))
     if seq_len % ways:
-        raise ShardingError(f"data.seq_len={seq_len} is not divisible by mesh.tensor={ways} (mesh.shard_sequence=True)")
+        raise ShardingError(f"{field}={seq_len} is not divisible by mesh.tensor={ways} (mesh.shard_sequence=True)")
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:

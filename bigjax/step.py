@@ -105,12 +105,12 @@ def make_train_step(
         key = jax.random.fold_in(root, state.step) if cfg.model.random else None
         params = state.params
         if unrolled:
-            params = {**params, "blocks": param_tree.unstack(params["blocks"])}
+            params = param_tree.map_blocks(param_tree.unstack, params)
         if state.carried is not None:
             batch = {**batch, "carried": state.carried}
         sums, carried, grads = _gradients(sums_of, params, batch, key, cfg.train.microbatches)
         if unrolled:
-            grads = {**grads, "blocks": param_tree.stack(grads["blocks"])}
+            grads = param_tree.map_blocks(param_tree.stack, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -1,5 +1,6 @@
 """Score a trained run with its newest checkpoint: loss in nats per token, perplexity and bits per byte, or what else
-its objective measures; for classification also precision, recall and F1 of every class and the confusion matrix.
+its objective measures; for classification also precision, recall and F1 of every class and the confusion matrix; with
+--tasks an encoder-decoder's answers are compared with those of the data, by exact_match, f1 (of words), bleu or chrf.
 
 Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
 --config.mesh.fsdp=4. With --mc_dropout=K the model predicts the mean of K passes with dropout on.
@@ -18,6 +19,7 @@ EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart --split=train --batches=10",
     "python -m experiments.evaluate --workdir=runs/quickstart --sources='text:other/*.txt'",
     "python -m experiments.evaluate --workdir=runs/rnn --mc_dropout=20",
+    "python -m experiments.evaluate --workdir=runs/translation --tasks=bleu,chrf --beams=4 --length_penalty=0.6",
 )
 
 
@@ -28,6 +30,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
     flags.DEFINE_integer("mc_dropout", 0, "passes with dropout to average, or 0", 0, flag_values=flag_values)
+    flags.DEFINE_list("tasks", [], "compare answers by bleu, chrf, exact_match, f1", flag_values=flag_values)
+    flags.DEFINE_integer("beams", 1, "hypotheses of the search for an answer", 1, flag_values=flag_values)
+    flags.DEFINE_float("length_penalty", 0.0, "of --beams: above 0 favours longer answers", flag_values=flag_values)
     distributed.define_flags(flag_values)
 
 
@@ -36,6 +41,12 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     if (status := distributed.supervise(flag_values)) is not None:
         return status
+    if flag_values.tasks:
+        from bigjax.evaluate import beam_search, writing
+        from bigjax.models import build
+
+        writing.check_scores(cfg, flag_values.tasks)
+        beam_search.check_beams(build(cfg.model), flag_values.beams, flag_values.length_penalty)
     from bigjax import runtime
 
     runtime.configure_jax()
@@ -66,9 +77,35 @@ def main(flag_values: flags.FlagValues) -> int:
         scores |= score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
         if cfg.train.objective == "classification":
             scores["classification"] = _classes(run, texts, flag_values.batches)
+        if flag_values.tasks:
+            scores |= _answers(run, tokenizer, flag_values)
     if jax.process_index() == 0:
         print(json.dumps({"step": run.step, "sources": [source.spec for source in texts.sources], **scores}))
     return 0
+
+
+def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[str, float]:
+    """Print some answers; return how all of them compare with the data."""
+    from itertools import islice
+
+    import jax
+
+    from bigjax.data import sources
+    from bigjax.evaluate import writing
+
+    cfg, data = run.cfg, run.cfg.data
+    if flag_values.sources:
+        sides = [sources.SplitSource(sources.open_source(s, data.text_key), "eval", "all") for s in flag_values.sources]
+    else:
+        training, held_out = sources.split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
+        sides = held_out if flag_values.split == "eval" else training
+    limit = flag_values.batches * cfg.train.global_batch_size or None
+    texts, wanted = map(list, zip(*islice(writing.pairs(cfg, sides), limit), strict=True))
+    how = {"beams": flag_values.beams, "length_penalty": flag_values.length_penalty, "layout": run.layout}
+    written = writing.answer(cfg, run.model, run.weights, tokenizer, texts, **how)
+    if jax.process_index() == 0:
+        print(writing.peek(written, texts, wanted), file=sys.stderr)
+    return writing.score(written, wanted, flag_values.tasks)
 
 
 def _classes(run: Any, texts: Any, limit: int) -> dict[str, Any]:

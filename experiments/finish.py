@@ -64,7 +64,7 @@ def write(
         "steps": cfg.train.steps,
         "tokens": tokens,
         **params.counts(model.specs, cfg.model.moe.experts_per_token),
-        "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len),
+        "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len),
         "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
         **dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_tokens")),
         **{f"eval_{name}": value for name, value in scores.items()},

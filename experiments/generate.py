@@ -1,8 +1,11 @@
 """Write text with a trained run, from the weights of its newest checkpoint (the averaged ones if the run keeps them).
 
-Prints each sample as the prompt followed by what the model writes after it, to the end of its text or for
---max_new_tokens. The same seed gives the same text. Overrides change the recorded config, as in --config.mesh.tensor=2.
+Prints each sample as the prompt followed by what the model writes after it, or what an encoder-decoder makes of it, to
+the end of its text, to --stop, or for --max_new_tokens. The same seed gives the same text. With --beams the likeliest
+text is searched for, and nothing is drawn. Overrides change the recorded config, as in --config.mesh.tensor=2.
 """
+
+from typing import Any
 
 from absl import flags
 
@@ -13,6 +16,7 @@ EXAMPLES = (
     "python -m experiments.generate --workdir=runs/quickstart --prompt='ROMEO:'",
     "python -m experiments.generate --workdir=runs/d12 --prompt='The' --temperature=0 --max_new_tokens=50",
     "python -m experiments.generate --workdir=runs/d12 --prompt='The' --top_k=50 --top_p=0.95 --num_samples=4 --seed=1",
+    "python -m experiments.generate --workdir=runs/translation --prompt='Good morning.' --beams=4 --length_penalty=0.6",
 )
 
 
@@ -24,6 +28,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_float("temperature", 0.8, "divides the logits; 0 takes the likeliest token", flag_values=flag_values)
     flags.DEFINE_integer("top_k", None, "choose among the k likeliest tokens only", flag_values=flag_values)
     flags.DEFINE_float("top_p", None, "choose among the likeliest tokens that sum to p only", flag_values=flag_values)
+    flags.DEFINE_float("min_p", None, "choose among tokens with this share of the likeliest's", flag_values=flag_values)
+    flags.DEFINE_multi_string("stop", [], "end before this text; may be repeated", flag_values=flag_values)
+    flags.DEFINE_integer("beams", 0, "search for the likeliest text with so many hypotheses", flag_values=flag_values)
+    flags.DEFINE_float("length_penalty", 0.0, "of --beams: above 0 favours longer texts", flag_values=flag_values)
     flags.DEFINE_integer("num_samples", 1, "texts to write", flag_values=flag_values)
     flags.DEFINE_integer("seed", 0, "draws the tokens", flag_values=flag_values)
     distributed.define_flags(flag_values)
@@ -46,33 +54,56 @@ def main(flag_values: flags.FlagValues) -> int:
     import jax
 
     from bigjax import data, models
-    from bigjax.evaluate import generation
+    from bigjax.evaluate import beam_search, generation, writing
     from experiments import trained
 
-    settings = {
-        "max_new_tokens": flag_values.max_new_tokens,
-        "temperature": flag_values.temperature,
-        "top_k": flag_values.top_k,
-        "top_p": flag_values.top_p,
-    }
     tokenizer = data.load_tokenizer(trained.folder_of(flag_values.workdir))
-    prompts = [tokenizer.encode(prompt).tolist()] * flag_values.num_samples
+    settings = _settings(flag_values, tokenizer)
+    ids, ends = writing.prompt_of(cfg, tokenizer, prompt)
+    prompts, model = [ids] * flag_values.num_samples, models.build(cfg.model)
     # Loading takes long: what can be wrong with the flags is found out first.
-    generation.check(models.build(cfg.model), prompts, **settings)
+    if flag_values.beams:
+        generation.check(model, prompts, max_new_tokens=flag_values.max_new_tokens)
+        beam_search.check_beams(model, flag_values.beams, flag_values.length_penalty)
+    else:
+        generation.check(model, prompts, **settings)
     run = trained.load(flag_values.workdir, cfg)
+    common = {"eos_id": tokenizer.eos_id, "layout": run.layout}
+    if ends:
+        common |= {"eos_id": ends.end, "start_id": ends.start}
     with jax.set_mesh(run.mesh):
-        texts = generation.generate(
-            run.model,
-            run.weights,
-            prompts,
-            key=jax.random.key(flag_values.seed),
-            eos_id=tokenizer.eos_id,
-            layout=run.layout,
-            **settings,
-        )
+        if flag_values.beams:
+            texts = beam_search.beam_search(run.model, run.weights, prompts, **settings, **common)
+        else:
+            key = jax.random.key(flag_values.seed)
+            texts = generation.generate(run.model, run.weights, prompts, key=key, **settings, **common)
     if jax.process_index() == 0:
-        print("\n--------\n".join(prompt + tokenizer.decode(written) for written in texts))
+        before = "" if ends else prompt
+        print("\n--------\n".join(before + _until(tokenizer.decode(ids), flag_values.stop) for ids in texts))
     return 0
+
+
+def _settings(flag_values: flags.FlagValues, tokenizer: Any) -> dict[str, Any]:
+    """Return how to write, by the names that `generate` or `beam_search` has for it.
+
+    Raises:
+        UserError: a flag is of no use with --beams, or the other way round.
+    """
+    drawn = {name: flag_values[name].value for name in ("temperature", "top_k", "top_p", "min_p")}
+    given = [name for name in (*drawn, "seed", "stop", "num_samples") if flag_values[name].present]
+    if flag_values.beams and given:
+        raise UserError(f"--{given[0]} has no use with --beams, which finds one text, the likeliest, to its end")
+    if not flag_values.beams and flag_values.length_penalty:
+        raise UserError("--length_penalty needs --beams")
+    length = {"max_new_tokens": flag_values.max_new_tokens}
+    if flag_values.beams:
+        return length | {"beams": flag_values.beams, "length_penalty": flag_values.length_penalty}
+    return length | drawn | {"stop": [tokenizer.encode(text).tolist() for text in flag_values.stop]}
+
+
+def _until(text: str, stops: list[str]) -> str:
+    """Cut a text before the first of `stops`, which other tokens than those of its own may spell."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 if __name__ == "__main__":

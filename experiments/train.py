@@ -162,7 +162,7 @@ def run(
             return score(eval_step, weights, batches, batch_size, jax.jit(lambda: step.fresh(cfg, model, layout))())
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
-        flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len)
+        flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len)
         speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
         watchman = guard.Guard(cfg, folder, dataclasses.replace(text, train=stream), say)
         with (

@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 import configs
 from bigjax import config, models, optim, params, sharding, step, strict
-from bigjax.config import Config
+from bigjax.config import Config, TrainConfig
 from bigjax.data.random_batch import random_batch
 from bigjax.preflight.observation import COMPILE_QUICKLY, COMPILE_STEP
 from bigjax.preflight.shrink import shrink
@@ -111,7 +111,7 @@ def initial(cfg: Config, mesh_name: str = ONE_DEVICE) -> dict[str, np.ndarray]:
     model = dataclasses.replace(
         cfg.model, dropout=0.0, layers="scan", remat="none", final_softcap=None, attention="reference"
     )
-    train = config.TrainConfig(objective=cfg.train.objective)
+    train = TrainConfig(objective=cfg.train.objective)
     return _initial(Config(model=model, data=cfg.data, train=train, mesh=cfg.mesh), mesh_name)
 
 

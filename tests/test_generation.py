@@ -161,7 +161,7 @@ def test_mesh_writes_the_same(cfg, axes, monkeypatch):
         stored = jax.tree.map(lambda spec: NamedSharding(mesh, layout.param(spec)), model.specs)
         params = jax.device_put(params, stored)
         actual = [generate(model, params, prompts, key=key, layout=layout, **s) for s in (GREEDY, NUCLEUS)]
-        monkeypatch.setattr(generation, "_fits", lambda *_: False)
+        monkeypatch.setattr(generation, "fits", lambda *_: False)
         assert generate(model, params, prompts, layout=layout, **GREEDY) == expected[0]
     assert actual == expected
 

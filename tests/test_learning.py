@@ -37,14 +37,19 @@ def test_every_config_learns_a_batch(name):
         carried = step.fresh(cfg, run.model, run.layout)
         state = step.TrainState(jax.numpy.zeros((), jax.numpy.int32), start, run.tx.init(start), carried=carried)
         placed, losses = run.place(cfg), []
-        for _ in range(cfg.train.steps):
+        # Adafactor moves a parameter by a share of its size, a hundredth here.
+        for _ in range(cfg.train.steps * (5 if cfg.optim.name == "adafactor" else 1)):
             state, metrics = run.step(state, placed)
             losses.append(float(metrics["loss"]))
-    assert int(state.step) == cfg.train.steps
+    assert int(state.step) == len(losses)
     # Small initial weights predict every token almost alike. Tied ones give the input token itself a logit of up to
     # init_std * d_model = 2.6, which adds exp(2.6) / 64 = 0.2; the spread of the others, 0.02 * sqrt(128), adds 0.03.
-    choices = cfg.model.num_classes or cfg.model.vocab_size
-    assert losses[0] == pytest.approx(np.log(choices), abs=0.5)
+    # T5's logits start with a variance of 1, which adds half of that; its tied table gives the input token itself one
+    # of up to sqrt(d_model).
+    spread = 0.5 if cfg.model.init == "fan_in" else 0.0
+    expected = np.log(cfg.model.num_classes or cfg.model.vocab_size) + spread
+    most = max(expected + 0.5, cfg.model.d_model**0.5 if cfg.model.scale_logits else 0)
+    assert expected - 0.5 < losses[0] < most
     assert losses[-1] < label_entropy(batch["targets"], batch["weights"])
     for path, value in params.names(jax.device_get(state.params)).items():
         assert np.any(value != initial(cfg)[path]), f"{path} never moved"

@@ -14,8 +14,9 @@ from tests.on_meshes import MESHES, SPARSE_MESHES, discovered
 CONFIGS = discovered()
 
 SIZES = {
-    "model": {"vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len"},
-    "data": {"seq_len"},
+    "model": {"vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len"}
+    | {"num_decoder_layers"},
+    "data": {"seq_len", "target_len"},
     "train": {"steps", "global_batch_size", "microbatches", "loss_chunks", "eval_every_steps", "eval_batches"},
     "optim": {"lr", "warmup_steps", "decay_steps"},
 }

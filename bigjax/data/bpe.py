@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bigjax.data.cache import content_key, make_once
 from bigjax.data.errors import DataError
-from bigjax.data.sources import SplitSource
+from bigjax.data.shards import Side
 from bigjax.data.tokenizers import END_OF_TEXT, ByteTokenizer, Tokenizer, load_file, load_tokenizer
 
 KINDS = ("bytes", "bpe", "hf")
@@ -15,7 +15,7 @@ SMALLEST = 257
 """The 256 bytes and the end-of-text token."""
 
 
-def build_tokenizer(spec: str, training: Sequence[SplitSource], root: Path) -> Tokenizer:
+def build_tokenizer(spec: str, training: Sequence[Side], root: Path) -> Tokenizer:
     """Return the tokenizer that `data.tokenizer` names.
 
     Args:
@@ -38,7 +38,7 @@ def build_tokenizer(spec: str, training: Sequence[SplitSource], root: Path) -> T
     raise DataError(f"data.tokenizer: {spec!r} is no tokenizer; did you mean {near!r}? A tokenizer is {wanted}")
 
 
-def _trained(size: int, training: Sequence[SplitSource], root: Path) -> Tokenizer:
+def _trained(size: int, training: Sequence[Side], root: Path) -> Tokenizer:
     if size < SMALLEST:
         raise DataError(f"data.tokenizer='bpe:{size}' is too small: 256 bytes and {END_OF_TEXT} make {SMALLEST}")
     sides = [side.key() for side in training]

@@ -7,10 +7,12 @@ from bigjax.config import Config
 from bigjax.data.errors import DataError
 from bigjax.data.labelled import LabelledText, read_labels
 from bigjax.data.masking import MaskedText
+from bigjax.data.pairs import Ends, PairedText, target_side
 from bigjax.data.rows import PackedText, Rows
-from bigjax.data.shards import Shard, tokenize
+from bigjax.data.shards import Shard, Side, tokenize
 from bigjax.data.sources import SplitSource
-from bigjax.data.special_tokens import special_ids
+from bigjax.data.span_corruption import corrupted, prefixed
+from bigjax.data.special_tokens import sentinel_ids, special_ids
 from bigjax.data.tokenizers import Tokenizer
 
 Cut = Callable[[SplitSource], Rows]
@@ -60,10 +62,52 @@ def _labelled(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[
     return cut
 
 
+def _paired(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    ends = ends_of(tokenizer)
+    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(vars(ends).values())))
+
+    def cut(side: SplitSource) -> Rows:
+        targets = tokenize(target_side(cfg, side), tokenizer, root)
+        lengths = cfg.data.seq_len, cfg.data.target_len
+        return PairedText(side.source.spec, _shard(side, tokenizer, root), targets, *lengths, ends, tokenizer.eos_id)
+
+    return cut
+
+
+def _corrupted(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    ends, sentinels, eos_id = ends_of(tokenizer), sentinel_ids(tokenizer), tokenizer.eos_id
+    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(sentinels)))
+    return lambda side: corrupted(cfg, side.source.spec, _shard(side, tokenizer, root), ends, eos_id, sentinels)
+
+
+def _prefixed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    ends, eos_id = ends_of(tokenizer), tokenizer.eos_id
+    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(vars(ends).values())))
+    return lambda side: prefixed(cfg, side.source.spec, _shard(side, tokenizer, root), ends, eos_id)
+
+
+def ends_of(tokenizer: Tokenizer) -> Ends:
+    """Return the ids around an encoder-decoder's rows: as in T5, what is written starts after padding."""
+    special = special_ids(tokenizer, ("pad", "sep"))
+    return Ends(special["pad"], special["sep"] if tokenizer.eos_id is None else tokenizer.eos_id, special["pad"])
+
+
+def texts(cfg: Config, training: Sequence[SplitSource]) -> list[Side]:
+    """Return all the texts that a tokenizer is for."""
+    targets = [target_side(cfg, side) for side in training] if cfg.train.objective == "seq2seq" else []
+    return [*training, *targets]
+
+
 _CUTTERS: dict[str, Callable[[Config, Tokenizer, Path, Sequence[SplitSource]], Cut]] = {
     "causal_lm": _packed,
     "masked_lm": _masked,
     "classification": _labelled,
+    "seq2seq": _paired,
+    "span_corruption": _corrupted,
+    "prefix_lm": _prefixed,
 }
 
 

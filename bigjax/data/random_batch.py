@@ -7,7 +7,10 @@ import numpy as np
 from bigjax.config import Config
 from bigjax.data.labelled import LabelledText
 from bigjax.data.masking import MaskedText
+from bigjax.data.pairs import Ends, PairedText
 from bigjax.data.shards import Shard
+from bigjax.data.span_corruption import corrupted, prefixed
+from bigjax.data.special_tokens import SENTINELS
 from bigjax.data.windows import Windows
 
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "mask": 3}
@@ -43,7 +46,7 @@ def _packed(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _masked(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shard, length, rate = _shard(cfg, rng), cfg.data.seq_len, cfg.data.mask_rate
+    shard, length, rate = _shard(cfg, rng, cfg.data.seq_len - 2), cfg.data.seq_len, cfg.data.mask_rate
     ordinary = np.arange(cfg.model.vocab_size, dtype=np.int32)
     rows = MaskedText("random", Windows(shard, length - 2), length, cfg.train.seed, rate, SPECIAL, ordinary, None)
     numbers = np.arange(cfg.train.global_batch_size)
@@ -51,19 +54,45 @@ def _masked(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _labelled(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shard, classes = _shard(cfg, rng), tuple(map(str, range(cfg.model.num_classes)))
+    shard, classes = _shard(cfg, rng, cfg.data.seq_len - 2), tuple(map(str, range(cfg.model.num_classes)))
     labels = rng.integers(0, len(classes), shard.num_documents, dtype=np.int32)
     rows = LabelledText("random", shard, cfg.data.seq_len, classes, labels, SPECIAL)
     numbers = np.arange(cfg.train.global_batch_size)
     return rows.arrays(numbers, numbers)
 
 
-def _shard(cfg: Config, rng: np.random.Generator) -> Shard:
-    """One document a row, of half to all of its length."""
-    full = cfg.data.seq_len - 2
+def _paired(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    source, target = (_shard(cfg, rng, length - 1) for length in (cfg.data.seq_len, cfg.data.target_len))
+    rows = PairedText("random", source, target, cfg.data.seq_len, cfg.data.target_len, Ends(0, 1, 0), None)
+    numbers = np.arange(cfg.train.global_batch_size)
+    return rows.arrays(numbers, numbers)
+
+
+def _corrupted(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    sentinels = [cfg.model.vocab_size - 1 - number % (cfg.model.vocab_size // 2) for number in range(SENTINELS)]
+    rows = corrupted(cfg, "random", _shard(cfg, rng, cfg.data.seq_len), Ends(0, 1, 0), None, sentinels)
+    numbers = np.arange(cfg.train.global_batch_size)
+    return rows.arrays(numbers, numbers)
+
+
+def _prefixed(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shard = _shard(cfg, rng, min(cfg.data.seq_len, cfg.data.target_len))
+    numbers = np.arange(cfg.train.global_batch_size)
+    return prefixed(cfg, "random", shard, Ends(0, 1, 0), None).arrays(numbers, numbers)
+
+
+def _shard(cfg: Config, rng: np.random.Generator, full: int) -> Shard:
+    """One document a row, of half to all of the length `full`."""
     lengths = rng.integers(max(full // 2, 1), full + 1, cfg.train.global_batch_size)
     tokens = rng.integers(0, cfg.model.vocab_size, int(lengths.sum()), dtype=np.uint32)
     return Shard(Path(), tokens, np.concatenate([[0], np.cumsum(lengths)]), tokens.size, "random")
 
 
-_MAKERS = {"causal_lm": _packed, "masked_lm": _masked, "classification": _labelled}
+_MAKERS = {
+    "causal_lm": _packed,
+    "masked_lm": _masked,
+    "classification": _labelled,
+    "seq2seq": _paired,
+    "span_corruption": _corrupted,
+    "prefix_lm": _prefixed,
+}

@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from bigjax.data.cache import content_key, make_once
 from bigjax.data.errors import DataError
-from bigjax.data.sources import Document, SplitSource
+from bigjax.data.sources import Document
 from bigjax.data.tokenizers import Tokenizer
 
 FORMAT = 1
@@ -58,7 +59,19 @@ class Shard:
         return [json.loads(line) for line in (self.folder / "names.jsonl").read_text().splitlines()]
 
 
-def tokenize(side: SplitSource, tokenizer: Tokenizer, root: Path) -> Shard:
+class Side(Protocol):
+    """Documents that are tokenised together."""
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents, in order."""
+        ...
+
+    def key(self) -> list[str]:
+        """What the documents depend on, for a cache."""
+        ...
+
+
+def tokenize(side: Side, tokenizer: Tokenizer, root: Path) -> Shard:
     """Return the shard of one side of a source, from the cache below `root` if it is there."""
     folder = root / "tokens" / content_key(FORMAT, side.key(), tokenizer.digest)
     make_once(folder, lambda temporary: write_shard(temporary, side.documents(), tokenizer))

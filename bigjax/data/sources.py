@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bigjax.data import readers, shakespeare, tfds_source
+from bigjax.data import copying, readers, shakespeare, tfds_source
 from bigjax.data.errors import DataError
 
 Split = Literal["train", "eval"]
@@ -33,6 +33,7 @@ FORMS = {
     "tsv": "tsv:GLOB",
     "parquet": "parquet:GLOB",
     "tfds": "tfds:NAME[:SPLIT]",
+    "copy": "copy:SYMBOLS:LENGTH",
 }
 """How a source of each kind is written."""
 
@@ -81,6 +82,9 @@ def open_source(spec: str, text_key: str) -> Source:
     if packaged:
         digest = hashlib.sha256(f"{shakespeare.SHA256}/{spec}/{text_key}".encode()).hexdigest()
         return Source(spec, {}, digest, functools.partial(shakespeare.passages, text_key))
+    if kind == "copy":
+        made = functools.partial(copying.rows, *copying.parse(rest))  # every column holds the same
+        return Source(spec, {}, hashlib.sha256(spec.encode()).hexdigest(), made)
     if kind == "tfds":
         builder, split = tfds_source.open_split(rest, text_key)
         paths = {path.name: path for path in tfds_source.split_files(builder, split)}

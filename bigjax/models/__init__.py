@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any
 
 from bigjax.config import ModelConfig
-from bigjax.models import decoder, encoder, rnn
+from bigjax.models import decoder, encdec, encoder, rnn
 
-FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder, "rnn": rnn}
+FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder, "encdec": encdec, "rnn": rnn}
 
 
 @dataclass(frozen=True)

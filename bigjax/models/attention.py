@@ -1,4 +1,4 @@
-"""Self-attention back ends by name, each declaring what it supports.
+"""Attention back ends by name, each declaring what it supports.
 
 Legend: B batch, S query positions, T key positions, H heads, G kv heads, K head dim.
 """
@@ -18,11 +18,23 @@ from bigjax.sharding import UNSHARDED, Layout
 
 
 def reference(
-    q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout: ProbsDropout | None = None, layout: Layout = UNSHARDED
+    q_BSHK,
+    k_BTGK,
+    v_BTGK,
+    mask: Mask,
+    *,
+    softcap=None,
+    dropout: ProbsDropout | None = None,
+    bias_HST: jax.Array | None = None,
+    layout: Layout = UNSHARDED,
 ):
     """Materialise the scores; softmax in float32. Every other back end is tested against this one."""
     scores = _scores(q_BSHK, k_BTGK, softcap, layout)
-    allowed = mask.dense(q_BSHK.shape[1])[:, :, None]
+    if bias_HST is not None:
+        H, S, T = bias_HST.shape
+        grouped = layout.act("heads", "seq", "seq", "seq")
+        scores += jax.lax.reshape(bias_HST, (k_BTGK.shape[2], H // k_BTGK.shape[2], S, T), out_sharding=grouped)
+    allowed = mask.dense(q_BSHK.shape[1], num_keys=k_BTGK.shape[1])[:, :, None]
     return _combine(scores, allowed, v_BTGK, q_BSHK, dropout, layout)
 
 
@@ -54,11 +66,22 @@ def _combine(scores, allowed, v_BTGK, q_BSHK, dropout: ProbsDropout | None, layo
 
 
 def cached(
-    q_B1HK, k_B1GK, v_B1GK, k_BGKT, v_BGTK, index, allowed_BT, *, softcap=None, layout: Layout = UNSHARDED
+    q_B1HK,
+    k_B1GK,
+    v_B1GK,
+    k_BGKT,
+    v_BGTK,
+    index,
+    allowed_BT,
+    *,
+    softcap=None,
+    bias_HT: jax.Array | None = None,
+    layout: Layout = UNSHARDED,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Attend with one query a row to itself and to `allowed_BT` of what is cached; then cache it at `index`.
 
-    Returns the mixed values and the caches with the new key and value. The mesh splits G like H.
+    Returns the mixed values and the caches with the new key and value. The mesh splits G like H. `bias_HT` is added to
+    the scores, that of position `index` to the query's own.
     """
     B, _, H, K = q_B1HK.shape
     G = k_BGKT.shape[1]
@@ -70,8 +93,13 @@ def cached(
         out = jnp.einsum("BGQK,BGKT->BGQT", q_BGQK, keys, preferred_element_type=jnp.float32)
         return soft_cap(out, softcap)
 
-    own = scores(k_BGK1)
-    past = jnp.where(allowed_BT[:, None, None], scores(k_BGKT), -1e30)
+    own, past = scores(k_BGK1), scores(k_BGKT)
+    if bias_HT is not None:
+        split = layout.act("heads", "seq", "seq")
+        bias_GQT = jax.lax.reshape(bias_HT, (G, H // G, bias_HT.shape[1]), out_sharding=split)
+        past += bias_GQT
+        own += jax.lax.dynamic_slice_in_dim(bias_GQT, index, 1, axis=2)
+    past = jnp.where(allowed_BT[:, None, None], past, -1e30)
     highest = jnp.maximum(own, past.max(axis=-1, keepdims=True))
     own, past = jnp.exp(own - highest), jnp.exp(past - highest)
     total = own + past.sum(axis=-1, keepdims=True)
@@ -115,7 +143,7 @@ class Backend:
     """An attention function and what it honours; asking for more is an error, never ignored.
 
     `attend(q_BSHK, k_BTGK, v_BTGK, mask, *, softcap, dropout, layout)` returns `(B, S, H, K)`; the mesh splits its
-    kv heads like its heads.
+    kv heads like its heads. `cross`: the keys may be of another sequence; `bias`: it adds `bias_HST` to the scores.
     """
 
     attend: Callable[..., jax.Array]
@@ -124,14 +152,16 @@ class Backend:
     softcap: bool = True
     dropout: bool = True
     bidirectional: bool = True
+    cross: bool = False
+    bias: bool = False
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
 
 BACKENDS: dict[str, Backend] = {
-    "reference": Backend(reference),
+    "reference": Backend(reference, cross=True, bias=True),
     "blocked": Backend(blocked, dropout=False, bidirectional=False),
-    "xla": Backend(kernels.xla, softcap=False, dropout=False),
+    "xla": Backend(kernels.xla, softcap=False, dropout=False, cross=True),
     "cudnn": Backend(kernels.cudnn, softcap=False, dropout=False, platforms=("gpu",), dtypes=("bfloat16",)),
     "splash": Backend(kernels.splash, dropout=False, platforms=("cpu", "tpu")),
 }
@@ -146,6 +176,8 @@ def select(
     dropout: float,
     dtype: str,
     causal: bool = True,
+    cross: bool = False,
+    bias: bool = False,
 ) -> Callable[..., jax.Array]:
     """Return the attention function `name` after checking that it honours all that is asked.
 
@@ -160,6 +192,8 @@ def select(
         (softcap is not None, f"model.attn_softcap={softcap}", lambda b: b.softcap),
         (dropout > 0, f"model.dropout={dropout}", lambda b: b.dropout),
         (not causal, "attention in both directions", lambda b: b.bidirectional),
+        (cross, "attention to another sequence", lambda b: b.cross),
+        (bias, "model.positions='relative'", lambda b: b.bias),
         (True, f"model.dtype='{dtype}'", lambda b: dtype in b.dtypes),
         (platform is not None, f"the platform '{platform}'", lambda b: platform in b.platforms),
     ]
@@ -168,8 +202,9 @@ def select(
             able = ", ".join(other for other, b in BACKENDS.items() if supports(b))
             raise AttentionError(f"model.attention='{name}' does not support {field}; these do: {able}")
 
-    def attend(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, layout=UNSHARDED):
+    def attend(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, bias_HST=None, layout=UNSHARDED):
         k_BTGK, v_BTGK = match_kv_heads(k_BTGK, v_BTGK, q_BSHK.shape[2], layout)
-        return backend.attend(q_BSHK, k_BTGK, v_BTGK, mask, softcap=softcap, dropout=dropout, layout=layout)
+        added = {} if bias_HST is None else {"bias_HST": bias_HST}
+        return backend.attend(q_BSHK, k_BTGK, v_BTGK, mask, softcap=softcap, dropout=dropout, layout=layout, **added)
 
     return attend

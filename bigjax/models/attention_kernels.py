@@ -33,6 +33,8 @@ def target_platform() -> str | None:
 def xla(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, layout=UNSHARDED):
     """`jax.nn.dot_product_attention` as plain XLA operations."""
     del softcap, dropout
+    if mask.key_segments_BT is not None:
+        return _on_shards(_cross_product, q_BSHK, k_BTGK, v_BTGK, Mask(mask.key_segments_BT), layout)
     return _on_shards(partial(_dot_product, "xla", mask.window, mask.causal), q_BSHK, k_BTGK, v_BTGK, mask, layout)
 
 
@@ -137,6 +139,11 @@ def _dot_product(implementation, window: int | None, causal: bool, q, k, v, segm
         local_window_size=None if window is None or segments is not None else (window - 1, 0),
         implementation=implementation,
     )
+
+
+def _cross_product(q, k, v, key_segments):
+    seen = Mask(key_segments_BT=key_segments).dense(q.shape[1])
+    return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation="xla")
 
 
 def _on_shards(kernel: Callable[..., jax.Array], q_BSHK, k_BTGK, v_BTGK, mask: Mask, layout: Layout) -> jax.Array:

@@ -23,14 +23,18 @@ class Mask:
       causal: False lets a query see what comes after it too.
       segments_BS: document number of each position, 0 for padding; None means one document a row.
       window: number of most recent positions a query sees, itself included; None means all.
+      key_segments_BT: 0 for padding, where the keys are another sequence (cross-attention); all others are seen.
     """
 
     segments_BS: jax.Array | None = None
     window: int | None = None
     causal: bool = True
+    key_segments_BT: jax.Array | None = None
 
     def dense(self, num_queries: int, first_query: int = 0, num_keys: int | None = None) -> jax.Array:
-        """Return the mask as bools, `(1 or B, 1, S, T)`, for a block of queries."""
+        """Return the mask as bools, `(1 or B, 1, 1 or S, T)`, for a block of queries."""
+        if self.key_segments_BT is not None:
+            return (self.key_segments_BT > 0)[:, None, None]
         query_S1 = first_query + jnp.arange(num_queries)[:, None]
         key_T = jnp.arange(num_keys or num_queries)
         allowed = key_T <= query_S1 if self.causal else jnp.ones((num_queries, key_T.size), bool)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.nn.initializers import normal, ones, zeros
+from jax.nn.initializers import ones, zeros
 
 from bigjax.config import ModelConfig
 from bigjax.models import attention as attention_backends
@@ -26,15 +26,17 @@ Attend = Callable[..., tuple[jax.Array, Any]]
 def attention_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
     """Declare the attention of `num_layers` stacked blocks."""
     L, D, H, G, K = num_layers, cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+    # Scores start at a variance of 1, also where they are not scaled: then queries start smaller, as in T5's code.
+    unscaled = K**-0.5 / (cfg.attn_scale or K**-0.5)
     declared = {
-        "q": _weight(cfg, (L, D, H, K), ("embed", "heads", "head_dim")),
+        "q": _weight(cfg, (L, D, H, K), ("embed", "heads", "head_dim"), unscaled),
         "k": _weight(cfg, (L, D, G, K), ("embed", "kv_heads", "head_dim")),
         "v": _weight(cfg, (L, D, G, K), ("embed", "kv_heads", "head_dim")),
         "o": ParamSpec(
             (L, H, K, D),
             ("layers", "heads", "head_dim", "embed"),
             "matrix",
-            layers.residual_init(cfg),
+            layers.residual_init(cfg, H * K),
             ("heads", "head_dim"),
         ),
     }
@@ -55,7 +57,7 @@ def mlp_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
     L, D, F = num_layers, cfg.d_model, cfg.d_ff
     declared = {
         "up": _weight(cfg, (L, D, F), ("embed", "mlp")),
-        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "matrix", layers.residual_init(cfg), ("mlp",)),
+        "down": ParamSpec((L, F, D), ("layers", "mlp", "embed"), "matrix", layers.residual_init(cfg, F), ("mlp",)),
     }
     if cfg.activation in layers.GATED:
         declared["gate"] = _weight(cfg, (L, D, F), ("embed", "mlp"))
@@ -100,8 +102,9 @@ def gathered(layer: dict, declared: dict, cfg: ModelConfig, layout: Layout) -> d
     return layout.gather(layer, {name: declared[name] for name in layer}, cfg.dtype)
 
 
-def _weight(cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...]) -> ParamSpec:
-    return ParamSpec(shape, ("layers", *axes), "matrix", normal(cfg.init_std), ("embed",))
+def _weight(cfg: ModelConfig, shape: tuple[int, ...], axes: tuple[str, ...], scale: float = 1.0) -> ParamSpec:
+    init = layers.matrix_init(cfg, cfg.d_model, scale)
+    return ParamSpec(shape, ("layers", *axes), "matrix", init, ("embed",))
 
 
 def _scale_init(cfg: ModelConfig) -> Initializer:
@@ -142,24 +145,32 @@ def residual(x_BSD, name: str, p: dict, cfg: ModelConfig, layout: Layout, sublay
 def attention(
     h_BSD, memory_BTD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend
 ) -> tuple[jax.Array, Any]:
-    """Attend from `h_BSD` to `memory_BTD`, which is `h_BSD` itself in self-attention; with what `attend` returns."""
+    """Attend from `h_BSD` to `memory_BTD`, which is `h_BSD` itself in self-attention; with what `attend` returns.
 
-    def project(x: jax.Array, name: str, heads: str) -> jax.Array:
-        sharding = layout.act("batch", "seq", heads, "head_dim")
-        y = jnp.einsum("BSD,DHK->BSHK", x, p[name], out_sharding=sharding)
-        y = y + p[f"{name}_bias"] if f"{name}_bias" in p else y
-        y = _rms_norm(y, p[f"{name}_norm"], cfg) if f"{name}_norm" in p else y
-        return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
-
-    q = project(h_BSD, "q", "heads")
-    k, v = project(memory_BTD, "k", "kv_heads"), project(memory_BTD, "v", "kv_heads")
+    Without a memory, `attend` gets None for keys and values: it has them already.
+    """
+    q = _project(h_BSD, "q", p, cfg, layout, rope)
+    k, v = (None, None) if memory_BTD is None else keys_and_values(memory_BTD, p, cfg, layout, rope)
     if cfg.attn_scale is not None:
         q = q * (cfg.attn_scale * cfg.head_dim**0.5)  # the back ends multiply by head_dim ** -0.5
-    q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
+    q, k, v = checkpoint_name((q, k, v), "qkv")
     mixed, aux = attend(q, k, v)
     mixed = checkpoint_name(mixed, "attn_mixed")
     y = jnp.einsum("BSHK,HKD->BSD", mixed, p["o"], out_sharding=layout.act("batch", "residual_seq", "embed"))
     return checkpoint_name(y + p["o_bias"] if "o_bias" in p else y, "attn_out"), aux
+
+
+def keys_and_values(x_BTD: jax.Array, p: dict, cfg: ModelConfig, layout: Layout, rope=None):
+    """Return what is attended to in `x_BTD`: keys and values, both `(B, T, G, K)`."""
+    return _project(x_BTD, "k", p, cfg, layout, rope), _project(x_BTD, "v", p, cfg, layout, rope)
+
+
+def _project(x: jax.Array, name: str, p: dict, cfg: ModelConfig, layout: Layout, rope) -> jax.Array:
+    sharding = layout.act("batch", "seq", "heads" if name == "q" else "kv_heads", "head_dim")
+    y = jnp.einsum("BSD,DHK->BSHK", x, p[name], out_sharding=sharding)
+    y = y + p[f"{name}_bias"] if f"{name}_bias" in p else y
+    y = _rms_norm(y, p[f"{name}_norm"], cfg) if f"{name}_norm" in p else y
+    return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
 
 
 def mlp(h_BSD: jax.Array, p: dict, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -197,7 +208,9 @@ def rope(positions_BS: jax.Array | None, seq_len: int, cfg: ModelConfig) -> tupl
     return layers.rope_tables(positions, cfg.rope, cfg.head_dim)
 
 
-def attend_of(cfg: ModelConfig, *, segments: bool, dropout: float, causal: bool = True) -> Callable[..., jax.Array]:
+def attend_of(
+    cfg: ModelConfig, *, segments: bool, dropout: float, causal: bool = True, cross: bool = False
+) -> Callable[..., jax.Array]:
     """Return the attention function of a model after checking that it honours all its layers ask for.
 
     Raises:
@@ -211,11 +224,13 @@ def attend_of(cfg: ModelConfig, *, segments: bool, dropout: float, causal: bool 
         dropout=dropout,
         dtype=cfg.dtype,
         causal=causal,
+        cross=cross,
+        bias=cfg.positions == "relative",
     )
 
 
 def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    """Return the embeddings of tokens, and of learned positions, `(B, S, D)`; None counts positions along the row.
+    """Return the embeddings of tokens, and of their positions, `(B, S, D)`; None counts positions along the row.
 
     `tables` are gathered and in the compute dtype.
     """
@@ -223,6 +238,11 @@ def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelC
     x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=where)
     if cfg.scale_embeddings:  # rounded to the compute dtype, as in Gemma's released code
         x_BSD = x_BSD * jnp.asarray(cfg.d_model**0.5, x_BSD.dtype)
+    if cfg.positions == "sinusoidal":
+        positions = jnp.arange(tokens_BS.shape[1])[None] if positions_BS is None else positions_BS
+        waves = layers.sinusoids(positions, cfg.d_model).astype(x_BSD.dtype)
+        rows = "seq" if positions_BS is None else "batch"
+        return x_BSD + layout.place(waves, rows, "residual_seq", "embed")
     if cfg.positions != "learned":
         return x_BSD
     if positions_BS is None:
@@ -244,7 +264,9 @@ def route_of(key: jax.Array | None, index: Any, rows_B: jax.Array | None, segmen
     return partial(moe.apply, key=own, rows_B=rows_B, segments_BS=segments_BS)
 
 
-def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend, outputs, route: Callable):
+def transformer_block(
+    x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, attend: Attend, outputs, route: Callable | None = None
+):
     """Take one block of `transformer_specs`; also return what `attend` keeps and what the block says of itself.
 
     `p` is as `gathered` returns it; `outputs` is the dropout of each half's output; `route` is that of `route_of`, for
@@ -256,6 +278,7 @@ def transformer_block(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, rope, at
 
     def feed_forward(h):
         if "moe" in p:
+            assert route
             return route(h, p["moe"], cfg, layout)
         return mlp(h, p["mlp"], cfg, layout), {}
 

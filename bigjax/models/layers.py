@@ -22,8 +22,15 @@ row, of a number or of an array of numbers.
 `loss` is added to what training minimises, other names are metrics."""
 
 
-def residual_init(cfg: ModelConfig) -> Initializer:
-    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3)."""
+def matrix_init(cfg: ModelConfig, fan_in: int, scale: float = 1.0) -> Initializer:
+    """Start a matrix, or the rows of a table, as `cfg.init` says; `scale` is for `fan_in` only."""
+    return normal(scale * fan_in**-0.5 if cfg.init == "fan_in" else cfg.init_std)
+
+
+def residual_init(cfg: ModelConfig, fan_in: int) -> Initializer:
+    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3), but for T5."""
+    if cfg.init == "fan_in":
+        return matrix_init(cfg, fan_in)
     return normal(cfg.init_std / (2 * cfg.num_layers) ** 0.5)
 
 
@@ -134,6 +141,17 @@ def apply_rope(x_BSHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x_BSHK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BSHK.dtype)
+
+
+def sinusoids(positions: jax.Array, width: int) -> jax.Array:
+    """Return `(..., S, D)` in float32 for integer positions `(..., S)` (Vaswani et al. 2017, section 3.5).
+
+    Features 2i and 2i + 1 are the sine and cosine of position / 10000^(2i / D).
+    """
+    frequency = 10_000.0 ** (-np.arange(0, width, 2) / width)
+    angle = positions.astype(jnp.float32)[..., None] * frequency.astype(np.float32)
+    waves = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return waves.reshape(*positions.shape, width)
 
 
 def keep_mask(rate: float, key: jax.Array, rows_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -25,7 +25,9 @@ def specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
         (L, D, E), ("layers", "embed", "gates"), "matrix", normal(cfg.init_std), ("embed",), float32=True
     )
     up = ParamSpec((L, E, D, F), ("layers", "experts", "embed", "mlp"), "matrix", normal(cfg.init_std), ("embed",))
-    down = ParamSpec((L, E, F, D), ("layers", "experts", "mlp", "embed"), "matrix", layers.residual_init(cfg), ("mlp",))
+    down = ParamSpec(
+        (L, E, F, D), ("layers", "experts", "mlp", "embed"), "matrix", layers.residual_init(cfg, F), ("mlp",)
+    )
     declared = {"router": router, "up": up, "down": down}
     return {**declared, "gate": up} if cfg.activation in layers.GATED else declared
 

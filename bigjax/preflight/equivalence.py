@@ -202,7 +202,10 @@ def _module_order(specs: Any, path: str = "") -> Iterator[str]:
 
 
 def _repeats(batch: Mapping[str, np.ndarray]) -> int:
-    counted = [np.bincount(batch[name].ravel()).max() for name in ("tokens", "positions") if name in batch]
+    # An encoder-decoder looks up what it writes in the same table.
+    looked_up = [np.concatenate([batch["tokens"], batch["inputs"]], axis=1) if "inputs" in batch else batch["tokens"]]
+    looked_up += [batch["positions"]] if "positions" in batch else []
+    counted = [np.bincount(ids.ravel()).max() for ids in looked_up]
     return int(max(*counted, batch["tokens"].shape[0]))
 
 

@@ -77,8 +77,9 @@ def bounds(cfg: Config, num_parameters: int, num_devices: int, repeats: int) -> 
     if u != u32:
         # Products add up in float32 on each device and are then stored. Sums over devices add stored numbers: two a
         # layer (after attention and mlp), forward and backward, and one of the gradients; so does a table's gradient.
-        crossing = (4 * cfg.model.num_layers + 1) * num_devices
-        stored = 2 * (STORED_PER_LAYER * cfg.model.num_layers + 4) + crossing + repeats
+        layers = cfg.model.num_layers + 2 * cfg.model.num_decoder_layers
+        crossing = (4 * layers + 1) * num_devices
+        stored = 2 * (STORED_PER_LAYER * layers + 4) + crossing + repeats
         relative += gamma(stored, u)
     iterated = cfg.optim.name == "muon"
     # Three products of matrices in each of Muon's five iterations, none longer than the widest dimension.
@@ -97,6 +98,7 @@ def summed_terms(cfg: Config) -> int:
     """Return the number of terms of all sums on the longest path from a parameter to the loss and back."""
     model = cfg.model
     D, F, K, V, S = model.d_model, model.d_ff, model.head_dim, model.vocab_size, cfg.data.seq_len
+    S = max(S, cfg.data.target_len)
     HK = model.num_heads * K
     # Two norms, query, scores, softmax, mixing, output, up, down.
     forward = 2 * D + D + K + S + S + HK + D + F
@@ -104,4 +106,9 @@ def summed_terms(cfg: Config) -> int:
     backward = D + F + 2 * D + D + K + S + S + 3 * HK
     # Final norm, logits, softmax over the vocabulary and back.
     head = D + D + V + V + D
-    return model.num_layers * (forward + backward) + head + cfg.train.global_batch_size * S
+    # A layer that writes attends twice: it counts as two.
+    return (
+        (model.num_layers + 2 * model.num_decoder_layers) * (forward + backward)
+        + head
+        + cfg.train.global_batch_size * S
+    )

@@ -28,14 +28,15 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
 
     - Kept as they are: every option (family, positions, norm, activation, biases, kernel, remat, dtype, dropout,
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
-    - At most 2 layers, or one period of windows and sparse layers. At most 2 kv heads, or 3 if their number is odd, so
-      that what `tensor` did not divide it still does not; heads in the same ratio to kv heads, at most 4 (3 if the
-      ratio is odd).
+    - At most 2 layers (and 2 that write), or one period of windows and sparse layers. At most 2 kv heads, or 3 if their
+      number is odd, so that what `tensor` did not divide it still does not; heads in the same ratio to kv heads, at
+      most 4 (3 if the ratio is odd).
     - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to a
       half. At most 4 groups a row.
     - A recurrent model is at most 64 wide. For others:
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
+    - Rows that are written as long as those that are read, or of 24 if they were not.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
       blocks, divisible by 8 and by the loss chunks (at most 4). Windows and the length that rotary positions are
       stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.
@@ -67,7 +68,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
     return dataclasses.replace(
         cfg,
         model=model,
-        data=dataclasses.replace(cfg.data, seq_len=seq_len),
+        data=dataclasses.replace(cfg.data, seq_len=seq_len, target_len=_target_len(cfg, chunks)),
         train=train,
         optim=optim,
         mesh=MeshConfig(allow_replicated=cfg.mesh.allow_replicated),
@@ -81,6 +82,14 @@ def _sequence(cfg: Config) -> tuple[int, int]:
     target = min(cfg.data.seq_len, SEQ_LENS.get(cfg.model.attention, 128))
     step = lcm(128 if target == 128 else DEVICES, chunks)
     return step * ceil(target / step), chunks
+
+
+def _target_len(cfg: Config, chunks: int) -> int:
+    """Return the length of a row that is written, which is not that of one that is read where it was not."""
+    if not cfg.data.target_len:
+        return 0
+    step = lcm(DEVICES, chunks)
+    return step * ceil(min(cfg.data.target_len, 32 if cfg.data.target_len == cfg.data.seq_len else 24) / step)
 
 
 def _model(cfg: Config, seq_len: int) -> ModelConfig:
@@ -108,6 +117,7 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
         model,
         vocab_size=_small(model.vocab_size, 64),
         num_layers=min(model.num_layers, model.period * ceil(2 / model.period)),
+        num_decoder_layers=min(model.num_decoder_layers, 2),
         d_model=d_model,
         num_heads=heads,
         num_kv_heads=kv_heads,

@@ -7,23 +7,38 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.config import ModelConfig
-from bigjax.params import count
+from bigjax.params import count, names
 from bigjax.preflight import chips
 
 
-def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int) -> float:
+def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int = 0) -> float:
     """Return the FLOPs of one token's forward and backward pass.
 
     Convention (Chowdhery et al. 2022, appendix B): 6 for every parameter that a matrix product uses, the output matrix
     included and look-ups left out, plus `12 * heads * head_dim` for every key of every layer; causality is not
     deducted, a sliding window is. Recomputation is not counted. Of the experts those count that the router chooses for
-    a token.
+    a token. For an encoder-decoder the tokens are those it reads, and each comes with its share of the `target_len`
+    tokens that are written for `seq_len` read.
     """
+    if cfg.family == "encdec":
+        return _flops_per_row(cfg, specs, seq_len, target_len) / seq_len
     matmul_params = count(specs, ("embedding", "norm", "bias"), experts=cfg.moe.experts_per_token)
     if cfg.tie_embeddings:
         matmul_params += cfg.vocab_size * cfg.d_model
     keys = sum(min(seq_len, window or seq_len) for window in cfg.windows)
     return 6.0 * matmul_params + 12.0 * cfg.num_heads * cfg.head_dim * keys
+
+
+def _flops_per_row(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int) -> float:
+    """Return the FLOPs of reading one row, keys and values of cross-attention included, and writing another."""
+    by_name = names(specs)
+    matrices = {name: spec.size for name, spec in by_name.items() if spec.kind in ("matrix", "head")}
+    memory = ("decoder/blocks/cross/k", "decoder/blocks/cross/v")
+    reading = sum(size for name, size in matrices.items() if name.startswith("encoder/") or name in memory)
+    writing = sum(matrices.values()) - reading + (cfg.vocab_size * cfg.d_model if cfg.tie_embeddings else 0)
+    queries_and_keys = cfg.num_layers * seq_len**2 + cfg.num_decoder_layers * target_len * (target_len + seq_len)
+    products = reading * seq_len + writing * target_len
+    return 6.0 * products + 12.0 * cfg.num_heads * cfg.head_dim * queries_and_keys
 
 
 def peak_flops(devices: list[Any]) -> float | None:

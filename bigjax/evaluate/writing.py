@@ -1,0 +1,90 @@
+"""What a run writes for the texts of a source: an encoder-decoder's answers, to be read or scored."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bigjax.config import Config
+from bigjax.data import Tokenizer
+from bigjax.data.cutting import ends_of
+from bigjax.data.pairs import Ends, target_side
+from bigjax.data.sources import SplitSource
+from bigjax.errors import UserError
+from bigjax.evaluate.beam_search import beam_search
+from bigjax.evaluate.generation import generate
+from bigjax.evaluate.text_scores import SCORES
+from bigjax.models import Model
+from bigjax.sharding import Layout
+
+
+def prompt_of(cfg: Config, tokenizer: Tokenizer, text: str) -> tuple[list[int], Ends | None]:
+    """Return the ids that a model is given for a text, and what is around an encoder-decoder's rows.
+
+    A decoder continues the text; an encoder-decoder reads it as in training, cut off at `data.seq_len`, with its end.
+    """
+    ids = tokenizer.encode(text).tolist()
+    if cfg.model.family != "encdec":
+        return ids, None
+    ends = ends_of(tokenizer)
+    return [*ids[: cfg.data.seq_len - 1], ends.end], ends
+
+
+def check_scores(cfg: Config, names: Sequence[str]) -> None:
+    """Raise UserError unless the run has texts to compare with, and all the scores are known."""
+    unknown = [name for name in names if name not in SCORES]
+    if unknown:
+        raise UserError(f"--tasks: {unknown[0]!r} is none of {', '.join(SCORES)}")
+    if cfg.train.objective != "seq2seq":
+        raise UserError(
+            f"--tasks={','.join(names)} compares what a run with train.objective='seq2seq' writes, not "
+            f"{cfg.train.objective!r}"
+        )
+
+
+def answer(
+    cfg: Config,
+    model: Model,
+    weights: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    beams: int = 1,
+    length_penalty: float = 0.0,
+    layout: Layout,
+) -> list[str]:
+    """Return the likeliest answers to texts, at most `data.target_len` tokens long, found with `beams` hypotheses.
+
+    `train.global_batch_size` of them are written at a time.
+    """
+    prompts = [prompt_of(cfg, tokenizer, text) for text in texts]
+    answers, size = [], cfg.train.global_batch_size
+    for first in range(0, len(prompts), size):
+        batch = prompts[first : first + size]
+        ends = batch[0][1]
+        assert ends is not None
+        how: dict[str, Any] = {"max_new_tokens": cfg.data.target_len, "start_id": ends.start, "eos_id": ends.end}
+        ids = [prompt for prompt, _ in batch]
+        if beams == 1:
+            written = generate(model, weights, ids, temperature=0.0, layout=layout, **how)
+        else:
+            how |= {"beams": beams, "length_penalty": length_penalty}
+            written = beam_search(model, weights, ids, layout=layout, **how)
+        answers += map(tokenizer.decode, written)
+    return answers
+
+
+def pairs(cfg: Config, sides: Sequence[SplitSource]) -> Iterator[tuple[str, str]]:
+    """Yield every text of the sides and what should be written for it."""
+    for side in sides:
+        for (_, text), (_, target) in zip(side.documents(), target_side(cfg, side).documents(), strict=True):
+            yield text, target
+
+
+def score(written: Sequence[str], references: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """Return the named `SCORES`, and `texts`, how many were scored."""
+    return {name: SCORES[name](written, references) for name in names} | {"texts": len(written)}
+
+
+def peek(written: Sequence[str], texts: Sequence[str], references: Sequence[str], count: int = 3) -> str:
+    """Return the first few texts with what was and what should have been written."""
+    rows = zip(texts[:count], written, references, strict=False)
+    return "\n".join(f"{text!r}\n  wrote {said!r}\n  wanted {wanted!r}" for text, said, wanted in rows)

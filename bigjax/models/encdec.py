@@ -1,0 +1,259 @@
+"""An encoder-decoder that covers the Transformer (Vaswani et al. 2017) and T5 (Raffel et al. 2020) by configuration.
+
+Legend: B batch, S sequence that is read, T sequence that is written, D model, H heads, G kv heads, K head dim, V vocab.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import normal
+
+from bigjax.config import ModelConfig
+from bigjax.models import attention, blocks, layers, relative_positions, stacks
+from bigjax.models.attention import Mask
+from bigjax.models.decoder import head_pieces, logits, next_logits, unembedding
+from bigjax.params import ParamSpec
+from bigjax.sharding import UNSHARDED, Layout
+
+__all__ = ["apply", "decode", "encode", "head_pieces", "logits", "next_logits", "prefill", "specs", "unembedding"]
+
+Params = Any
+
+
+def specs(cfg: ModelConfig) -> dict:
+    """Declare every parameter; both sides share the token table (Vaswani et al. 2017, section 3.4)."""
+    D, V = cfg.d_model, cfg.vocab_size
+    cross = {**blocks.residual_norm_specs(cfg, "cross", cfg.num_decoder_layers)}
+    cross["cross"] = blocks.attention_specs(cfg, cfg.num_decoder_layers)
+    own = blocks.transformer_specs(cfg, cfg.num_decoder_layers)
+    of_mlp = {name: own.pop(name) for name in list(own) if name.startswith("mlp")}
+    declared = {
+        "embed": {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", normal(cfg.init_std))},
+        "encoder": _stack_specs(cfg, blocks.transformer_specs(cfg, cfg.num_layers)),
+        "decoder": _stack_specs(cfg, {**own, **cross, **of_mlp}),
+    }
+    if not cfg.tie_embeddings:
+        init = layers.matrix_init(cfg, D)
+        declared["head"] = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "head", init)}
+    return declared
+
+
+def _stack_specs(cfg: ModelConfig, declared_blocks: dict) -> dict:
+    declared: dict[str, Any] = {"relative": relative_positions.specs(cfg)} if cfg.positions == "relative" else {}
+    declared["blocks"] = declared_blocks
+    if cfg.norm_placement != "post":
+        declared["final_norm"] = blocks.norm_specs(cfg)
+    return declared
+
+
+def apply(
+    params: Params,
+    tokens_BS: jax.Array,
+    cfg: ModelConfig,
+    *,
+    inputs_BT: jax.Array,
+    layout: Layout = UNSHARDED,
+    segments_BS: jax.Array | None = None,
+    key: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
+) -> tuple[jax.Array, layers.Aux]:
+    """Return the decoder's hidden states `(B, T, D)` in the compute dtype, as `logits` needs them; and nothing else.
+
+    Args:
+      params: as declared by `specs`; either `blocks` may also be a list of one tree per layer.
+      tokens_BS: what is read. inputs_BT: what is written, each token before the one to predict.
+      segments_BS: 0 where what is read is padding. What is written is padded at the end, where nothing looks.
+      key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
+    """
+    rate = cfg.dropout if key is not None else 0.0
+    memory_BSD = encode(params, tokens_BS, cfg, layout=layout, segments_BS=segments_BS, key=key, rows_B=rows_B)
+    if key is not None:
+        key = jax.random.fold_in(key, cfg.num_layers + 1)  # the encoder uses the numbers below
+    x_BTD = _embed(params, inputs_BT, None, cfg, layout)
+    embed_key = None if key is None else jax.random.fold_in(key, 2 * cfg.num_decoder_layers)
+    x_BTD = layers.dropout(x_BTD, rate, embed_key, rows_B)
+    own_attend = blocks.attend_of(cfg, segments=False, dropout=rate)
+    cross_attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=False, cross=True)
+    bias = _bias(params["decoder"], inputs_BT.shape[1], cfg, layout, causal=True)
+    declared = specs(cfg)["decoder"]["blocks"]
+
+    def block(nth, x, layer, index):
+        del nth
+        first, second = (blocks.drops(rate, key, 2 * index + half, rows_B) for half in (0, 1))
+
+        def self_attend(q, k, v):
+            return own_attend(q, k, v, Mask(), dropout=first.probs, bias_HST=bias, **common), None
+
+        def attend_to_memory(q, k, v):
+            mask = Mask(causal=False, key_segments_BT=segments_BS)
+            return cross_attend(q, k, v, mask, dropout=second.probs, **common), None
+
+        p = layout.gather(layer, declared, cfg.dtype)
+        outputs = [*first.outputs, second.outputs[0]]
+        x, _ = _decoder_block(x, memory_BSD, p, cfg, layout, self_attend, attend_to_memory, outputs)
+        return x, {}
+
+    common = {"softcap": cfg.attn_softcap, "layout": layout}
+    x_BTD, said = stacks.through(block, x_BTD, params["decoder"]["blocks"], cfg)
+    return _final(params["decoder"], x_BTD, cfg), said
+
+
+def encode(
+    params: Params,
+    tokens_BS: jax.Array,
+    cfg: ModelConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    positions_BS: jax.Array | None = None,
+    segments_BS: jax.Array | None = None,
+    key: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
+) -> jax.Array:
+    """Return what the decoder attends to, `(B, S, D)`: the encoder's hidden states after its last norm.
+
+    Distances between tokens are those along the row; `positions_BS` count for absolute positions only.
+    """
+    rate = cfg.dropout if key is not None else 0.0
+    attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=False)
+    embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
+    x_BSD = layers.dropout(_embed(params, tokens_BS, positions_BS, cfg, layout), rate, embed_key, rows_B)
+    bias = _bias(params["encoder"], tokens_BS.shape[1], cfg, layout, causal=False)
+    declared, mask = specs(cfg)["encoder"]["blocks"], Mask(segments_BS, causal=False)
+
+    def block(nth, x, layer, index):
+        del nth
+        drops = blocks.drops(rate, key, index, rows_B)
+
+        def self_attend(q, k, v):
+            how = {"softcap": cfg.attn_softcap, "dropout": drops.probs, "bias_HST": bias, "layout": layout}
+            return attend(q, k, v, mask, **how), None
+
+        p = layout.gather(layer, declared, cfg.dtype)
+        x, _ = blocks.transformer_block(x, p, cfg, layout, None, self_attend, drops.outputs)
+        return x, {}
+
+    x_BSD, _ = stacks.through(block, x_BSD, params["encoder"]["blocks"], cfg)
+    return layout.place(blocks.final_norm(params["encoder"], x_BSD, cfg), "batch", "seq", "embed")
+
+
+def _decoder_block(x_BTD, memory, p: dict, cfg: ModelConfig, layout: Layout, self_attend, cross_attend, outputs):
+    """Take one block of self-attention, attention to `memory` and an MLP; also return what `self_attend` keeps."""
+
+    def self_attention(h):
+        return blocks.attention(h, h, p["attn"], cfg, layout, None, self_attend)
+
+    def cross_attention(h):
+        return blocks.attention(h, memory, p["cross"], cfg, layout, None, cross_attend)
+
+    def feed_forward(h):
+        return blocks.mlp(h, p["mlp"], cfg, layout), None
+
+    x_BTD, kept = blocks.residual(x_BTD, "attn", p, cfg, layout, self_attention, outputs[0])
+    x_BTD, _ = blocks.residual(x_BTD, "cross", p, cfg, layout, cross_attention, outputs[1])
+    x_BTD, _ = blocks.residual(x_BTD, "mlp", p, cfg, layout, feed_forward, outputs[2])
+    return x_BTD, kept
+
+
+def _embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    return blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
+
+
+def _bias(stack: Params, length: int, cfg: ModelConfig, layout: Layout, *, causal: bool) -> jax.Array | None:
+    if cfg.positions != "relative":
+        return None
+    table_NH = layout.gather(stack["relative"], relative_positions.specs(cfg), cfg.dtype)
+    return relative_positions.bias(table_NH, length, length, cfg, layout, causal=causal)
+
+
+def _final(stack: Params, x_BTD: jax.Array, cfg: ModelConfig) -> jax.Array:
+    x_BTD = blocks.final_norm(stack, x_BTD, cfg)
+    return x_BTD * jnp.asarray(cfg.d_model**-0.5, x_BTD.dtype) if cfg.scale_logits else x_BTD
+
+
+class Cache(NamedTuple):
+    """What one token is written from, one array a layer, in the compute dtype.
+
+    Attributes:
+      k: `(B, G, K, N)` and v: `(B, G, N, K)`, of what is written so far, filled up to `length`.
+      memory_k, memory_v: `(B, S, G, K)`, of what was read; segments_BS: 0 where that is padding.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
+    memory_k: tuple[jax.Array, ...]
+    memory_v: tuple[jax.Array, ...]
+    segments_BS: jax.Array
+    length: jax.Array
+
+
+def prefill(
+    params: Params,
+    tokens_BS: jax.Array,
+    starts_B: jax.Array,
+    max_len: int,
+    cfg: ModelConfig,
+    layout: Layout = UNSHARDED,
+    *,
+    start_id: Any,
+) -> tuple[jax.Array, Cache]:
+    """Read rows padded on the left and write `start_id`; return hidden states `(B, 1, D)` and the cache.
+
+    The cache has room for `max_len` written tokens. Row b starts at position `starts_B[b]`; either `blocks` must be a
+    list of one tree per layer.
+    """
+    B, S = tokens_BS.shape
+    positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
+    segments_BS = (jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32)
+    memory = encode(params, tokens_BS, cfg, layout=layout, positions_BS=positions_BS, segments_BS=segments_BS)
+    declared, memory_k, memory_v = specs(cfg)["decoder"]["blocks"]["cross"], [], []
+    for layer in params["decoder"]["blocks"]:
+        p = layout.gather(layer["cross"], declared, cfg.dtype)
+        k, v = attention.match_kv_heads(*blocks.keys_and_values(memory, p, cfg, layout), cfg.num_heads, layout)
+        memory_k.append(k)
+        memory_v.append(v)
+    G, K = memory_k[0].shape[2:]
+    empty = jnp.zeros((B, G, K, max_len), memory.dtype)
+    own_k = layout.place(empty, "batch", "heads", "head_dim", "seq")
+    own_v = layout.place(jnp.swapaxes(empty, 2, 3), "batch", "heads", "seq", "head_dim")
+    count = len(memory_k)
+    length = jnp.zeros((), jnp.int32)
+    cache = Cache((own_k,) * count, (own_v,) * count, tuple(memory_k), tuple(memory_v), segments_BS, length)
+    first_B1 = layout.place(jnp.full((B, 1), start_id, jnp.int32), "batch", "seq")
+    return decode(params, first_B1, cache, cfg, layout)
+
+
+def decode(
+    params: Params, tokens_B1: jax.Array, cache: Cache, cfg: ModelConfig, layout: Layout = UNSHARDED
+) -> tuple[jax.Array, Cache]:
+    """Write the next token of each row; return hidden states `(B, 1, D)` and the longer cache."""
+    index, room, stack = cache.length, cache.v[0].shape[2], params["decoder"]
+    past_BN = jnp.broadcast_to(jnp.arange(room) < index, (tokens_B1.shape[0], room))
+    bias = None
+    if cfg.positions == "relative":
+        table_NH = layout.gather(stack["relative"], relative_positions.specs(cfg), cfg.dtype)
+        bias = relative_positions.bias_at(table_NH, index, room, cfg, layout)
+    mask = Mask(causal=False, key_segments_BT=cache.segments_BS)
+
+    def self_attend(layer: int, q, k, v):
+        k, v = attention.match_kv_heads(k, v, cfg.num_heads, layout)
+        caches = cache.k[layer], cache.v[layer]
+        how: dict[str, Any] = {"softcap": cfg.attn_softcap, "bias_HT": bias, "layout": layout}
+        return attention.cached(q, k, v, *caches, index, past_BN, **how)
+
+    def attend_to_memory(layer: int, q, k, v):
+        del k, v
+        k, v = cache.memory_k[layer], cache.memory_v[layer]
+        return attention.reference(q, k, v, mask, softcap=cfg.attn_softcap, layout=layout), None
+
+    x_B1D = _embed(params, tokens_B1, jnp.broadcast_to(index, tokens_B1.shape), cfg, layout)
+    declared, kept = specs(cfg)["decoder"]["blocks"], []
+    for number, layer in enumerate(stack["blocks"]):
+        p = layout.gather(layer, declared, cfg.dtype)
+        attends = partial(self_attend, number), partial(attend_to_memory, number)
+        x_B1D, kv = _decoder_block(x_B1D, None, p, cfg, layout, *attends, [lambda y: y] * 3)
+        kept.append(kv)
+    k, v = zip(*kept, strict=True)
+    return _final(stack, x_B1D, cfg), cache._replace(k=k, v=v, length=index + 1)
