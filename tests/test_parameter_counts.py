@@ -174,7 +174,7 @@ def test_t5(name):
 
 @pytest.mark.parametrize(("name", "total"), [("base", 63_082_496), ("big", 214_245_376)])
 def test_transformer(name, total):
-    """Vaswani et al. 2017, table 3: 65 and 213 million. By hand: attention 4 D^2 + 4 D, MLP 2 D F + F + D, norms 2 D."""
+    """By hand: attention 4 D^2 + 4 D, MLP 2 D F + F + D, norms 2 D; Vaswani et al. 2017, table 3: 65 and 213 M."""
     cfg = strict.from_dict(Config, transformer.get_config(name)).model
     D, F = cfg.d_model, cfg.d_ff
     attention, mlp, norm = 4 * D * D + 4 * D, 2 * D * F + F + D, 2 * D

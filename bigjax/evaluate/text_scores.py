@@ -1,7 +1,7 @@
 """Scores of written texts against what should have been written."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Texts = Sequence[str]
 
@@ -36,7 +36,7 @@ def _f1(written: list[str], reference: list[str]) -> float:
     return 2 * sum((Counter(written) & Counter(reference)).values()) / (len(written) + len(reference))
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float]) -> float:
     listed = list(values)
     return sum(listed) / len(listed)
 
