@@ -69,7 +69,7 @@ def initialize(flag_values: flags.FlagValues) -> None:
 
     # JAX's own watchdog ends a process without a word; ours comes first and knows the names.
     limit = max(1, int(flag_values.peer_timeout_s))
-    limits: dict[str, Any] = {"heartbeat_timeout_seconds": 2 * limit, "shutdown_timeout_seconds": limit}
+    limits: dict[str, Any] = {"heartbeat_timeout_seconds": max(100, 2 * limit), "shutdown_timeout_seconds": limit}
     if flag_values.distributed:
         try:
             jax.distributed.initialize(**limits)

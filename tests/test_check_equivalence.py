@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from bigjax import config, losses, objectives, sharding, step, strict
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, TrainConfig
-from bigjax.models import attention, decoder, moe_routing
+from bigjax.models import attention, blocks, decoder, moe_routing
 from bigjax.preflight import equivalence, error_bounds
 from bigjax.preflight.equivalence import Check, Reference, Report
 from bigjax.sharding import Layout
@@ -151,14 +151,14 @@ def test_a_batch_of_which_every_shard_sees_the_first_rows(monkeypatch):
 
 
 def test_dropout_keys_equal_on_all_shards(monkeypatch):
-    sound = step._like_batch
+    sound = step.row_numbers
 
-    def broken(x, tokens_BS):
-        spec = jax.typeof(tokens_BS).sharding.spec
+    def broken(tokens_BS):
+        spec, rows_B = jax.typeof(tokens_BS).sharding.spec, sound(tokens_BS)
         ways = np.prod([jax.sharding.get_abstract_mesh().shape[a] for a in np.atleast_1d(spec[0] or [])], dtype=int)
-        return sound(x % (len(x) // ways), tokens_BS)
+        return rows_B % (len(rows_B) // ways)
 
-    monkeypatch.setattr(step, "_like_batch", broken)
+    monkeypatch.setattr(step, "row_numbers", broken)
     assert first(on(FEW[2], dropout=0.25)) == "mean loss"
 
 
@@ -254,14 +254,14 @@ def test_a_drop_that_depends_on_how_many_devices_share_the_experts(monkeypatch):
 
 
 def test_a_step_that_cannot_be_traced_is_named(monkeypatch):
-    sound = decoder.final_norm
+    sound = blocks.final_norm
 
     def broken(params, x, cfg):
         if jax.typeof(x).sharding.spec[1] is not None:
             raise TypeError("contracting a split axis is ambiguous\nmore")
         return sound(params, x, cfg)
 
-    monkeypatch.setattr(decoder, "final_norm", broken)
+    monkeypatch.setattr(blocks, "final_norm", broken)
     found = on(SEQUENCE)
     assert (found.status, found.reason) == ("fails", "fails to trace: TypeError: contracting a split axis is ambiguous")
     assert Report("tiny", (found,), (tiny(),)).exit_code == 4

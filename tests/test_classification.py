@@ -127,7 +127,12 @@ def test_from_masked_tokens_to_classes(tmp_path, tmp_path_factory):
     assert measured["accuracy"] == commands.read(after / "result.json")["eval_accuracy"] == 1.0
     assert "precision" in evaluated.stderr
     other = run(
-        "experiments.train", *labelled, "--config.data.tokenizer=bpe:280", "--config.model.vocab_size=300", code=2
+        "experiments.train",
+        *labelled,
+        "--config.data.tokenizer=bpe:280",
+        "--config.model.vocab_size=300",
+        f"--workdir={tmp_path}/other",
+        code=2,
     )
     assert "was trained with another tokenizer" in other.stderr
 

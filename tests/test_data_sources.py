@@ -68,7 +68,7 @@ BAD = {
     "jsonl no key": (
         "jsonl:x.jsonl",
         lambda d: (d / "x.jsonl").write_text('{"text": "a"}\n\n{"body": "b"}\n'),
-        r"x\.jsonl, line 3: no key data\.text_key='text', only 'body'",
+        r"x\.jsonl, line 3: no key 'text', only 'body'",
     ),
     "jsonl not JSON": ("jsonl:x.jsonl", lambda d: (d / "x.jsonl").write_text("{oops\n"), r"x\.jsonl, line 1: not JSON"),
     "jsonl no object": ("jsonl:x.jsonl", lambda d: (d / "x.jsonl").write_text("[1]\n"), r"line 1: .* not list"),
@@ -80,7 +80,7 @@ BAD = {
     "parquet no column": (
         "parquet:x.parquet",
         lambda d: bad_parquet(d / "x.parquet", body=["a"]),
-        r"x\.parquet: no column data\.text_key='text', only 'body'",
+        r"x\.parquet: no column 'text', only 'body'",
     ),
     "parquet no string": ("parquet:x.parquet", lambda d: bad_parquet(d / "x.parquet", text=[1]), r"holds int64"),
     "parquet null": ("parquet:x.parquet", lambda d: bad_parquet(d / "x.parquet", text=["a", None]), r"row 1: .* null"),

@@ -94,7 +94,7 @@ DAMAGES = {
     ),
     "architecture": (
         edit_config(model_type="mamba"),
-        r"the architecture 'mamba' is not covered; covered are gpt2, llama, mistral, qwen2, qwen3, gemma2$",
+        r"the architecture 'mamba' is not covered; covered are gpt2, llama, mistral, qwen2, qwen3, mixtral, gemma2$",
     ),
     "another head": (
         edit_config(architectures=["LlamaForSequenceClassification"]),

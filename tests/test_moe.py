@@ -309,7 +309,7 @@ def test_an_encoder_has_no_experts_yet():
 
 def test_the_analytic_plan_refuses_experts_by_name():
     cfg = Config(model=ModelConfig(moe=MoeConfig(num_experts=4)))
-    with pytest.raises(analytic.NotCovered, match=r"model\.moe\.num_experts=4: the analytic model does not know"):
+    with pytest.raises(analytic.NotCovered, match=r"model\.moe\.num_experts=4: the analytic model has no figures"):
         analytic.estimate(cfg, {"data": 1})
 
 

@@ -65,7 +65,7 @@ MISTAKES = {
         ["--config.mesh.tensor=8"],
         "blocks/attn/.*: axis (kv_)?heads of size 2 is not divisible by mesh.tensor=8; change the mesh or the size.*",
     ),
-    "init_from": (["--config.init_from=/nowhere"], "there is no complete checkpoint in /nowhere/checkpoints"),
+    "init_from": (["--config.init_from=/nowhere"], "/nowhere is not the folder of a run: it has no config.json"),
     "source": (["--config.data.sources=text:/nowhere/*.txt"], ".*/nowhere/.*"),
     "vocabulary": (
         ["--config.model.vocab_size=255"],

@@ -134,7 +134,7 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
     if cfg.train.loss_chunks == 1 and cfg.data.seq_len % LOSS_CHUNKS == 0:
         always["train.loss_chunks"] = LOSS_CHUNKS
     for mesh in meshes(cfg, topology):
-        ways = prod(mesh[f"mesh.{axis}"] for axis in BATCH_AXES)
+        ways = prod(mesh.get(f"mesh.{axis}", 1) for axis in BATCH_AXES)
         if rows % ways:
             continue
         for remat in REMATS:
