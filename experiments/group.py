@@ -76,9 +76,9 @@ class Group:
 
     def _run_once(self) -> int:
         self._members = [self._start(i, command) for i, command in enumerate(self._commands)]
-        peers = Peers(len(self._members))
+        peers, lost = Peers(len(self._members)), {}
         try:
-            status = self._watch(peers)
+            status, lost = self._watch(peers)
         finally:
             for member in self._members:
                 member.process.kill()
@@ -86,7 +86,7 @@ class Group:
                 os.close(member.pipe)
                 if member.relay:
                     member.relay.join()
-            peers.close()
+            peers.close(lost)
         return status
 
     def _start(self, index: int, command: Sequence[str]) -> Member:
@@ -123,8 +123,8 @@ class Group:
             if member.process.poll() is None:
                 member.process.send_signal(number)
 
-    def _watch(self, peers: Peers) -> int:
-        """Return the exit status of the group once all members have ended, or one process of the run is lost."""
+    def _watch(self, peers: Peers) -> tuple[int, dict[int, str]]:
+        """Return the exit status once all members have ended or a process of the run is lost, and who is."""
         failed_at: float | None = None
         while True:
             statuses = [member.process.poll() for member in self._members]
@@ -133,15 +133,15 @@ class Group:
             peers.look()
             ended = [status for status in statuses if status is not None]
             if len(ended) == len(statuses) and all(status in ORDERLY for status in ended):
-                return max(ended)
+                return max(ended), {}
             lost = who_is_lost(peers.seen, self._timeout_s, monotonic())
             if lost:
                 self._report(peers.seen, lost)
-                return heartbeat.LOST
+                return heartbeat.LOST, lost
             if any(ended):  # one that gave up: the others may wait for it in vain
                 failed_at = failed_at or monotonic()
                 if monotonic() - failed_at > self._timeout_s and all(status in ORDERLY for status in ended):
-                    return max(ended)
+                    return max(ended), {}
             sleep(POLL_S)
 
     def _report(self, seen: dict[int, Seen], lost: dict[int, str]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -112,13 +113,13 @@ class Peers:
                 if self._first.setdefault(process, mark) != mark or process in self.seen:
                     self._update(told, told["status"])
 
-    def close(self) -> None:
-        """Take the files of the members that ended well away."""
+    def close(self, lost: Collection[int]) -> None:
+        """Take the files of the members that ended well away; those of the lost stay, for the others to find out."""
         if self._folder is None:
             return
         with contextlib.suppress(OSError):
             for process in self._ids.values():
-                if self.seen[process].status is None:
+                if self.seen[process].status is None and process not in lost:
                     (self._folder / f"{process}.json").unlink(missing_ok=True)
             self._folder.rmdir()
             self._folder.parent.rmdir()  # of a run that never began
