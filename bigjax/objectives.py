@@ -222,4 +222,4 @@ OBJECTIVES = {
     "span_corruption": seq2seq,
     "prefix_lm": seq2seq,
 }
-"""`train.objective` -> function. `config.OBJECTIVES` says which families each trains."""
+"""`train.objective` -> function. `config_checks.OBJECTIVES` says which families each trains."""
