@@ -51,7 +51,8 @@ class ModelConfig:
     `rmsnorm_unit_offset` scales by one plus its parameter, and `scale_embeddings` multiplies what is looked up by
     sqrt(d_model), both as in Gemma (Gemma Team 2024).
     `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
-    but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated `config_checks.SAVEABLE`.
+    but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated
+    `config_checks.SAVEABLE`.
 
     An `rnn` reads `cell` and what follows it. Dropout is `variational`, the same at every time step, on word types, on
     the inputs of each layer, on the recurrent state and on the output, at rates that are `dropout` where they are None
