@@ -192,7 +192,7 @@ def test_lengths_that_do_not_fit_are_named(data, message):
         ({"data": {"target_len": 0}}, "data.target_len=0: model.family='encdec' needs the length"),
         ({"data": {"target_len": 1}}, "data.target_len=1 has no room for a token before the end"),
         ({"train": {"loss_chunks": 3}}, "data.target_len=16 is not divisible by train.loss_chunks=3"),
-        ({"train": {"objective": "causal_lm"}}, "trains model.family='decoder', not 'encdec'"),
+        ({"train": {"objective": "causal_lm"}}, "trains model.family='decoder' or 'rnn', not 'encdec'"),
         ({"model": {"positions": "rotary"}}, "model.family='encdec' has model.positions='sinusoidal' or"),
         ({"model": {"sliding_window": 4}}, "attends to whole rows"),
         ({"model": {"relative_buckets": 7}}, "model.relative_buckets=7 is odd"),
