@@ -6,7 +6,14 @@
     python -m experiments.evaluate --workdir=runs/finetune_classification-pretrained
 
 Train and test passages are of different plays: the held-out works are a comedy, a history and a tragedy. Both start
-with the tokenizer of `runs/mlm_shakespeare`, `pretrained` also with its weights. Other texts and labels:
+with the tokenizer of `runs/mlm_shakespeare`, `pretrained` also with its weights. After 250 steps (2 minutes on two CPU
+cores), one seed, 305 passages of which 39 % are of the largest class:
+
+                accuracy   macro precision, recall, F1   log loss
+    scratch     0.521      0.560, 0.518, 0.522           1.014
+    pretrained  0.649      0.657, 0.655, 0.644           1.044
+
+It helps, and makes the model too sure of itself. Other texts and labels:
 
     --config.data.sources=csv:reviews/*.csv --config.data.text_key=text --config.data.label_key=label
     --config.model.num_classes=2
@@ -39,9 +46,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 seq_len=256,
                 document_mask=False,
             ),
-            train=TrainConfig(steps=600, global_batch_size=16, objective="classification", eval_every_steps=150),
+            train=TrainConfig(steps=250, global_batch_size=16, objective="classification", eval_every_steps=125),
             optim=OptimConfig(
-                lr=3e-4, schedule="linear", warmup_steps=60, end_lr_ratio=0.0, weight_decay=0.01, b2=0.98
+                lr=3e-4, schedule="linear", warmup_steps=25, end_lr_ratio=0.0, weight_decay=0.01, b2=0.98
             ),
             log=LogConfig(every_steps=20),
             init_from=PRETRAINED if start == "pretrained" else None,
