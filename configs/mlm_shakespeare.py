@@ -2,9 +2,9 @@
 
     python -m experiments.train --config=configs/mlm_shakespeare.py
 
-A 4-layer encoder of width 192 on byte-level BPE of 4,096 tokens. After 800 steps, 2.1 epochs and about 3.5 minutes on two
-CPU cores: 5.93 nats for each masked token of the held-out works, 16.4 % of them right. It has only begun to learn. The
-run is what `configs/finetune_classification.py` starts from.
+A 4-layer encoder of width 192 on byte-level BPE of 4,096 tokens. After 800 steps, 2.1 epochs and about 3.5 minutes on
+two CPU cores: 5.93 nats for each masked token of the held-out works, 16.4 % of them right. It has only begun to learn.
+The run is what `configs/finetune_classification.py` starts from.
 """
 
 from ml_collections import ConfigDict
