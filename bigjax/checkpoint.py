@@ -17,6 +17,7 @@ from jax import tree_util
 from bigjax import checkpoint_digests as digests
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
+from bigjax.processes import of_all, raise_together
 
 if TYPE_CHECKING:
     from orbax.checkpoint import v1 as ocp
@@ -200,7 +201,7 @@ class Checkpoints:
                 problem = str(error)
             except OSError as error:
                 found, problem = -1, f"a damaged checkpoint in {self.folder} cannot be set aside: {error}"
-        found = _of_all_processes(found)[0]
+        found = of_all(found)[0]
         if found < 0:
             raise UserError(problem)
         return found
@@ -294,23 +295,8 @@ def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
 
 
-def _of_all_processes(value: int) -> list[int]:
-    """Return the `value` of every process, in their order; each waits for the others."""
-    if jax.process_count() == 1:
-        return [value]
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    return np.ravel(multihost_utils.process_allgather(np.asarray(value))).tolist()
-
-
 def _raise_together(error: BaseException | None) -> None:
-    """Raise `error`, or OSError if another process has one; every process calls this."""
-    failed = any(_of_all_processes(int(error is not None)))
-    if error is not None:
-        raise error
-    if failed:
-        raise OSError("another process could not write its part or the digests")
+    raise_together(error, OSError("another process could not write its part or the digests"))
 
 
 def _warn(sentence: str) -> None:

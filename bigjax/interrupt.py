@@ -82,20 +82,3 @@ def _end_at_the_second(arrivals: socket.socket) -> None:
         elif monotonic() - first >= REPEAT_S:
             os.write(2, b"\nstopped at once by a second signal; the newest complete checkpoint stays\n")
             os._exit(EXIT_CODES[number[0]])
-
-
-def agreed(flag: bool) -> bool:
-    """Return whether `flag` is set on any process; every process must call this at the same step.
-
-    One process: free. Several: a collective over all devices, which also waits for the steps already dispatched
-    (2.4 ms for two processes on one host, more across a network), so call it every few steps, not after each.
-    A process that stopped alone would leave the others waiting in their next collective.
-    """
-    import jax
-
-    if jax.process_count() == 1:
-        return flag
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

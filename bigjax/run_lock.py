@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.errors import UserError
+from bigjax.processes import raise_together
 
 LOCK = "trainer.lock"
 """The file in the run folder, `{"host", "pid", "ticks", "since"}`; touched again and again while its owner lives."""
@@ -44,7 +45,7 @@ def held(folder: Path) -> Iterator[None]:
             owner = _take(folder)
         except UserError as error:
             problem = error
-    _raise_together(problem)
+    raise_together(problem, UserError("process 0 cannot have the run folder"))
     if owner is not None:
         threading.Thread(target=_renew, args=(folder / LOCK, done), name="lock", daemon=True).start()
     try:
@@ -125,18 +126,3 @@ def _renew(path: Path, done: threading.Event) -> None:
     while not done.wait(RENEW_S):
         with contextlib.suppress(OSError):
             os.utime(path)
-
-
-def _raise_together(problem: UserError | None) -> None:
-    """Raise `problem`, or on the other processes of the run that process 0 has one."""
-    import jax
-
-    if jax.process_count() > 1:
-        import numpy as np
-        from jax.experimental import multihost_utils
-
-        failed = multihost_utils.process_allgather(np.asarray(problem is not None))
-        if problem is None and np.any(failed):
-            raise UserError("process 0 cannot have the run folder")
-    if problem is not None:
-        raise problem

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from bigjax import interrupt
-from bigjax.interrupt import Interrupt, agreed
+from bigjax.interrupt import Interrupt
+from bigjax.processes import agreed
 from tests.commands import ROOT
 
 
