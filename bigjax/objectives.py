@@ -190,11 +190,23 @@ def classification(
     Returns:
       `loss`, `nll` and `z_loss` in nats over the rows, and `accuracy`.
     """
+    return _classify(class_logits(model, params, batch, layout=layout, key=key), batch, cfg)
+
+
+def class_logits(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Return logits `(B, C)` in float32 of the class of each row of a batch for `classification`."""
     inputs: dict[str, Any] = {"layout": layout, "key": key, "rows_B": batch.get("rows")}
     x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, segments_BS=batch["segments"], **inputs)
     if key is not None:
         inputs["key"] = jax.random.fold_in(key, model.cfg.num_layers + 1)  # layers and embedding use the numbers below
-    return _classify(model.family.class_logits(params, x_BSD, model.cfg, **inputs), batch, cfg)
+    return model.family.class_logits(params, x_BSD, model.cfg, **inputs)
 
 
 def _classify(logits: jax.Array, batch: Mapping[str, jax.Array], cfg: TrainConfig) -> Sums:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax import sharding
+from bigjax import objectives, sharding
 from bigjax.data import Batch
 from bigjax.models import Model
 from bigjax.sharding import Layout
@@ -16,9 +16,7 @@ def make_class_probabilities(model: Model, layout: Layout) -> Callable[..., jax.
     """Return `probabilities(params, batch) -> (B, C)` in float32, whole on every device."""
 
     def probabilities(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        segments = batch["segments"]
-        x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, segments_BS=segments, layout=layout)
-        probs_BC = jax.nn.softmax(model.family.class_logits(params, x_BSD, model.cfg, layout=layout), axis=-1)
+        probs_BC = jax.nn.softmax(objectives.class_logits(model, params, batch, layout=layout), axis=-1)
         return jax.reshard(probs_BC, jax.P()) if layout.sizes else probs_BC
 
     return probabilities

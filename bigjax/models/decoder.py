@@ -72,26 +72,9 @@ def apply(
     Returns:
       Hidden states, and `Aux` as `moe.over_layers` joins it.
     """
-    rate = cfg.dropout if key is not None else 0.0
-    attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate)
-    embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
-    x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
-    rope = blocks.rope(positions_BS, tokens_BS.shape[1], cfg)
-    declared = specs(cfg)["blocks"]
-
-    def block(nth, x, layer, index):
-        drops, mask = blocks.drops(rate, key, index, rows_B), attention.Mask(segments_BS, cfg.windows[nth])
-
-        def self_attend(q, k, v):
-            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
-
-        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
-        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs, route)
-        return x, said
-
-    x_BSD, said = stacks.through(block, x_BSD, params["blocks"], cfg)
-    return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
+    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
+    return stacks.self_attention(params, specs(cfg)["blocks"], x_BSD, cfg, causal=True, layout=layout, key=key, **rows)
 
 
 def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:

@@ -13,7 +13,7 @@ from jax.nn.initializers import normal
 from bigjax.config import ModelConfig
 from bigjax.models import attention, blocks, layers, relative_positions, stacks
 from bigjax.models.attention import Mask
-from bigjax.models.decoder import head_pieces, logits, next_logits, unembedding
+from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -24,20 +24,22 @@ Params = Any
 
 def specs(cfg: ModelConfig) -> dict:
     """Declare every parameter; both sides share the token table (Vaswani et al. 2017, section 3.4)."""
-    D, V = cfg.d_model, cfg.vocab_size
-    cross = {**blocks.residual_norm_specs(cfg, "cross", cfg.num_decoder_layers)}
-    cross["cross"] = blocks.attention_specs(cfg, cfg.num_decoder_layers)
-    own = blocks.transformer_specs(cfg, cfg.num_decoder_layers)
-    of_mlp = {name: own.pop(name) for name in list(own) if name.startswith("mlp")}
-    declared = {
-        "embed": {"tokens": ParamSpec((V, D), ("vocab", "embed"), "embedding", normal(cfg.init_std))},
-        "encoder": _stack_specs(cfg, blocks.transformer_specs(cfg, cfg.num_layers)),
-        "decoder": _stack_specs(cfg, {**own, **cross, **of_mlp}),
+    table = ParamSpec((cfg.vocab_size, cfg.d_model), ("vocab", "embed"), "embedding", normal(cfg.init_std))
+    count = cfg.num_decoder_layers
+    writing = {
+        **blocks.residual_norm_specs(cfg, "attn", count),
+        "attn": blocks.attention_specs(cfg, count),
+        **blocks.residual_norm_specs(cfg, "cross", count),
+        "cross": blocks.attention_specs(cfg, count),
+        **blocks.residual_norm_specs(cfg, "mlp", count),
+        "mlp": blocks.mlp_specs(cfg, count),
     }
-    if not cfg.tie_embeddings:
-        init = layers.matrix_init(cfg, D)
-        declared["head"] = {"tokens": ParamSpec((V, D), ("vocab", "embed"), "head", init)}
-    return declared
+    return {
+        "embed": {"tokens": table},
+        "encoder": _stack_specs(cfg, blocks.transformer_specs(cfg, cfg.num_layers)),
+        "decoder": _stack_specs(cfg, writing),
+        **head_specs(cfg, layers.matrix_init(cfg, cfg.d_model)),
+    }
 
 
 def _stack_specs(cfg: ModelConfig, declared_blocks: dict) -> dict:

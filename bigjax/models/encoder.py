@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal, zeros
 
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers, moe, stacks
+from bigjax.models import blocks, layers, stacks
+from bigjax.models.lm_head import head_specs, unembedding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -42,15 +43,12 @@ def _dense(cfg: ModelConfig, name: str) -> dict[str, ParamSpec]:
 
 
 def _lm_head(cfg: ModelConfig) -> dict[str, Any]:
-    V, D = cfg.vocab_size, cfg.d_model
-    declared = {
+    return {
         **_dense(cfg, "dense"),
         "norm": blocks.norm_specs(cfg),
-        "bias": ParamSpec((V,), ("vocab",), "bias", zeros),
+        "bias": ParamSpec((cfg.vocab_size,), ("vocab",), "bias", zeros),
+        **head_specs(cfg, normal(cfg.init_std)).get("head", {}),
     }
-    if not cfg.tie_embeddings:
-        declared["tokens"] = ParamSpec((V, D), ("vocab", "embed"), "head", normal(cfg.init_std))
-    return declared
 
 
 def _classification_head(cfg: ModelConfig) -> dict[str, Any]:
@@ -83,26 +81,9 @@ def apply(
       types_BS: which of the `token_types` each token has; None means the first.
       Others as for the decoder.
     """
-    rate = cfg.dropout if key is not None else 0.0
-    attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=False)
-    embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
-    x_BSD = layers.dropout(_embed(params, tokens_BS, positions_BS, types_BS, cfg, layout), rate, embed_key, rows_B)
-    rope = blocks.rope(positions_BS, tokens_BS.shape[1], cfg)
-    declared = specs(cfg)["blocks"]
-
-    def block(nth, x, layer, index):
-        drops = blocks.drops(rate, key, index, rows_B)
-        mask = attention.Mask(segments_BS, cfg.windows[nth], causal=False)
-
-        def self_attend(q, k, v):
-            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
-
-        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
-        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, self_attend, drops.outputs, route)
-        return x, said
-
-    x_BSD, said = stacks.through(block, x_BSD, params["blocks"], cfg)
-    return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
+    x_BSD = _embed(params, tokens_BS, positions_BS, types_BS, cfg, layout)
+    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
+    return stacks.self_attention(params, specs(cfg)["blocks"], x_BSD, cfg, causal=False, layout=layout, key=key, **rows)
 
 
 def _embed(params: Params, tokens_BS, positions_BS, types_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -132,10 +113,7 @@ def masked_logits(
     h_BMD = jnp.einsum("BMD,DE->BME", h_BMD, p["dense"], out_sharding=layout.act("batch", "seq", "mlp"))
     h_BMD = layout.place(h_BMD, "batch", "seq", "embed") + p["dense_bias"]
     h_BMD = blocks.norm(layers.activation(cfg.activation, h_BMD), p["norm"], cfg)
-    if cfg.tie_embeddings:
-        w_VD = layout.gather(params["embed"]["tokens"], specs(cfg)["embed"]["tokens"], cfg.dtype)
-    else:
-        w_VD = p["tokens"]
+    w_VD = unembedding(params, cfg, layout)
     vocab = layout.act("batch", "seq", "vocab")
     out = jnp.einsum("BMD,VD->BMV", h_BMD, w_VD, preferred_element_type=jnp.float32, out_sharding=vocab)
     return layers.soft_cap(out + p["bias"].astype(jnp.float32), cfg.final_softcap)

@@ -12,12 +12,55 @@ import jax.numpy as jnp
 
 from bigjax import params as param_tree
 from bigjax.config import ModelConfig
-from bigjax.models import layers
+from bigjax.models import blocks, layers, moe
+from bigjax.models.attention_mask import Mask
+from bigjax.sharding import Layout
 
 Block = Callable[..., tuple[jax.Array, Any]]
 """`block(nth, x_BSD, layer, index)` returns the new hidden states and what the layer says of itself; `nth`, a number
 known when the program is traced, is the place of the layer in its period, and `index`, traced, its place in the stack.
 """
+
+
+def self_attention(
+    params: Any,
+    declared: dict,
+    x_BSD: jax.Array,
+    cfg: ModelConfig,
+    *,
+    causal: bool,
+    layout: Layout,
+    positions_BS: jax.Array | None,
+    segments_BS: jax.Array | None,
+    key: jax.Array | None,
+    rows_B: jax.Array | None,
+) -> tuple[jax.Array, layers.Aux]:
+    """Take embeddings through the blocks of a decoder (`causal`) or an encoder, and their last norm.
+
+    Args:
+      params: of the model. declared: the specs of its `blocks`. Others as `decoder.apply` has them.
+
+    Returns:
+      Hidden states `(B, S, D)`, and `Aux` as `moe.over_layers` joins it.
+    """
+    rate = cfg.dropout if key is not None else 0.0
+    attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=causal)
+    embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
+    x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
+    rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
+
+    def block(nth, x, layer, index):
+        drops, mask = blocks.drops(rate, key, index, rows_B), Mask(segments_BS, cfg.windows[nth], causal)
+
+        def attend_to_row(q, k, v):
+            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
+
+        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
+        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, attend_to_row, drops.outputs, route)
+        return x, said
+
+    x_BSD, said = through(block, x_BSD, params["blocks"], cfg)
+    return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
 
 
 def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
