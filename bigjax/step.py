@@ -1,5 +1,6 @@
 """The train state, one step of training, one step of evaluation."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,13 @@ def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layo
     ema = jax.tree.map(jnp.copy, params) if cfg.optim.ema_decay is not None else None
     watch, carried = divergence.init(cfg.guard), fresh(cfg, model, layout)
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema, watch, carried)
+
+
+def with_params(state: TrainState, params: dict[str, Any]) -> TrainState:
+    """Return the state of a run that starts from these parameters, with its own where `params` has none."""
+    params = {**state.params, **params}
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, ema=ema)
 
 
 def fresh(cfg: Config, model: Model, layout: Layout = UNSHARDED) -> Any:

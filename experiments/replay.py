@@ -1,12 +1,11 @@
 """One step of a run again: from the nearest earlier checkpoint, or from the start, to a step that diverged."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bigjax import checkpoint, data, forensics, models, optim, sharding, step
 from bigjax.errors import UserError
@@ -47,9 +46,7 @@ def replay(workdir: Path, name: str) -> Replay:
         found = _newest_before(event["step"], checkpoints, abstract)
         state = found.state if found else step.jit_init_state(cfg, model, tx, layout)()
         if not found and cfg.init_from is not None:
-            params = {**state.params, **trained.initial_params(cfg, abstract.params, text.tokenizer)}
-            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-            state = replace(state, params=params, ema=ema)
+            state = step.with_params(state, trained.initial_params(cfg, abstract.params, text.tokenizer))
         start, metrics = found.step if found else 0, {}
         with stream.batches(start) as batches:
             for _ in range(start, event["step"]):

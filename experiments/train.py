@@ -79,12 +79,12 @@ def run(
     after each step the batch and the state that came of it.
     """
     import jax
-    import jax.numpy as jnp
 
     from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, run_lock, sharding, step
     from bigjax.evaluate.scoring import score
-    from bigjax.interrupt import Interrupt, agreed
+    from bigjax.interrupt import Interrupt
     from bigjax.lenient_saves import LenientSaves
+    from bigjax.processes import agreed
     from bigjax.run_folder import RunFolder
     from bigjax.science import flops
     from bigjax.throughput import Profile, Throughput
@@ -121,6 +121,7 @@ def run(
         schedule = optim.schedule(cfg.optim, total_steps)
         train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
         eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
+        fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
@@ -146,9 +147,7 @@ def run(
             stream = text.train.leaving_out(rollback.left_out(folder))
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
-                params = {**state.params, **initial}
-                ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-                state = dataclasses.replace(state, params=params, ema=ema)
+                state = step.with_params(state, initial)
         folder.open(cfg)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
@@ -158,8 +157,7 @@ def run(
             if text.eval is None:
                 return {}
             weights = state.params if state.ema is None else state.ema
-            batches = text.eval.batches(cfg.train.eval_batches)
-            return score(eval_step, weights, batches, batch_size, jax.jit(lambda: step.fresh(cfg, model, layout))())
+            return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size, fresh())
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
         flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len)

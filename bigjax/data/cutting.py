@@ -1,6 +1,6 @@
 """From one side of a source to the rows that an objective trains on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bigjax.config import Config
@@ -33,7 +33,7 @@ def cutter(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Spl
 
 def _packed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     del training
-    _check_vocabulary(cfg, tokenizer, tokenizer.vocab_size)
+    _check_vocabulary(cfg, tokenizer)
     data = cfg.data
     how = (data.seq_len, data.document_mask, data.order == "contiguous")
     return lambda side: PackedText(side.source.spec, _shard(side, tokenizer, root), *how)
@@ -42,13 +42,13 @@ def _packed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Sp
 def _masked(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     del training
     special = special_ids(tokenizer, ("pad", "cls", "sep", "mask"))
-    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(special.values())))
+    _check_vocabulary(cfg, tokenizer, special.values())
     return lambda side: MaskedText.build(cfg, side.source.spec, _shard(side, tokenizer, root), tokenizer, special)
 
 
 def _labelled(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     special = special_ids(tokenizer, ("pad", "cls", "sep"))
-    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(special.values())))
+    _check_vocabulary(cfg, tokenizer, special.values())
     classes = cfg.data.classes or tuple(sorted({label for side in training for label in read_labels(cfg, side)}))
     if len(classes) != cfg.model.num_classes:
         raise DataError(
@@ -65,7 +65,7 @@ def _labelled(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[
 def _paired(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     del training
     ends = ends_of(tokenizer)
-    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(vars(ends).values())))
+    _check_vocabulary(cfg, tokenizer, vars(ends).values())
 
     def cut(side: SplitSource) -> Rows:
         targets = tokenize(target_side(cfg, side), tokenizer, root)
@@ -78,14 +78,14 @@ def _paired(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Sp
 def _corrupted(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     del training
     ends, sentinels, eos_id = ends_of(tokenizer), sentinel_ids(tokenizer), tokenizer.eos_id
-    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(sentinels)))
+    _check_vocabulary(cfg, tokenizer, sentinels)
     return lambda side: corrupted(cfg, side.source.spec, _shard(side, tokenizer, root), ends, eos_id, sentinels)
 
 
 def _prefixed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     del training
     ends, eos_id = ends_of(tokenizer), tokenizer.eos_id
-    _check_vocabulary(cfg, tokenizer, max(tokenizer.vocab_size, 1 + max(vars(ends).values())))
+    _check_vocabulary(cfg, tokenizer, vars(ends).values())
     return lambda side: prefixed(cfg, side.source.spec, _shard(side, tokenizer, root), ends, eos_id)
 
 
@@ -111,7 +111,9 @@ _CUTTERS: dict[str, Callable[[Config, Tokenizer, Path, Sequence[SplitSource]], C
 }
 
 
-def _check_vocabulary(cfg: Config, tokenizer: Tokenizer, needed: int) -> None:
+def _check_vocabulary(cfg: Config, tokenizer: Tokenizer, special: Iterable[int] = ()) -> None:
+    """Raise DataError if the model has no room for the tokenizer's ids and the special ones beside them."""
+    needed = max([tokenizer.vocab_size, *(1 + id_ for id_ in special)])
     if needed > cfg.model.vocab_size:
         more = needed - tokenizer.vocab_size
         beside = f" and {cfg.train.objective} needs {more} more" if more else ""
