@@ -1,6 +1,9 @@
 """Eight virtual CPU devices for every test, set before JAX starts."""
 
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -26,3 +29,24 @@ def one_device():
     _, mesh = mesh_of(1)
     with jax.set_mesh(mesh):
         yield mesh
+
+
+@pytest.fixture
+def call_check(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Call `experiments.check` in this process, from the root of the repository; get exit status, stdout and stderr."""
+    from experiments import check
+
+    monkeypatch.chdir(Path(__file__).parent.parent)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        argv = ["check", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        status = 0
+        try:
+            check.main(argv)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run

@@ -4,7 +4,6 @@ Each bug is planted so that one device, or a mesh without the axis in question, 
 """
 
 import json
-import sys
 from functools import cache
 
 import jax
@@ -302,72 +301,18 @@ def test_the_bound_of_a_sum_holds_and_is_not_loose():
     assert bound < 2 * 4096 * 2.0**-24  # the worst case
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the command in this process; return exit status, stdout and stderr."""
-    monkeypatch.chdir(ROOT)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        argv = ["check", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        status = 0
-        try:
-            check.main(argv)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
-
-
-def test_the_command_names_what_differs_and_ends_with_4(call, tmp_path, monkeypatch):
+def test_the_command_names_what_differs_and_ends_with_4(call_check, tmp_path, monkeypatch):
     sound = tiny()
     monkeypatch.setattr(equivalence, "reference", lambda cfg: sound)
     out = tmp_path / "new" / "eq.json"
     asked = ("equivalence", "--config=configs/quickstart.py", f"--out={out}")
-    status, said, _ = call(*asked, "--meshes=tensor=2")
+    status, said, _ = call_check(*asked, "--meshes=tensor=2")
     assert status == 0 and "SAME as one device: 1 same" in said and json.loads(out.read_text())["passed"]
     local = losses._local
     monkeypatch.setattr(losses, "_local", lambda *a, batch, **k: local(*a, batch=(), **k))
-    status, said, _ = call(*asked, "--meshes=fsdp=8")
+    status, said, _ = call_check(*asked, "--meshes=fsdp=8")
     assert status == 4 and "NOT THE SAME as one device: 1 differs" in said
     assert "first on fsdp=8 in float32: number of tokens" in said
     found = json.loads(out.read_text())
     assert not found["passed"] and [one["status"] for one in found["checks"]] == ["differs"]
     assert found["checks"][0]["differences"][0]["tensor"] == "tokens"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "the first argument names a check: the checks are equivalence, resume, checkpoint and replay"),
-        (
-            ("equivalense",),
-            "there is no check 'equivalense': the checks are equivalence, resume, checkpoint and replay; did you mean",
-        ),
-        (("equivalence",), "--config=FILE[:ARG] is missing"),
-        (("equivalence", "--config=configs/quickstart.py", "--meshes=daat=8"), "'daat=8' is not AXIS=SIZE"),
-        (("equivalence", "--config=configs/quickstart.py", "--meshes=data=16"), "needs 16 devices, but there are 8"),
-        (("checkpoint",), "--workdir is missing"),
-        (("checkpoint", "--workdir=no/run"), "no/run is not the folder of a run"),
-    ],
-)
-def test_mistakes_are_one_sentence(call, arguments, message):
-    status, _, said = call(*arguments)
-    assert status == 2 and message in said and len(said.splitlines()) == 1
-
-
-@pytest.mark.parametrize("name", [(), ("equivalence",), ("resume",), ("checkpoint",)])
-def test_help(call, name):
-    status, said, _ = call(*name, "--help")
-    assert status == 0 and "python -m experiments.check" in said and "4 " in said
-
-
-def test_checkpoints_of_a_run(call, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    assert call("checkpoint", f"--workdir={tmp_path}")[::2] == (2, f"error: {tmp_path} holds no checkpoint\n")
-    # Orbax's files without digests, as a save leaves them that was killed.
-    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
-    status, said, _ = call("checkpoint", f"--workdir={tmp_path}")
-    assert status == 4 and said.startswith("step 8: digests.json is missing")

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import platform
 import random
-import sys
+from functools import partial
 
 import pytest
 
@@ -14,7 +14,7 @@ from bigjax.errors import UserError
 from bigjax.preflight import children, resume, resume_compare
 from bigjax.preflight.resume import Case, Check, Runs
 from bigjax.preflight.resume_compare import Judgement, Trace
-from experiments import check, check_resume
+from experiments import check_resume
 from tests.commands import ROOT, shared_cache
 
 STEPS, KILL_AT, RESUMED_AFTER = 9, 6, 4
@@ -139,22 +139,9 @@ def test_a_loss_beyond_the_bound_on_another_mesh_is_caught(plant):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(call_check):
     """Call the command in this process; return exit status, stdout and stderr."""
-    monkeypatch.chdir(ROOT)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        argv = ["check", "resume", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", argv)
-        status = 0
-        try:
-            check.main(argv)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+    return partial(call_check, "resume")
 
 
 def pretend(monkeypatch, *checks: Check) -> None:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from bigjax import models, params
 from bigjax.config import ModelConfig
 from configs import bert
+
+torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
 
 CFG = ModelConfig(
     family="encoder",
