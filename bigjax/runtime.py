@@ -24,6 +24,7 @@ def configure_jax() -> None:
         _keep_freed_memory()
     import jax
 
+    give_devices_threads(jax.config.jax_num_cpu_devices)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:
             jax.config.update("jax_compilation_cache_dir", str(cache_folder(None) / "compiled"))
@@ -33,6 +34,20 @@ def configure_jax() -> None:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     # Small programs are most of a short run's start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def give_devices_threads(num_cpu_devices: int) -> None:
+    """Give virtual CPU devices threads enough for all that may block at a time; call before the first use of a device.
+
+    XLA runs all CPU devices of a process on one pool of as many threads as there are devices (or cores, if more), and a
+    collective blocks its thread until the others of its group have come. A device may wait in two at once, one of a
+    loop and one that does not depend on the loop, such as the gathering of a parameter that is used after it. Then some
+    devices hold two threads and those they wait for have none, until XLA ends the process: the train step of a T5 on
+    fsdp 4, tensor 2 did so within 50 steps on 2 cores, and with 4 threads a device in none of 600. XLA takes the size
+    of the pool from the environment variable NPROC.
+    """
+    if num_cpu_devices > 1:
+        os.environ.setdefault("NPROC", str(4 * num_cpu_devices))
 
 
 def _keep_freed_memory() -> None:

@@ -11,10 +11,11 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from bigjax import sharding
+from bigjax import runtime, sharding
 from bigjax.config import MeshConfig
 
 jax.config.update("jax_num_cpu_devices", 8)
+runtime.give_devices_threads(8)
 
 
 def mesh_of(num_devices: int | None = None, **axes) -> tuple[MeshConfig, Mesh]:

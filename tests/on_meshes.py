@@ -135,10 +135,10 @@ class Result(NamedTuple):
 
 
 @cache
-def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False) -> Result:
+def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False, repeat: int = 1) -> Result:
     """Take the first step of `cfg` on a mesh, on `random_batch`, from the initial parameters of one device.
 
-    Without `update` the step only computes gradients.
+    Without `update` the step only computes gradients. It is taken `repeat` times, from the same start.
     """
     model = models.build(cfg.model)
     inner = optim.build(cfg.optim, model.specs, cfg.train.steps) if update else optax.set_to_zero()
@@ -155,7 +155,9 @@ def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False) -> 
             ),
             compiler_options=COMPILE_QUICKLY,
         )
-        after, metrics = run.step(start(started, average), run.place(cfg))
+        state, batch = start(started, average), run.place(cfg)
+        for _ in range(repeat):
+            after, metrics = jax.block_until_ready(run.step(state, batch))
         trees = jax.device_get((after.opt_state[0], after.params, after.ema))
         scalars = {name: float(metrics[name]) for name in ("loss", "nll", "z_loss", "tokens", "grad_norm")}
     return Result(*(params.names(tree) for tree in trees), scalars)
