@@ -63,7 +63,9 @@ class Commands:
         variables: Mapping[str, str] = MappingProxyType({}),
     ):
         """Start a command on `devices` virtual devices, with `options` of Python and environment `variables`."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "NPROC"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "NPROC"))
+        }
         environment |= {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
