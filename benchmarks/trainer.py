@@ -11,7 +11,7 @@ class Trainer:
     """A state and the step that advances it; the mesh stays set."""
 
     def __init__(self, cfg: Config):
-        """Initialise the state; the first `advance` compiles."""
+        """Compile the step and initialise the state."""
         self.mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
         jax.set_mesh(self.mesh)
         self.model = models.build(cfg.model)
@@ -20,11 +20,16 @@ class Trainer:
         self._rows, S = cfg.train.global_batch_size, cfg.data.seq_len
         ids = np.random.default_rng(0).integers(0, cfg.model.vocab_size, (self._rows, S + 1), dtype=np.int32)
         self._arrays = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones((self._rows, S), np.float32)}
-        self.state = step.jit_init_state(cfg, self.model, tx, layout)()
         self.abstract = step.abstract_state(cfg, self.model, tx, layout, self.mesh)
-        self._step = jax.jit(step.make_train_step(cfg, self.model, tx, layout), donate_argnums=0)
+        self._step = step.jit_train_step(cfg, self.model, tx, layout)
+        compiling = step.compile_aside(self._step.trace(self.abstract, self._batch()))
+        self.state = step.jit_init_state(cfg, self.model, tx, layout)()
+        compiling.result()
 
     def advance(self) -> None:
         """Take one step and wait for it."""
-        self.state, metrics = self._step(self.state, sharding.put_batch(self._arrays, self.mesh, self._rows))
+        self.state, metrics = self._step(self.state, self._batch())
         jax.block_until_ready((self.state, metrics))
+
+    def _batch(self) -> dict[str, jax.Array]:
+        return sharding.put_batch(self._arrays, self.mesh, self._rows)

@@ -41,7 +41,7 @@ def replay(workdir: Path, name: str) -> Replay:
     stream = text.train.leaving_out(event["left_out"])
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
         tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
-        train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
+        train_step = step.jit_train_step(cfg, model, tx, layout)
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         found = _newest_before(event["step"], checkpoints, abstract)
         state = found.state if found else step.jit_init_state(cfg, model, tx, layout)()

@@ -119,7 +119,7 @@ def run(
     ):
         tx = optim.build(cfg.optim, model.specs, total_steps)
         schedule = optim.schedule(cfg.optim, total_steps)
-        train_step = jax.jit(step.make_train_step(cfg, model, tx, layout), donate_argnums=0)
+        train_step = step.jit_train_step(cfg, model, tx, layout)
         eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
         fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
@@ -137,6 +137,7 @@ def run(
             if status := planner.exit_code(planned):
                 return status
         folder.check(cfg)
+        compiling = None if plan else step.compile_aside(traced)
         if resuming:
             pulse.phase("restore")
             restored = checkpoints.restore(abstract)
@@ -162,6 +163,9 @@ def run(
         say(finish.banner(cfg, model, mesh, layout, text, start))
         flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len)
         speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
+        pulse.phase("compile")
+        if compiling is not None:
+            compiling.result()
         watchman = guard.Guard(cfg, folder, dataclasses.replace(text, train=stream), say)
         with (
             metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,

@@ -25,12 +25,13 @@ from tests.conftest import mesh_of
 
 MESHES: dict[str, dict[str, Any]] = {
     "one device": {"num_devices": 1},
-    "data 8": {"data": 8},
-    "fsdp 8": {"data": 1, "fsdp": 8},
     "fsdp 4, tensor 2, sequence": {"data": 1, "fsdp": 4, "tensor": 2, "shard_sequence": True},
     "data 2, fsdp 2, tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "data 8": {"data": 8},
+    "fsdp 8": {"data": 1, "fsdp": 8},
+    "fsdp 4, tensor 2": {"data": 1, "fsdp": 4, "tensor": 2},
 }
-"""`mesh_of` arguments. The first is what the others are compared with."""
+"""`mesh_of` arguments. The first is what the others are compared with, the next splits most."""
 
 ONE_DEVICE, *MANY_DEVICES = MESHES
 
@@ -44,7 +45,7 @@ SPARSE_MESHES: dict[str, dict[str, Any]] = {
 
 def many_devices(cfg: Config) -> list[str]:
     """Return the names of the meshes that a config is tried on."""
-    return [*MANY_DEVICES[2:], *SPARSE_MESHES] if cfg.model.moe.num_experts else MANY_DEVICES
+    return [*MANY_DEVICES[:2], *SPARSE_MESHES] if cfg.model.moe.num_experts else MANY_DEVICES
 
 
 def discovered() -> dict[str, Config]:
