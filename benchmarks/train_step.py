@@ -6,20 +6,23 @@
 
 Every side is a process of its own and they take turns, a few steps each, so that a slow minute of a shared machine
 slows all of them. One JSON line a side: tokens_per_s and step_ms are of the median step, first_step_s runs from process
-start to the end of the first step, and ratio_to_hf is the median over the turns. With --launcher the same model is then
-trained by experiments.train, data, metrics and checkpoints included, and its median tokens/s reported.
+start to the end of the first step, ratio_to_hf is the median over the turns. With --launcher experiments.train takes
+turns, too, with the packaged text, metrics and progress line, and ratio_to_launcher compares the bare step with it.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
-SIDES = ("bigjax", "hf")
+SIDES = ("bigjax", "hf", "launcher")
+WARM_UP = 3
+"""Steps after the first that are not timed."""
 
 
 def main() -> None:
@@ -27,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=("w1", "w2"), required=True)
     parser.add_argument("--against", choices=("hf",), help="another side to take turns with")
-    parser.add_argument("--launcher", action="store_true", help="also train through experiments.train")
+    parser.add_argument("--launcher", action="store_true", help="experiments.train takes turns, too")
     parser.add_argument("--peer_python", default=sys.executable, help="the interpreter of the hf side")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps a turn")
@@ -36,24 +39,19 @@ def main() -> None:
     if args.worker:
         _work(args.worker, args.workload, args.steps * args.turns)
         return
-    sides = [Side(name, args) for name in SIDES[: 2 if args.against else 1]]
+    others = [name for name in SIDES[1:] if name == args.against or (name == "launcher" and args.launcher)]
+    sides = [Side(name, args) for name in (SIDES[0], *others)]
     for _ in range(args.turns):
         for side in sides:
             side.turn(args.steps)
+    ours = [statistics.median(turn) for turn in sides[0].turns]
     for side in sides:
         report = {"workload": args.workload, "side": side.name, **side.finish()}
-        if side is not sides[-1]:
-            medians = [[statistics.median(turn) for turn in each.turns] for each in sides]
-            ratios = [theirs / ours for ours, theirs in zip(*medians, strict=True)]
-            report["ratio_to_hf"] = round(statistics.median(ratios), 3)
-            report["ratio_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        for other in sides[1:] if side is sides[0] else []:
+            ratios = [statistics.median(turn) / mine for turn, mine in zip(other.turns, ours, strict=True)]
+            report[f"ratio_to_{other.name}"] = round(statistics.median(ratios), 3)
+            report[f"ratio_range_{other.name}"] = [round(min(ratios), 3), round(max(ratios), 3)]
         print(json.dumps(report), flush=True)
-    if args.launcher:
-        print(
-            json.dumps(
-                {"workload": args.workload, "side": "launcher", **_launch(args.workload, args.steps * args.turns)}
-            )
-        )
 
 
 class Side:
@@ -101,12 +99,13 @@ class Side:
 
 def _work(name: str, workload: str, steps: int) -> None:
     """Be one side: announce the first step, then time steps on request."""
-    import resource
-
     # Only the protocol may reach stdout.
     out, sys.stdout = sys.stdout, sys.stderr
+    if name == "launcher":
+        _launch(workload, steps, out)
+        return
     step, ready, peak_flops = {"bigjax": _bigjax, "hf": _hf}[name](workload, steps)
-    for _ in range(3):
+    for _ in range(WARM_UP):
         step()
     # Only now, so that no side warms up while another is timed.
     print(json.dumps(ready), file=out, flush=True)
@@ -120,8 +119,13 @@ def _work(name: str, workload: str, steps: int) -> None:
             step()
             seconds.append(time.perf_counter() - start)
         print(json.dumps({"seconds": seconds}), file=out, flush=True)
-    peak_rss_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    print(json.dumps({"peak_rss_mb": peak_rss_mb, "peak_flops": peak_flops()}), file=out, flush=True)
+    print(json.dumps({"peak_rss_mb": _peak_rss_mb(), "peak_flops": peak_flops()}), file=out, flush=True)
+
+
+def _peak_rss_mb() -> int:
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _bigjax(workload: str, steps: int):
@@ -181,8 +185,8 @@ def _hf(workload: str, steps: int):
     return one, ready, lambda: None
 
 
-def _launch(workload: str, steps: int) -> dict[str, Any]:
-    """Train through the launcher on the packaged text and return its median speed."""
+def _launch(workload: str, steps: int, out: TextIO) -> None:
+    """Train through the launcher on the packaged text, holding it between its turns."""
     import tempfile
     from pathlib import Path
 
@@ -192,11 +196,51 @@ def _launch(workload: str, steps: int) -> dict[str, Any]:
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     runtime.configure_jax()
-    with tempfile.TemporaryDirectory() as folder:
-        train.run(config_of(workload, steps), Path(folder) / "run")
-        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-    rates = [row["perf/tokens_per_s"] for row in rows if "perf/tokens_per_s" in row]
-    return {"tokens_per_s": round(statistics.median(rates), 1), "steps": steps}
+    cfg = config_of(workload, steps + WARM_UP + 2)
+    turns = Turns(out, cfg.train.global_batch_size * cfg.data.seq_len)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Over):
+        train.run(cfg, Path(folder) / "run", witness=turns)
+    print(json.dumps({"peak_rss_mb": _peak_rss_mb()}), file=out, flush=True)
+
+
+class Over(Exception):
+    """No more turns are asked for."""
+
+
+class Turns:
+    """A witness of the launcher that lets it take the steps that are asked for, and says how long a turn took.
+
+    Within a turn nothing waits for a step but the launcher itself: a step counts as the turn divided by its steps.
+    """
+
+    def __init__(self, out: TextIO, tokens_per_step: int):
+        self._out, self._tokens = out, tokens_per_step
+        self._asked, self._left, self._start, self._first_step_at = 0, 0, 0.0, 0.0
+
+    def __call__(self, step: int, batch: Any, state: Any) -> None:
+        """See the state after a step; return when the next one may be taken."""
+        import jax
+
+        self._left -= 1
+        if step > 1 + WARM_UP and self._left:
+            return
+        jax.block_until_ready(state)
+        if step == 1:
+            self._first_step_at = time.time()
+        if step > 1 + WARM_UP:
+            self._say({"seconds": [(time.perf_counter() - self._start) / self._asked] * self._asked})
+        if step >= 1 + WARM_UP:
+            if step == 1 + WARM_UP:
+                version = f"jax {jax.__version__}"
+                ready = {"first_step_at": self._first_step_at, "tokens_per_step": self._tokens, "version": version}
+                self._say(ready)
+            self._left = self._asked = json.loads(sys.stdin.readline())["steps"]
+            if not self._asked:
+                raise Over
+            self._start = time.perf_counter()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=self._out, flush=True)
 
 
 if __name__ == "__main__":
