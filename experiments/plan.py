@@ -58,8 +58,11 @@ def main(flag_values: flags.FlagValues) -> int:
     if not flag_values.analytic:
         devices.check_installed(topology.platform)
     source = cli.config_of(sys.argv) or ""
-    planner = Planner(topology, source, flag_values.analytic, flag_values.timeout_s, flag_values.tokens)
     cfg = candidates.pinned(cfg, topology)
+    steps_per_epoch = None if flag_values.analytic else _steps_per_epoch(cfg)
+    planner = Planner(
+        topology, source, flag_values.analytic, flag_values.timeout_s, flag_values.tokens, steps_per_epoch
+    )
     out = Path(flag_values.out) if flag_values.out else None
     try:
         if counts:
@@ -76,6 +79,18 @@ def main(flag_values: flags.FlagValues) -> int:
         return 3
     _show(found, other, out)
     return exit_code(found)
+
+
+def _steps_per_epoch(cfg: Config) -> float | None:
+    """Return the batches that the text of a run makes, or None, and why on stderr, where it is not at hand."""
+    from bigjax import data
+    from bigjax.data.errors import DataError
+
+    try:
+        return data.build(cfg, slice(0, cfg.train.global_batch_size)).describe()["steps_per_epoch"]
+    except DataError as error:
+        print(f"note: epochs are not known, since the text cannot be used: {error}", file=sys.stderr)
+        return None
 
 
 def _counts(text: str | None) -> list[int]:

@@ -132,7 +132,7 @@ def run(
         if plan:
             from bigjax.preflight import page, planner
 
-            train_step, planned = planner.of_traced(cfg, traced, mesh, str(workdir))
+            train_step, planned = planner.of_traced(cfg, traced, mesh, str(workdir), text.describe()["steps_per_epoch"])
             say(page.render(planned))
             if status := planner.exit_code(planned):
                 return status

@@ -68,6 +68,10 @@ def test_compiled_plan_of_virtual_devices(call, tmp_path):
     assert status == 0 and found["fits"], page
     assert found["source"] == {"memory": "compiler", "flops": "compiler", "traffic": "compiler"}
     assert found["largest_buffers"] and found["versions"]["jax"] and found["compile_s"] > 0
+    origins = [(b["op_name"] or b["name"], b["source"], *b["shape"], b["dtype"]) for b in found["largest_buffers"]]
+    assert len(set(origins)) == len(origins)
+    # 8 batches of 8 rows of 32 bytes; the works that are trained on have 4,744,475 (its source's page counts them).
+    assert found["epochs"] == pytest.approx(8 * 8 * 32 / 4_744_475, rel=1e-3) and "epochs" in page
     assert found["seconds"] is None and "no figures for this device" in page
     first_compile_s = found["compile_s"]
     call(*asked)

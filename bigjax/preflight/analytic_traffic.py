@@ -27,7 +27,12 @@ def collectives(share: Share) -> list[Collective]:
             known, sent = total.get((kind, axes), (0, 0.0))
             moved = times * sent_bytes(kind, round(whole), share.ways(*axes))
             total[kind, axes] = known + times, sent + moved
-    return [Collective(kind, axes, count, round(sent)) for (kind, axes), (count, sent) in sorted(total.items())]
+    found = []
+    for (kind, axes), (count, sent) in sorted(total.items()):
+        # The next product waits for a tensor-parallel collective, while a parameter can be gathered ahead of its use.
+        overlapped = 0 if "tensor" in axes else round(sent)
+        found.append(Collective(kind, axes, count, round(sent), overlapped))
+    return found
 
 
 def _parameters(share: Share) -> Iterator[Sent]:

@@ -8,7 +8,7 @@ from typing import Any
 from bigjax import config, sharding
 from bigjax.config import BATCH_AXES, Config
 from bigjax.errors import UserError
-from bigjax.preflight import analytic, links, roofline
+from bigjax.preflight import analytic, roofline
 from bigjax.preflight.analytic import Estimate
 from bigjax.preflight.chips import Topology
 from bigjax.preflight.roofline import Roofline
@@ -87,22 +87,17 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
     changed = apply(cfg, changes)
     sizes = sharding.mesh_shape(changed.mesh, topology.num_devices)
     estimate = analytic.estimate(changed, sizes)
-    moved = links.bytes_by_link(estimate.collectives, sizes, topology.devices_per_slice)
-    sent = sum(one.bytes_per_chip for one in estimate.collectives)
-    # The next product waits for a tensor-parallel collective, while a parameter can be gathered ahead of its use.
-    awaited = sum(one.bytes_per_chip for one in estimate.collectives if "tensor" in one.mesh_axes)
-    work = roofline.Work(
+    found = roofline.of_step(
+        topology,
+        sizes,
+        estimate.collectives,
         model_flops=estimate.model_flops,
         compiled_flops=estimate.compiled_flops,
         hbm_bytes=estimate.hbm_bytes,
         hbm_bytes_min=estimate.hbm_bytes_min,
-        ici_bytes=moved["ici"],
-        dcn_bytes=moved["dcn"],
-        overlapped_share=1 - awaited / sent if sent else 1.0,
         dtype=changed.model.dtype,
     )
     per_chip = topology.num_devices // topology.num_chips
-    found = roofline.roofline(work, topology)
     return Candidate(changes, changed, estimate, found, estimate.total_bytes * per_chip)
 
 

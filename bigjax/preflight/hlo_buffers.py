@@ -42,7 +42,8 @@ def largest_buffers(module: Module, limit: int = 10) -> list[Buffer]:
 
     Parameters of the program, and results of instructions outside fusions, tuples taken apart. What is written over
     another array is not an array of its own: results of loops, slices updated in place, outputs in the place of a
-    donated parameter. Not all of them live at once.
+    donated parameter. Not all of them live at once. An array that several instructions hand on, in one shape and under
+    one name, counts once.
     """
     arrays = [
         (array, position, i, computation)
@@ -50,12 +51,15 @@ def largest_buffers(module: Module, limit: int = 10) -> list[Buffer]:
         for i, position, array in _allocated(module, computation)
     ]
     arrays.sort(key=lambda entry: (-entry[0].bytes, entry[2].name, entry[1]))
-    buffers = []
-    for array, position, i, computation in arrays[:limit]:
+    buffers: dict[tuple, Buffer] = {}
+    for array, position, i, computation in arrays:
         name = i.name if isinstance(result(i), Array) else f"{i.name}{{{position}}}"
         origin = _origin(module, computation, i, position)
-        buffers.append(Buffer(name, array.dims, array.dtype, array.bytes, origin.op_name, origin.source))
-    return buffers
+        same = (origin.op_name or name, origin.source, array.dims, array.dtype)
+        buffers.setdefault(same, Buffer(name, array.dims, array.dtype, array.bytes, origin.op_name, origin.source))
+        if len(buffers) == limit:
+            break
+    return list(buffers.values())
 
 
 def _allocated(module: Module, computation: Computation) -> Iterator[tuple[Instruction, int, Array]]:

@@ -96,12 +96,11 @@ def _sharding(report: dict[str, Any]) -> list[str]:
 
 
 def _work(report: dict[str, Any]) -> list[str]:
-    return [
-        "work per step",
-        f"  model     {report['model_flops_per_step']:.4g} FLOPs: {report['flops_convention']}",
-        f"  executed  {report['compiled_flops_per_step']:.4g} FLOPs, {report['recompute_ratio']:.3f} of the model's "
-        f"[{report['source']['flops']}]",
-    ]
+    lines = ["work per step", f"  model     {report['model_flops_per_step']:.4g} FLOPs: {report['flops_convention']}"]
+    if report["compiled_flops_per_step"] is None:
+        return [*lines, "  executed  not known: nothing was compiled that says so"]
+    executed = f"{report['compiled_flops_per_step']:.4g} FLOPs, {report['recompute_ratio']:.3f} of the model's"
+    return [*lines, f"  executed  {executed} [{report['source']['flops']}]"]
 
 
 def _traffic(report: dict[str, Any]) -> list[str]:
@@ -136,6 +135,8 @@ def _arithmetic(report: dict[str, Any]) -> list[str]:
         f"arithmetic: {report['tokens_per_step']:,} tokens a step, {report['rows_per_device']:g} rows a device, "
         f"{report['steps']:,} steps = {report['run_tokens']:.4g} tokens"
     ]
+    if report["epochs"] is not None:
+        lines[0] += f" = {report['epochs']:.4g} epochs"
     if "tokens_per_s" in report:
         lines.append(
             f"  {report['tokens_per_s']:,.0f} tokens/s, {report['days']:.3g} days, "

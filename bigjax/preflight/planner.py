@@ -22,6 +22,7 @@ class Planner:
     Attributes:
       source: where the config is from, for the report. analytic: whether to do without the compiler.
       timeout_s: seconds that one compilation may take. run_tokens: plan a run of so many tokens, not `train.steps`.
+      steps_per_epoch: batches that the text makes, if it was read.
     """
 
     topology: Topology
@@ -29,6 +30,7 @@ class Planner:
     analytic: bool = False
     timeout_s: float = 1800.0
     run_tokens: float | None = None
+    steps_per_epoch: float | None = None
 
     def plan(self, cfg: Config, *, quick: bool = False) -> dict[str, Any]:
         """Return the report of `cfg`, compiled unless `analytic`; `quick` at the lowest optimisation level.
@@ -53,10 +55,18 @@ class Planner:
         try:
             estimate = analytic.estimate(built.cfg, dict(built.mesh.shape))
         except analytic.NotCovered:
-            if outcome is None or outcome.compiled is None:
+            if outcome is None:
                 raise
             estimate = None  # only the compiler knows what such a model needs
-        found = report.build(built, self.topology, estimate, outcome, config=self.source, run_tokens=self.run_tokens)
+        found = report.build(
+            built,
+            self.topology,
+            estimate,
+            outcome,
+            config=self.source,
+            run_tokens=self.run_tokens,
+            steps_per_epoch=self.steps_per_epoch,
+        )
         return found | self._verdict(built.cfg, found)
 
     def _program(self, cfg: Config) -> program.Program:
@@ -74,7 +84,7 @@ class Planner:
         return {"verdict": verdict, "advice": advice}
 
 
-def of_traced(cfg: Config, traced: Any, mesh: Any, source: str) -> tuple[Any, dict[str, Any]]:
+def of_traced(cfg: Config, traced: Any, mesh: Any, source: str, steps_per_epoch: float) -> tuple[Any, dict[str, Any]]:
     """Compile a traced train step on the devices at hand; return it and its report.
 
     Raises:
@@ -82,7 +92,7 @@ def of_traced(cfg: Config, traced: Any, mesh: Any, source: str) -> tuple[Any, di
     """
     topology = devices.at_hand(list(mesh.devices.flat))
     compiled, found = compile_and_read(traced.lower(), dict(mesh.shape))
-    return compiled, Planner(topology, source).judge(cfg, Outcome(compiled=found))
+    return compiled, Planner(topology, source, steps_per_epoch=steps_per_epoch).judge(cfg, Outcome(compiled=found))
 
 
 def exit_code(found: dict[str, Any]) -> int:

@@ -12,11 +12,12 @@ not state), `versions`, `compile_s`;
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence], `notes`;
 `params_total`, `params_non_embedding`, of a sparse model also `params_active`;
 `model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
+(the last two null where no kernel or compiler states them and the analytic model does not know the model);
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
 `step_seconds_estimate` {low, mid, high}, all null where there are no figures for the devices;
-`tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `tokens_per_s`, `days`, `chip_hours` (at the estimate's
-middle).
+`tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `epochs` (null where the text was not read),
+`tokens_per_s`, `days`, `chip_hours` (at the estimate's middle).
 """
 
 from dataclasses import asdict
@@ -30,8 +31,6 @@ from bigjax import strict
 from bigjax.config import BATCH_AXES, MESH_AXES
 from bigjax.preflight import devices, links, roofline
 from bigjax.preflight.analytic import Estimate
-from bigjax.preflight.analytic_flops import compiled_flops
-from bigjax.preflight.analytic_share import share
 from bigjax.preflight.chips import Topology
 from bigjax.preflight.compiled import Compiled
 from bigjax.preflight.compiler import Outcome
@@ -50,6 +49,7 @@ def build(
     *,
     config: str,
     run_tokens: float | None = None,
+    steps_per_epoch: float | None = None,
 ) -> dict[str, Any]:
     """Return the plan.
 
@@ -79,7 +79,7 @@ def build(
     report |= _memory(program, topology, estimate, outcome, per_chip)
     report |= _sharding(program, per_chip)
     report |= _work(program, topology, estimate, compiled, per_chip)
-    return report | _arithmetic(program, topology, report, run_tokens)
+    return report | _arithmetic(program, topology, report, run_tokens, steps_per_epoch)
 
 
 def state_bytes(tree: Any) -> int:
@@ -177,26 +177,22 @@ def _work(
     model = flops.model_flops_per_token(cfg.model, program.model.specs, cfg.data.seq_len, cfg.data.target_len) * tokens
     # Kernels state no work, so a step with some is taken at the analytic count.
     exact = compiled if compiled and not compiled.uncounted_calls else None
-    executed = exact.flops if exact else compiled_flops(share(cfg, mesh_shape))
+    executed = exact.flops if exact else estimate.compiled_flops if estimate else None
     collectives = compiled.collectives if compiled else estimate.collectives if estimate else []
-    state = program.state
     # What a step reads and writes of its state, where the saved activations are not known.
-    least = 2 * state_bytes(state.params) + state_bytes(state.opt_state)
-    sent = sum(one.bytes_per_chip for one in collectives)
-    overlapped = sum(one.overlapped_bytes_per_chip for one in collectives)
-    moved = links.bytes_by_link(collectives, mesh_shape, topology.devices_per_slice)
     least = float(2 * state_bytes(program.state.params) + state_bytes(program.state.opt_state))
-    work = roofline.Work(
-        model_flops=model / topology.num_devices,
-        compiled_flops=executed,
-        hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes if estimate else least,
-        hbm_bytes_min=estimate.hbm_bytes_min if estimate else least,
-        ici_bytes=moved["ici"],
-        dcn_bytes=moved["dcn"],
-        overlapped_share=overlapped / sent if sent else 1.0,
-        dtype=cfg.model.dtype,
-    )
-    found = roofline.roofline(work, topology) if topology.platform != "cpu" and (compiled or estimate) else None
+    found = None
+    if executed is not None and topology.platform != "cpu":
+        found = roofline.of_step(
+            topology,
+            mesh_shape,
+            collectives,
+            model_flops=model / topology.num_devices,
+            compiled_flops=executed,
+            hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes if estimate else least,
+            hbm_bytes_min=estimate.hbm_bytes_min if estimate else least,
+            dtype=cfg.model.dtype,
+        )
     rows = []
     for one in collectives:
         link = links.split(one.mesh_axes, mesh_shape, topology.devices_per_slice).link
@@ -205,8 +201,8 @@ def _work(
     return {
         "model_flops_per_step": model,
         "flops_convention": "6 N + 12 L H K S a token (Chowdhery et al. 2022, appendix B), no recomputation",
-        "compiled_flops_per_step": executed * topology.num_devices,
-        "recompute_ratio": executed * topology.num_devices / model,
+        "compiled_flops_per_step": None if executed is None else executed * topology.num_devices,
+        "recompute_ratio": None if executed is None else executed * topology.num_devices / model,
         "collectives": rows,
         "seconds": dict(found.seconds) if found else None,
         "exposed_link_seconds": found.exposed_link_seconds if found else None,
@@ -217,7 +213,13 @@ def _work(
     }
 
 
-def _arithmetic(program: Program, topology: Topology, report: dict[str, Any], run_tokens: float | None) -> dict:
+def _arithmetic(
+    program: Program,
+    topology: Topology,
+    report: dict[str, Any],
+    run_tokens: float | None,
+    steps_per_epoch: float | None,
+) -> dict:
     cfg = program.cfg
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     steps = cfg.train.steps if run_tokens is None else -(-run_tokens // tokens)
@@ -227,6 +229,7 @@ def _arithmetic(program: Program, topology: Topology, report: dict[str, Any], ru
         "rows_per_device": cfg.train.global_batch_size / ways,
         "steps": int(steps),
         "run_tokens": int(steps) * tokens,
+        "epochs": int(steps) / steps_per_epoch if steps_per_epoch else None,
     }
     seconds = report["step_seconds_estimate"]
     if seconds is not None:

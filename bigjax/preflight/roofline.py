@@ -1,7 +1,7 @@
 """How fast a step could be at best on given chips, and how fast it is likely to be, judged by published runs."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.preflight import links
 from bigjax.preflight.chips import Topology, parse_topology
-from bigjax.preflight.traffic import sent_bytes
+from bigjax.preflight.traffic import Collective, sent_bytes
 
 QUANTILES = {"low": 0.1, "mid": 0.5, "high": 0.9}
 """What an estimate says: these quantiles of the published runs."""
@@ -93,6 +94,24 @@ def roofline(work: Work, topology: Topology, without: Collection[str] = ()) -> R
         },
         exposed_link_seconds=(1 - work.overlapped_share) * (seconds["ici"] + seconds["dcn"]),
         compiled_hbm_seconds=work.hbm_bytes * topology.chip.devices_per_chip / topology.chip.hbm_bytes_per_s,
+    )
+
+
+def of_step(
+    topology: Topology, mesh_shape: Mapping[str, int], collectives: Sequence[Collective], **work: Any
+) -> Roofline:
+    """Return the roofline of a step that sends `collectives` on a mesh; `work` is the rest of `Work`."""
+    sent = sum(one.bytes_per_chip for one in collectives)
+    overlapped = sum(one.overlapped_bytes_per_chip for one in collectives)
+    moved = links.bytes_by_link(collectives, mesh_shape, topology.devices_per_slice)
+    return roofline(
+        Work(
+            ici_bytes=moved["ici"],
+            dcn_bytes=moved["dcn"],
+            overlapped_share=overlapped / sent if sent else 1.0,
+            **work,
+        ),
+        topology,
     )
 
 
