@@ -40,7 +40,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     start = arg or "pretrained"
     folder = hf_config.folder_of(start)
     if start not in ARGUMENTS and folder is None:
-        raise ConfigError(f"configs/finetune_classification.py has no {start!r}, only {', '.join(ARGUMENTS)} or hf:PATH")
+        raise ConfigError(
+            f"configs/finetune_classification.py has no {start!r}, only {', '.join(ARGUMENTS)} or hf:PATH"
+        )
     model = MODEL if folder is None else hf_config.import_config(folder).model
     tokenizer = (folder or Path(PRETRAINED)) / "tokenizer.json"
     return strict.to_config_dict(
