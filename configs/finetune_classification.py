@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             data=DataConfig(
                 sources=("shakespeare-passages",),
                 tokenizer=f"hf:{tokenizer}",
-                seq_len=256,
+                seq_len=min(model.max_seq_len, 256),
                 document_mask=False,
             ),
             train=TrainConfig(steps=250, global_batch_size=16, objective="classification", eval_every_steps=125),

@@ -70,9 +70,10 @@ def check_same_model(folder: Path, cfg: ModelConfig) -> None:
     architecture, theirs = import_config(folder)
     differing = disagreements(theirs, cfg)
     if differing and not disagreements(_with_head_of(theirs, cfg), cfg):
+        wanted = f"model.head={cfg.head!r}" + (f" with model.num_classes={cfg.num_classes}" if cfg.num_classes else "")
         raise HuggingFaceError(
-            f"{folder} holds a {architecture.class_name}, whose head is not the one of model.head={cfg.head!r} with "
-            f"model.num_classes={cfg.num_classes}: train that with --config.init_from={PREFIX}{folder} first"
+            f"{folder} holds a {architecture.class_name}, whose head is not that of {wanted}: train a run with "
+            f"--config.init_from={PREFIX}{folder} first"
         )
     _refuse_others(folder, differing)
 

