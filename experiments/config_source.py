@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -62,7 +63,9 @@ def _finetuning(source: str, folder: Path) -> Config:
     An encoder-decoder is tuned as T5 was (Raffel et al. 2020, section 3.1.2).
     """
     model = hf_config.import_config(folder).model
-    heads = {head: name for name, (families, head) in reversed(OBJECTIVES.items()) if model.family in families}
+    heads: dict[str, Any] = {
+        head: name for name, (families, head) in reversed(OBJECTIVES.items()) if model.family in families
+    }
     head = model.head if model.head in heads else "lm"
     tokenizer = folder / "tokenizer.json"
     length = min(model.max_seq_len, 1024)

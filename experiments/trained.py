@@ -1,5 +1,6 @@
 """A trained run, ready to be used: what the commands that read a run folder share."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from bigjax.data import Tokenizer, load_tokenizer
 from bigjax.errors import UserError
 from bigjax.interop import hf_config
 from bigjax.models import Model
+from bigjax.params import names
 from bigjax.run_folder import RunFolder
 from bigjax.sharding import Layout
 
@@ -75,7 +77,11 @@ def initial_params(cfg: Config, abstract: dict, tokenizer: Tokenizer) -> dict:
     if before is None:
         from bigjax.interop import hf
 
-        return hf.load_params(folder, cfg.model, abstract, new_head=True)
+        loaded = hf.load_params(folder, cfg.model, abstract, new_head=True)
+        anew = [name for name in names(abstract) if name not in names(loaded)]
+        if anew and jax.process_index() == 0:
+            print(f"note: {folder} is trained up to its head: {', '.join(anew)} start anew", file=sys.stderr)
+        return loaded
     same_head = (before.head, before.num_classes) == (cfg.model.head, cfg.model.num_classes)
     without = () if same_head else ("head",)
     return checkpoint.restore_part(RunFolder(folder).checkpoints, "params", abstract, without)[1]

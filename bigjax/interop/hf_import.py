@@ -19,8 +19,8 @@ from bigjax.interop.hf_files import DTYPES, Stored
 from bigjax.interop.hf_tensors import Tensors, tensor_shape, tensors_of, to_params
 from bigjax.params import names
 
-SHARED_HEAD = "head/pooler"
-"""How the parameters of a head begin that another task can go on from."""
+TASK = "head/classes"
+"""How the parameters of a head begin that are of no use to another task."""
 
 
 def import_checkpoint(folder: Path) -> tuple[ModelConfig, Any]:
@@ -43,8 +43,8 @@ def import_checkpoint(folder: Path) -> tuple[ModelConfig, Any]:
 def load_params(folder: Path, cfg: ModelConfig, abstract: Any, *, new_head: bool = False) -> Any:
     """Return the parameters of a folder on the shardings and in the dtypes of `abstract`, for a run of `cfg`.
 
-    With `new_head` the folder's head may be for another task, or missing: then the parameters of the head are left
-    out, but for the pooler if there is one.
+    With `new_head` the folder's head may be for another task, or missing: then those parameters of the head are left
+    out that it does not have, and the last layer, of classes, in any case.
 
     Raises:
       HuggingFaceError: as `import_checkpoint`, or `cfg` is another architecture; naming the fields.
@@ -102,17 +102,18 @@ def _without_its_head(folder: Path, there: Imported, cfg: ModelConfig) -> Any:
     # A model whose head transformers does not have can still start below it.
     wanted = next((each for each in of_kind if each.fixed.get("head", "lm") == cfg.head), of_kind[0])
     specs = names(models.build(cfg).specs)
-    own = {name: spec for name, spec in specs.items() if not name.startswith("head/")}
-    shared = {name: spec for name, spec in specs.items() if name.startswith(SHARED_HEAD)}
-    tensors, pooler = tensors_of(wanted, own), tensors_of(wanted, shared)
+    tensors = tensors_of(wanted, {name: spec for name, spec in specs.items() if not name.startswith("head/")})
     found = _stored(folder, wanted, tensors)
-    if pooler.keys() <= found.keys():
-        tensors, own = tensors | pooler, own | shared
+    for name, spec in specs.items():
+        if name.startswith("head/") and not name.startswith(TASK) and name in wanted.tensors:
+            added = tensors_of(wanted, {name: spec})
+            tensors |= added if added.keys() <= found.keys() else {}
     known = tensors_of(there.architecture, names(models.build(there.model).specs))
     bare = {f"{wanted.prefix}{name}" for name in known} | known.keys()
     others = {name: one for name, one in found.items() if name in tensors or name not in bare}
     _check_names(folder, others, tensors, wanted)
-    return unflatten_dict(_read(folder, tensors, found, own), sep="/")
+    taken = {piece.param for pieces in tensors.values() for piece in pieces}
+    return unflatten_dict(_read(folder, tensors, found, {name: specs[name] for name in taken}), sep="/")
 
 
 def _stored(folder: Path, architecture: Architecture, tensors: Tensors) -> dict[str, Stored]:
