@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="transformers needs PyTorch to write
 
 import jax  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: E402
 
 from bigjax import data, models  # noqa: E402
 from bigjax.data.bpe import train_bpe  # noqa: E402
@@ -96,6 +96,30 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
     train_bpe(["some text"], 260, tmp_path / "run")
     with pytest.raises(hf.HuggingFaceError, match=r"tokenizer.json has ids up to \d+, but model.vocab_size=61"):
         hf.export_checkpoint(random_params(GPT2), GPT2, tmp_path / "out", tokenizer_from=tmp_path / "run")
+
+
+@pytest.mark.parametrize("case", ["t5", "t5 v1.1"])
+def test_transformers_writes_what_we_write(tmp_path, case):
+    """Greedily, in a batch with padding, from a folder whose config says what a text starts after and ends with."""
+    cfg = dataclasses.replace(CASES[case][1], vocab_size=300)
+    (tmp_path / "run").mkdir()
+    train_bpe(["some text"], 260, tmp_path / "run")
+    theirs = peers.build(cfg)
+    theirs.save_pretrained(tmp_path / "theirs")
+    _, params = hf.import_checkpoint(tmp_path / "theirs")
+    hf.export_checkpoint(params, cfg, tmp_path / "out", tokenizer_from=tmp_path / "run")
+    prompts = [[5, 9, 200, 31, 7], [17, 4]]
+    ids = torch.tensor([[5, 9, 200, 31, 7], [17, 4, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
+    written = loaded.generate(ids, attention_mask=mask, max_new_tokens=9, do_sample=False, use_cache=False)
+    start, end = loaded.config.decoder_start_token_id, loaded.config.eos_token_id
+    ours = generate(
+        models.build(cfg), jax.device_put(params), prompts, max_new_tokens=9, temperature=0, start_id=start, eos_id=end
+    )
+    assert [[*row, end][: len(row) + 1] if len(row) < 9 else row for row in ours] == [
+        [token for i, token in enumerate(row[1:]) if end not in row[1:][:i]] for row in written.tolist()
+    ]
 
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
