@@ -5,8 +5,8 @@
 
 On the way, each idea has its file: `hf_architecture` (what a table says), `hf_gpt2`, `hf_llama`, `hf_mixtral`,
 `hf_gemma`, `hf_bert`, `hf_t5` (the tables), `hf_config` (config.json), `hf_files` (safetensors), `hf_tensors` (names,
-shapes and order of numbers), `hf_import` (from a folder), `hf_verify` and `hf_outputs` (is what was exported the same
-model?). Another architecture is another table, and its line in
+shapes and order of numbers), `hf_import` (from a folder), `hf_tokenizer` (its special tokens), `hf_verify` and
+`hf_outputs` (is what was exported the same model?). Another architecture is another table, and its line in
 `hf_config.ARCHITECTURES`.
 """
 
@@ -20,16 +20,14 @@ import numpy as np
 
 from bigjax import models
 from bigjax.config import ModelConfig
-from bigjax.data.cutting import ends_of
-from bigjax.data.special_tokens import special_ids
-from bigjax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from bigjax.interop import hf_files, hf_verify
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError
 from bigjax.interop.hf_bert import labels
-from bigjax.interop.hf_config import CONFIG, export_config, read_json
+from bigjax.interop.hf_config import CONFIG, export_config
 from bigjax.interop.hf_files import Planned
 from bigjax.interop.hf_import import check_same_model, import_checkpoint, load_params
 from bigjax.interop.hf_tensors import Piece, tensor_shape, tensors_of, to_tensor
+from bigjax.interop.hf_tokenizer import export_tokenizer
 from bigjax.json_files import write_json
 from bigjax.params import names
 
@@ -44,7 +42,6 @@ __all__ = [
 
 REPORT = "bigjax_export.json"
 MAX_SHARD_BYTES = 5 * 10**9
-TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def check_exportable(cfg: ModelConfig, folder: Path) -> tuple[Architecture, dict[str, Any]]:
@@ -68,7 +65,7 @@ def export_checkpoint(
 
     Args:
       params: on the host or on devices. dtype: of the tensors; None keeps that of each parameter.
-      tokenizer_from: a folder whose tokenizer files are copied.
+      tokenizer_from: a folder whose tokenizer is written, too, with the special tokens of the model.
       classes: the names of the classes of a classifier, which are numbered otherwise.
       max_shard_bytes: files are no larger, unless a single tensor is.
 
@@ -95,7 +92,8 @@ def export_checkpoint(
         values |= {"dtype": stored.pop() if len(stored) == 1 else "float32", "use_cache": True}
         values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no token of another vocabulary
         values |= labels(classes) if classes and cfg.head == "classification" else {}
-        copied = _copy_tokenizer(tokenizer_from, folder, cfg, values)
+        special, copied = export_tokenizer(tokenizer_from, folder, cfg) if tokenizer_from else ({}, [])
+        values |= special
         write_json(folder / CONFIG, values)
     except OSError as error:
         raise HuggingFaceError(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -119,40 +117,3 @@ def _planned(
 ) -> Planned:
     dtype = np.result_type(*(dtypes[piece.param] for piece in pieces))
     return Planned(name, tensor_shape(pieces), dtype, lambda: to_tensor(pieces, params, dtype))
-
-
-def _copy_tokenizer(source: Path | None, folder: Path, cfg: ModelConfig, values: dict[str, Any]) -> list[str]:
-    """Copy tokenizer files, and say in `values`, the config, which tokens are special; return the files."""
-    if source is None or not (source / TOKENIZER_FILE).is_file():
-        return []
-    tokenizer = load_tokenizer(source)
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise HuggingFaceError(
-            f"{source / TOKENIZER_FILE} has ids up to {tokenizer.vocab_size - 1}, but model.vocab_size={cfg.vocab_size}"
-        )
-    values |= _SPECIAL_TOKENS[cfg.family](tokenizer)
-    if isinstance(tokenizer, ByteTokenizer):  # no tokenizer.json that others know
-        return []
-    tokenizer.save(folder)
-    # By the model's type alone, AutoTokenizer would put another family's vocabulary rules in the place of the file's.
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for place in (folder / TOKENIZER_CONFIG, source / TOKENIZER_CONFIG):
-        settings |= read_json(place) if place.is_file() else {}
-    write_json(folder / TOKENIZER_CONFIG, settings)
-    return [TOKENIZER_FILE, TOKENIZER_CONFIG]
-
-
-def _of_decoder(tokenizer: Tokenizer) -> dict[str, int | None]:
-    return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}
-
-
-def _of_encoder(tokenizer: Tokenizer) -> dict[str, int | None]:
-    return {"pad_token_id": special_ids(tokenizer, ("pad",))["pad"]}
-
-
-def _of_encdec(tokenizer: Tokenizer) -> dict[str, int | None]:
-    ends = ends_of(tokenizer)
-    return {"pad_token_id": ends.pad, "eos_token_id": ends.end, "decoder_start_token_id": ends.start}
-
-
-_SPECIAL_TOKENS = {"decoder": _of_decoder, "encoder": _of_encoder, "encdec": _of_encdec}

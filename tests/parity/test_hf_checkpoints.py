@@ -17,6 +17,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: E402
 
 from bigjax import data, models  # noqa: E402
+from bigjax.data import special_tokens  # noqa: E402
 from bigjax.data.bpe import train_bpe  # noqa: E402
 from bigjax.evaluate.generation import generate  # noqa: E402
 from bigjax.interop import hf  # noqa: E402
@@ -89,6 +90,39 @@ def test_auto_tokenizer_reads_what_the_run_trained_with(tmp_path, case):
         assert theirs(text)["input_ids"] == ours.encode(text).tolist()
         assert theirs.decode(theirs(text)["input_ids"]) == text
     assert theirs.eos_token_id == ours.eos_id == json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"]
+
+
+@pytest.mark.parametrize(
+    ("case", "row", "pair"),
+    [("bert", "[CLS] A [SEP]", "[CLS] A [SEP] B [SEP]"), ("t5", "A END", "A END B END")],
+)
+def test_auto_tokenizer_makes_the_rows_of_training(tmp_path, case, row, pair):
+    """Tokens that stand after the vocabulary are spelled, keep their ids, and stay as they are in an export again."""
+    cfg = dataclasses.replace(CASES[case][1], vocab_size=400)
+    (tmp_path / "run").mkdir()
+    train_bpe(["some text"] * 3, 260, tmp_path / "run")
+    params, before = random_params(cfg), data.load_tokenizer(tmp_path / "run")
+    hf.export_checkpoint(params, cfg, tmp_path / "out", tokenizer_from=tmp_path / "run")
+    hf.export_checkpoint(params, cfg, tmp_path / "again", tokenizer_from=tmp_path / "out")
+    roles = tuple(special_tokens.SPELLINGS)
+    ids, sentinels = special_tokens.special_ids(before, roles), special_tokens.sentinel_ids(before)
+    for folder in ("out", "again"):
+        ours, theirs = data.load_tokenizer(tmp_path / folder), AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert special_tokens.special_ids(ours, roles) == ids
+        spelled = {"A": ours.encode("some text"), "B": ours.encode("[MASK]")}
+        assert [x.tolist() for x in spelled.values()] == [before.encode(x).tolist() for x in ("some text", "[MASK]")]
+        spelled |= {"[CLS]": [ids["cls"]], "[SEP]": [ids["sep"]], "END": [before.eos_id]}
+        assert theirs("some text")["input_ids"] == [int(i) for part in row.split() for i in spelled[part]]
+        assert theirs.pad_token_id == ids["pad"]
+        if case == "bert":
+            assert theirs("some [MASK]")["input_ids"][-2] == ids["mask"] == theirs.mask_token_id
+        else:
+            assert special_tokens.sentinel_ids(ours) == sentinels
+            assert theirs("<extra_id_99>")["input_ids"] == [sentinels[99], before.eos_id]
+    paired = theirs("some text", "some text")
+    assert paired["input_ids"] == [int(i) for part in pair.replace("B", "A").split() for i in spelled[part]]
+    assert case != "bert" or paired["token_type_ids"] == [0] * (len(spelled["A"]) + 2) + [1] * (len(spelled["A"]) + 1)
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (tmp_path / "again/tokenizer.json").read_bytes()
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
