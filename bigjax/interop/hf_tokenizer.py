@@ -22,7 +22,7 @@ class Special(NamedTuple):
         text. settings: other keys of `tokenizer_config.json`.
     """
 
-    config: dict[str, int | None]
+    config: Mapping[str, int | None]
     roles: dict[str, int]
     around: tuple[list[int], list[int]]
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -52,7 +52,7 @@ _SPECIAL: dict[str, Callable[[Tokenizer], Special]] = {
 }
 
 
-def export_tokenizer(source: Path, folder: Path, cfg: ModelConfig) -> tuple[dict[str, int | None], list[str]]:
+def export_tokenizer(source: Path, folder: Path, cfg: ModelConfig) -> tuple[Mapping[str, int | None], list[str]]:
     """Write the tokenizer of `source`, if it has one, for a model; return keys of `config.json`, and the files.
 
     Raises:
