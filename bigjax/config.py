@@ -60,7 +60,7 @@ class ModelConfig:
     """
 
     family: Literal["decoder", "encoder", "encdec", "rnn"] = "decoder"
-    head: Literal["lm", "classification"] = "lm"
+    head: Literal["lm", "classification", "pooler"] = "lm"
     num_classes: int = bounded(0, minimum=0)
     token_types: int = bounded(0, minimum=0)
     vocab_size: int = bounded(256, minimum=2)

@@ -52,7 +52,9 @@ def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layo
 
 def with_params(state: TrainState, params: dict[str, Any]) -> TrainState:
     """Return the state of a run that starts from these parameters, with its own where `params` has none."""
-    params = {**state.params, **params}
+    given = param_tree.names(params)
+    leaves = [given.get(name, w) for name, w in param_tree.names(state.params).items()]
+    params = jax.tree.unflatten(jax.tree.structure(state.params), leaves)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema=ema)
 

@@ -3,6 +3,7 @@
     python -m experiments.train --config=configs/mlm_shakespeare.py
     python -m experiments.train --config=configs/finetune_classification.py:scratch
     python -m experiments.train --config=configs/finetune_classification.py:pretrained
+    python -m experiments.train --config=configs/finetune_classification.py:hf:PATH --workdir=runs/from_hf
     python -m experiments.evaluate --workdir=runs/finetune_classification-pretrained
 
 Train and test passages are of different plays: the held-out works are a comedy, a history and a tragedy. Both start
@@ -20,11 +21,13 @@ It helps, and makes the model too sure of itself. Other texts and labels:
 """
 
 import dataclasses
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from bigjax import strict
 from bigjax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
+from bigjax.interop import hf_config
 from bigjax.strict import ConfigError
 from configs.mlm_shakespeare import MODEL
 
@@ -33,17 +36,22 @@ PRETRAINED = "runs/mlm_shakespeare"
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Return the config of one way to start."""
+    """Return the config of one way to start: `pretrained`, `scratch`, or `hf:PATH` of a BERT."""
     start = arg or "pretrained"
-    if start not in ARGUMENTS:
-        raise ConfigError(f"configs/finetune_classification.py has no {start!r}, only {', '.join(ARGUMENTS)}")
+    folder = hf_config.folder_of(start)
+    if start not in ARGUMENTS and folder is None:
+        raise ConfigError(
+            f"configs/finetune_classification.py has no {start!r}, only {', '.join(ARGUMENTS)} or hf:PATH"
+        )
+    model = MODEL if folder is None else hf_config.import_config(folder).model
+    tokenizer = (folder or Path(PRETRAINED)) / "tokenizer.json"
     return strict.to_config_dict(
         Config(
-            model=dataclasses.replace(MODEL, head="classification", num_classes=3, dropout=0.1, attention="reference"),
+            model=dataclasses.replace(model, head="classification", num_classes=3, dropout=0.1, attention="reference"),
             data=DataConfig(
                 sources=("shakespeare-passages",),
-                tokenizer=f"hf:{PRETRAINED}/tokenizer.json",
-                seq_len=256,
+                tokenizer=f"hf:{tokenizer}",
+                seq_len=min(model.max_seq_len, 256),
                 document_mask=False,
             ),
             train=TrainConfig(steps=250, global_batch_size=16, objective="classification", eval_every_steps=125),
@@ -51,6 +59,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 lr=3e-4, schedule="linear", warmup_steps=25, end_lr_ratio=0.0, weight_decay=0.01, b2=0.98
             ),
             log=LogConfig(every_steps=20),
-            init_from=PRETRAINED if start == "pretrained" else None,
+            init_from={"pretrained": PRETRAINED, "scratch": None}.get(start, start),
         )
     )

@@ -117,8 +117,8 @@ def write_out(out: Path | None, value: Any) -> None:
 def default_workdir(argv: Sequence[str]) -> str:
     """Return the run folder of a command line without --workdir.
 
-    It is `runs/NAME` or `runs/NAME-ARG` after `--config=.../NAME.py:ARG`, `runs/NAME` after `--config=hf:.../NAME`, or
-    the folder itself if --config is a run's.
+    It is `runs/NAME` or `runs/NAME-ARG` after `--config=.../NAME.py:ARG`, with the last part of ARG if that is a path,
+    `runs/NAME` after `--config=hf:.../NAME`, or the folder itself if --config is a run's.
     """
     source = config_of(argv) or ""
     if source.startswith(PREFIX):
@@ -126,7 +126,7 @@ def default_workdir(argv: Sequence[str]) -> str:
     if Path(source).is_dir():
         return source
     file, _, argument = source.partition(":")
-    return str(Path("runs", "-".join(filter(None, (Path(file).stem, argument)))))
+    return str(Path("runs", "-".join(filter(None, (Path(file).stem, Path(argument.removeprefix(PREFIX)).name)))))
 
 
 def parse_range(name: str, value: str | None) -> range | None:

@@ -1,5 +1,6 @@
 """Where a config comes from: a config file, the folder of a run, a preset of a plan, or a Hugging Face folder."""
 
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -7,11 +8,13 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from bigjax import strict
-from bigjax.config import Config, DataConfig, OptimConfig
+from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig
+from bigjax.config_checks import OBJECTIVES
 from bigjax.errors import UserError
 from bigjax.interop import hf_config
 from bigjax.run_folder import RunFolder
@@ -54,15 +57,32 @@ def load(source: str) -> ConfigDict:
 def _finetuning(source: str, folder: Path) -> Config:
     """Return a run that starts from the model of a Hugging Face folder, with its tokenizer if it has one.
 
-    The learning rate is that of instruction tuning of a 7B model (Taori et al. 2023): smaller models bear more.
+    The objective is the first that trains such a model: causal_lm, masked_lm, classification or seq2seq. An encoder
+    without a head gets a new one for masked tokens. The learning rate is that of instruction tuning of a 7B model
+    (Taori et al. 2023), smaller models bear more; and the least of those for BERT (Devlin et al. 2019, appendix A.3).
+    An encoder-decoder is tuned as T5 was (Raffel et al. 2020, section 3.1.2).
     """
     model = hf_config.import_config(folder).model
+    heads: dict[str, Any] = {
+        head: name for name, (families, head) in reversed(OBJECTIVES.items()) if model.family in families
+    }
+    head = model.head if model.head in heads else "lm"
     tokenizer = folder / "tokenizer.json"
-    name = f"hf:{tokenizer}" if tokenizer.is_file() else "bytes"
+    length = min(model.max_seq_len, 1024)
+    data = DataConfig(
+        seq_len=length,
+        target_len=length // 4 if model.family == "encdec" else 0,
+        tokenizer=f"hf:{tokenizer}" if tokenizer.is_file() else "bytes",
+        classes=hf_config.class_names(folder) if head == "classification" else (),
+    )
+    optim = OptimConfig(lr=2e-5, warmup_steps=30, weight_decay=0.0)
+    if model.family == "encdec":
+        optim = OptimConfig(name="adafactor", lr=1e-3, schedule="constant", weight_decay=0.0, grad_clip=None)
     return Config(
-        model=model,
-        data=DataConfig(seq_len=min(model.max_seq_len, 1024), tokenizer=name),
-        optim=OptimConfig(lr=2e-5, warmup_steps=30, weight_decay=0.0),
+        model=dataclasses.replace(model, head=head),
+        data=data,
+        train=TrainConfig(objective=heads[head]),
+        optim=optim,
         init_from=source,
     )
 

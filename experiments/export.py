@@ -1,10 +1,10 @@
 """Write the weights of a trained run as a folder that another library reads, and check what that library makes of it.
 
 --format=hf writes config.json, safetensors files (several with an index above --max_shard_gb) and the run's tokenizer,
-for AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained of transformers. Weights are those of the
-newest checkpoint, the averaged ones if the run keeps them, in float32 or in --dtype. Where PyTorch is installed the
-folder is loaded with transformers and its logits are compared with ours; bigjax_export.json in the folder says what
-came out, or that there was no PyTorch.
+for from_pretrained of transformers' class for such a model and of AutoTokenizer. Weights are those of the newest
+checkpoint, the averaged ones if the run keeps them, in float32 or in --dtype. Where PyTorch is installed the folder is
+loaded with transformers and its logits are compared with ours; bigjax_export.json in the folder says what came out, or
+that there was no PyTorch.
 
 Exit status: 0 exported; 1 a bug; 2 bad input, such as a model that no covered architecture holds; 4 transformers
 computes something else from the folder.
@@ -41,25 +41,32 @@ def main(flag_values: flags.FlagValues) -> None:
     from bigjax import runtime
 
     runtime.configure_jax()
+    from bigjax import checkpoint
     from bigjax.interop import hf
     from experiments import trained
 
     hf.check_exportable(cfg.model, out)
     run = trained.load(flag_values.workdir, cfg)
+    classes = cfg.data.classes
+    if not classes and run.step:  # those that training found
+        classes = checkpoint.read_data_state(run.folder.checkpoints, run.step).get("classes", ())
     report = hf.export_checkpoint(
         run.weights,
         cfg.model,
         out,
         dtype=flag_values.dtype,
         tokenizer_from=run.folder.path,
+        classes=classes,
         max_shard_bytes=int(flag_values.max_shard_gb * 1e9),
     )
     print(
         f"{report['architecture']}, {report['parameters']:,} parameters, {report['dtype']}, of step {run.step}: {out}"
     )
     if report["verified"]:
-        difference, tolerance = report["max_logit_difference"], report["tolerance"]
-        print(f"verified: transformers' logits differ by {difference:.2g} at most (allowed {tolerance:.2g})")
+        difference, tolerance = report["max_difference"], report["tolerance"]
+        print(
+            f"verified: transformers' {report['compared']} differ by {difference:.2g} at most (allowed {tolerance:.2g})"
+        )
     else:
         print(f"not verified: {report['reason']}")
 

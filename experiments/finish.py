@@ -11,7 +11,7 @@ from bigjax.data import TextData
 from bigjax.evaluate import generation
 from bigjax.models import Model
 from bigjax.run_folder import RunFolder
-from bigjax.science.flops import model_flops_per_token
+from bigjax.science.flops import run_flops_per_token
 from bigjax.sharding import Layout
 
 SKIPPED = "guard/skipped_updates"
@@ -64,7 +64,7 @@ def write(
         "steps": cfg.train.steps,
         "tokens": tokens,
         **params.counts(model.specs, cfg.model.moe.experts_per_token),
-        "flops": tokens * model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len),
+        "flops": tokens * run_flops_per_token(cfg, model.specs),
         "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
         **dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_tokens")),
         **{f"eval_{name}": value for name, value in scores.items()},

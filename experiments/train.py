@@ -161,7 +161,7 @@ def run(
             return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size, fresh())
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
-        flops_per_token = flops.model_flops_per_token(cfg.model, model.specs, cfg.data.seq_len, cfg.data.target_len)
+        flops_per_token = flops.run_flops_per_token(cfg, model.specs)
         speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
         pulse.phase("compile")
         if compiling is not None:

@@ -1,5 +1,6 @@
 """A trained run, ready to be used: what the commands that read a run folder share."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from bigjax.data import Tokenizer, load_tokenizer
 from bigjax.errors import UserError
 from bigjax.interop import hf_config
 from bigjax.models import Model
+from bigjax.params import names
 from bigjax.run_folder import RunFolder
 from bigjax.sharding import Layout
 
@@ -45,7 +47,10 @@ def load(workdir: str, cfg: Config) -> Trained:
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     abstract = step.abstract_state(cfg, model, tx, layout, mesh)
     if hf_config.folder_of(workdir):
-        return Trained(cfg, folder, mesh, model, layout, 0, _from_hugging_face(folder.path, cfg, abstract.params))
+        from bigjax.interop import hf
+
+        weights = hf.load_params(folder.path, cfg.model, abstract.params)
+        return Trained(cfg, folder, mesh, model, layout, 0, weights)
     part = "params" if abstract.ema is None else "ema"
     found, weights = checkpoint.restore_part(folder.checkpoints, part, getattr(abstract, part))
     return Trained(cfg, folder, mesh, model, layout, found, weights)
@@ -59,27 +64,32 @@ def folder_of(workdir: str) -> Path:
 def initial_params(cfg: Config, abstract: dict, tokenizer: Tokenizer) -> dict:
     """Return the parameters that `cfg.init_from` names, of a run folder or `hf:PATH`, placed as `abstract` says.
 
-    Where the run had a head for another task, `head` is left out.
+    Where they had a head for another task, what this one cannot use of it is left out.
 
     Raises:
-      UserError: there are none, or they are of another model, or of a run with another tokenizer.
+      UserError: there are none, or they are of another model, or were trained with another tokenizer.
     """
     folder = folder_of(str(cfg.init_from))
-    if hf_config.folder_of(cfg.init_from):
-        return _from_hugging_face(folder, cfg, abstract)
-    source = RunFolder(folder)
-    before = source.load_config().model
+    foreign = hf_config.folder_of(cfg.init_from) is not None
+    before = None if foreign else RunFolder(folder).load_config().model
+    if not foreign or (folder / "tokenizer.json").is_file():
+        _check_tokenizer(cfg, folder, tokenizer)
+    if before is None:
+        from bigjax.interop import hf
+
+        loaded = hf.load_params(folder, cfg.model, abstract, new_head=True)
+        anew = [name for name in names(abstract) if name not in names(loaded)]
+        if anew and jax.process_index() == 0:
+            print(f"note: {folder} is trained up to its head: {', '.join(anew)} start anew", file=sys.stderr)
+        return loaded
+    same_head = (before.head, before.num_classes) == (cfg.model.head, cfg.model.num_classes)
+    without = () if same_head else ("head",)
+    return checkpoint.restore_part(RunFolder(folder).checkpoints, "params", abstract, without)[1]
+
+
+def _check_tokenizer(cfg: Config, folder: Path, tokenizer: Tokenizer) -> None:
     if load_tokenizer(folder).digest != tokenizer.digest:
         raise UserError(
             f"init_from={cfg.init_from!r} was trained with another tokenizer than data.tokenizer="
             f"{cfg.data.tokenizer!r}: use its own with data.tokenizer='hf:{folder / 'tokenizer.json'}'"
         )
-    same_head = (before.head, before.num_classes) == (cfg.model.head, cfg.model.num_classes)
-    without = () if same_head else ("head",)
-    return checkpoint.restore_part(source.checkpoints, "params", abstract, without)[1]
-
-
-def _from_hugging_face(folder: Path, cfg: Config, abstract: Any) -> Any:
-    from bigjax.interop import hf
-
-    return hf.load_params(folder, cfg.model, abstract)

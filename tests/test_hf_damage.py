@@ -1,16 +1,21 @@
 """What is wrong with a Hugging Face folder is said in one sentence that names the file and the field or tensor."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from bigjax.config import ModelConfig
 from bigjax.interop import hf, hf_verify
 from bigjax.interop.hf_architecture import HuggingFaceError
-from tests.test_hf_weights import LLAMA, random_params
+from bigjax.interop.hf_config import ARCHITECTURES
+from tests.test_hf_weights import CASES, LLAMA, random_params
 
 
 def edit_config(**changes):
@@ -90,11 +95,11 @@ DAMAGES = {
     "layers": (edit_config(num_hidden_layers=3), r" lacks model.layers.2.input_layernorm.weight, .* and 6 more$"),
     "a tied head that is another": (
         edit_config(tie_word_embeddings=True),
-        r"lm_head.weight is not model.embed_tokens.weight, but config.json says that the two are tied$",
+        r"lm_head.weight is not model.embed_tokens.weight, which it repeats in a LlamaForCausalLM with this config",
     ),
     "architecture": (
         edit_config(model_type="mamba"),
-        r"the architecture 'mamba' is not covered; covered are gpt2, llama, mistral, qwen2, qwen3, mixtral, gemma2$",
+        r"'mamba' is not covered; covered are gpt2, llama, mistral, qwen2, qwen3, mixtral, gemma2, bert, t5$",
     ),
     "another head": (
         edit_config(architectures=["LlamaForSequenceClassification"]),
@@ -155,23 +160,125 @@ DAMAGES = {
 }
 
 
+def a_matrix(folder: Path) -> str:
+    """Return the name of a matrix of the second layer, or of the second block."""
+    tensors = load_file(folder / "model.safetensors")
+    return next(name for name, w in tensors.items() if re.search(r"\.1\.", name) and w.ndim == 2)
+
+
+def change_matrix(change):
+    """Change a matrix as `change` says, or remove it."""
+
+    def edit(folder: Path) -> None:
+        name = a_matrix(folder)
+        edit_tensors(lambda tensors: tensors.update({name: change(tensors[name])}))(folder)
+
+    return edit
+
+
+def lose_matrix(folder: Path) -> None:
+    name = a_matrix(folder)
+    edit_tensors(lambda tensors: tensors.pop(name))(folder)
+
+
+DAMAGES_OF_ALL = {
+    name: DAMAGES[name]
+    for name in ("pickle", "no weights", "cut short", "extra tensors", "an unknown option", "adapter")
+} | {
+    "missing tensor": (lose_matrix, r" lacks {matrix}$"),
+    "shape": (
+        change_matrix(lambda w: np.concatenate([w, w])),
+        r"{matrix} has \(\d+, \d+\), not \(\d+, \d+\) by config.json$",
+    ),
+    "integers": (change_matrix(lambda w: w.astype(np.int8)), r"{matrix} is I8, which is not covered, only \["),
+    "a dtype of its own": (
+        change_matrix(lambda w: w.astype(np.float16)),
+        r" is float(16|32), but the same tensor of another layer is not$",
+    ),
+    "vocabulary": (edit_config(vocab_size=64), r"has a vocabulary of 61, but vocab_size=64 by config.json$"),
+    "another class": (
+        edit_config(architectures=["BertForSquares"]),
+        r"architectures='BertForSquares' is not covered, only ",
+    ),
+}
+"""What can be wrong with the folder of any architecture; `{matrix}` stands for the name of the damaged tensor."""
+
+OPTIONS = [
+    ("bert", {"position_embedding_type": "relative_key"}, r"'relative_key' is not covered, only 'absolute'$"),
+    ("bert", {"is_decoder": True}, r"is_decoder=True is not covered, only False$"),
+    ("bert", {"tie_word_embeddings": False}, r"tie_word_embeddings=False is not covered, only True$"),
+    ("bert", {"hidden_act": "silu"}, r"hidden_act='silu' is not covered, only 'gelu' or "),
+    ("bert", {"hidden_dropout_prob": 0.2}, r"'attention_probs_dropout_prob': 0.1\} differ, which is not covered"),
+    ("bert of classes", {"problem_type": "regression"}, r"problem_type='regression' is not covered"),
+    ("bert of classes", {"classifier_dropout": 0.3}, r"classifier_dropout=0.3 is not covered, only 0.1$"),
+    ("bert of classes", {"id2label": {"0": "score"}}, r"id2label has one label, a regression, which is not covered$"),
+    ("bert of classes", {"id2label": {"0": "a", "1": "b"}}, r"classifier.\w+ has \(3.*\), not \(2.*\) by config.json$"),
+    ("bert without a head", {"architectures": ["BertForMaskedLM"]}, r" lacks cls.predictions.bias, "),
+    ("t5", {"feed_forward_proj": "gated-relu"}, r"feed_forward_proj='gated-relu' is not covered, only 'relu' or "),
+    ("t5", {"feed_forward_proj": "gated-gelu"}, r" lacks decoder.block.0.layer.2.DenseReluDense.wi_0.weight, "),
+    ("t5", {"is_gated_act": True}, r"is_gated_act=True is not covered, only False$"),
+    ("t5", {"is_encoder_decoder": False}, r"is_encoder_decoder=False is not covered, only True$"),
+    ("t5", {"tie_word_embeddings": False}, r"scale_decoder_outputs=True is not covered, only False$"),
+    ("t5", {"decoder_start_token_id": 5}, r"decoder_start_token_id=5 is not covered, only 0$"),
+    ("t5", {"relative_attention_num_buckets": 6}, r"attention_bias.weight has \(8, 3\), not \(6, 3\) by config.json$"),
+    (
+        "t5 v1.1",
+        {"scale_decoder_outputs": "absent", "tie_word_embeddings": True},
+        r"lm_head.weight is not shared.weight",
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A checkpoint that nothing is wrong with."""
-    folder = tmp_path_factory.mktemp("hf") / "llama"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_verify, "find_spec", lambda name: None)
-        hf.export_checkpoint(random_params(LLAMA), LLAMA, folder)
-    return folder
+    """Return the checkpoint of a model that nothing is wrong with."""
+
+    @lru_cache
+    def export(cfg: ModelConfig) -> Path:
+        folder = tmp_path_factory.mktemp("hf") / "sound"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hf_verify, "find_spec", lambda name: None)
+            hf.export_checkpoint(random_params(cfg), cfg, folder)
+        return folder
+
+    return export
+
+
+def damaged(folder: Path, tmp_path: Path, damage: Callable[[Path], None]) -> Path:
+    shutil.copytree(folder, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    return tmp_path / "damaged"
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_what_is_wrong_is_said_in_one_sentence(sound, tmp_path, name):
     damage, message = DAMAGES[name]
-    folder = tmp_path / "damaged"
-    shutil.copytree(sound, folder)
-    damage(folder)
+    folder = damaged(sound(LLAMA), tmp_path, damage)
     with pytest.raises(HuggingFaceError, match=message) as caught:
         hf.import_checkpoint(folder)
     assert str(folder) in str(caught.value)
     assert str(caught.value).count("\n") == (1 if name == "a wrong type" else 0)
+
+
+@pytest.mark.parametrize("name", DAMAGES_OF_ALL)
+@pytest.mark.parametrize("class_name", dict(CASES.values()))
+def test_what_is_wrong_is_said_whatever_the_architecture(sound, tmp_path, class_name, name):
+    damage, message = DAMAGES_OF_ALL[name]
+    good = sound(dict(CASES.values())[class_name])
+    folder = damaged(good, tmp_path, damage)
+    with pytest.raises(HuggingFaceError, match=message.replace("{matrix}", re.escape(a_matrix(good)))) as caught:
+        hf.import_checkpoint(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_architecture_is_damaged():
+    covered = {each.class_name for each in ARCHITECTURES}
+    assert covered - dict(CASES.values()).keys() == {"BertForPreTraining"}  # read as BertForMaskedLM is, never written
+
+
+@pytest.mark.parametrize(("case", "changes", "message"), OPTIONS, ids=str)
+def test_an_option_that_is_not_covered_is_named(sound, tmp_path, case, changes, message):
+    folder = damaged(sound(CASES[case][1]), tmp_path, edit_config(**changes))
+    with pytest.raises(HuggingFaceError, match=message) as caught:
+        hf.import_checkpoint(folder)
+    assert str(folder) in str(caught.value)

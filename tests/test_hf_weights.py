@@ -43,6 +43,33 @@ GEMMA2 = dataclasses.replace(
     final_softcap=30.0,
     layer_windows=(4, 0),
 )
+BERT = dataclasses.replace(
+    GPT2,
+    family="encoder",
+    token_types=2,
+    norm_placement="post",
+    norm_eps=1e-12,
+    activation="gelu",
+    d_ff=28,
+    dropout=0.1,
+)
+T5 = dataclasses.replace(
+    GPT2,
+    family="encdec",
+    num_decoder_layers=3,
+    head_dim=10,
+    d_ff=28,
+    positions="relative",
+    relative_buckets=8,
+    relative_max_distance=20,
+    norm="rmsnorm",
+    norm_eps=1e-6,
+    activation="relu",
+    bias="none",
+    attn_scale=1.0,
+    scale_logits=True,
+)
+T5_V1_1 = dataclasses.replace(T5, activation="geglu", tie_embeddings=False, scale_logits=False)
 YARN = RopeConfig(theta=5e5, scaling="yarn", factor=4.0, original_max_seq_len=16, beta_fast=8.0, beta_slow=2.0)
 LLAMA3 = RopeConfig(theta=5e5, scaling="llama3", factor=8.0, original_max_seq_len=16, low_freq_factor=2.0)
 CASES: dict[str, tuple[str, ModelConfig]] = {
@@ -69,6 +96,15 @@ CASES: dict[str, tuple[str, ModelConfig]] = {
         "Gemma2ForCausalLM",
         dataclasses.replace(GEMMA2, attn_softcap=None, final_softcap=None, attn_scale=None),
     ),
+    "bert": ("BertForMaskedLM", BERT),
+    "bert of classes": (
+        "BertForSequenceClassification",
+        dataclasses.replace(BERT, head="classification", num_classes=3, activation="gelu_tanh"),
+    ),
+    "bert without a head": ("BertModel", dataclasses.replace(BERT, head="pooler", token_types=1, activation="relu")),
+    "t5": ("T5ForConditionalGeneration", T5),
+    "t5 v1.1": ("T5ForConditionalGeneration", T5_V1_1),
+    "t5 v1.1 with another gate": ("T5ForConditionalGeneration", dataclasses.replace(T5_V1_1, activation="swiglu")),
 }
 
 
@@ -235,7 +271,7 @@ def test_defaults_are_those_of_transformers(tmp_path):
 
     from bigjax.interop.hf_config import ARCHITECTURES
 
-    for kind in ARCHITECTURES:
+    for kind in {each.model_type for each in ARCHITECTURES}:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         empty = import_config(tmp_path).model
         full = transformers.AutoConfig.for_model(kind).to_dict()

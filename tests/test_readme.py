@@ -13,6 +13,7 @@ from bigjax.config import Config
 from bigjax.interop.hf_config import export_config
 from bigjax.json_files import write_json
 from bigjax.strict import fingerprint, from_dict, to_dict
+from configs import bert, t5
 from experiments import config_source
 from tests.commands import ROOT, Commands, shared_cache
 
@@ -72,11 +73,13 @@ def folder(tmp_path_factory) -> Path:
         (folder / run).mkdir(parents=True, exist_ok=True)
         write_json(folder / run / "config.json", {"config": to_dict(cfg), "fingerprint": fingerprint(cfg)})
     model = {"activation": "swiglu", "qk_norm": False, "attention": "reference", "layers": "scan"}
-    _, llama = export_config(config.replace(cfg, model=model).model)
+    llama = config.replace(cfg, model=model).model
+    known = {"MiniLM-L6": bert.model(*bert.SHAPES["minilm"]), "T5-small": t5.model(t5.SHAPES["small"], gated=False)}
     words = [word for command in OURS for word in command]
-    for name in (match[1] for word in words if (match := re.match(r"--(?:config|workdir)=hf:(.+)", word))):
+    pattern = r"--(?:config|workdir)=(?:configs/\w+\.py:)?hf:(.+)"
+    for name in (match[1] for word in words if (match := re.match(pattern, word))):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_json(folder / name / "config.json", llama)
+        write_json(folder / name / "config.json", export_config(known.get(name, llama))[1])
     return folder
 
 

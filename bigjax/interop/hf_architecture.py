@@ -4,8 +4,8 @@ Nothing here imports JAX, so that a command can show the config of a folder at o
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from bigjax.config import ModelConfig, RopeConfig
@@ -45,13 +45,16 @@ class Architecture:
       model_type, class_name: as in `config.json`.
       tensors: a parameter's name -> the tensor's. `{layers}` stands for the index along the parameter's axis of that
         name; any logical axis may stand there, and is then not part of the tensor.
+      gated: what stands in their place where the MLPs have a gate.
       fields: field of `ModelConfig` -> key of `config.json` and the key's default in transformers.
       fixed: fields of `ModelConfig` that are the same in every such model.
       required: keys of `config.json` and the only value of each that is covered, also if absent.
       read: returns the remaining fields of `ModelConfig`. write: returns the keys that `read` reads.
       transposed: whether a matrix is stored (out, in).
       prefix: what the names of a checkpoint of the bare model lack.
-      buffers: a regular expression of tensors that are no parameters.
+      copies: a tensor's name -> the parameter that it may repeat, unless it has one of its own.
+      renamed: the end of a tensor's name in old checkpoints -> what it is today.
+      unused: a regular expression of tensors that the model does without: buffers, and heads of other tasks.
     """
 
     model_type: str
@@ -64,7 +67,19 @@ class Architecture:
     write: Callable[[ModelConfig], dict[str, Any]]
     transposed: bool = True
     prefix: str = "model."
-    buffers: str = r".*rotary_emb\.inv_freq"
+    gated: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=lambda: {"lm_head.weight": "embed/tokens"})
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    unused: str = r".*rotary_emb\.inv_freq"
+
+    def table(self, params: Iterable[str]) -> dict[str, "str | Fused"]:
+        """Return `tensors` as they are for a model with these parameters."""
+        return {**self.tensors, **(self.gated if any(name.endswith("/mlp/gate") for name in params) else {})}
+
+    def today(self, name: str) -> str:
+        """Return what a tensor of an old checkpoint is called today."""
+        old = next((end for end in self.renamed if name.endswith(end)), None)
+        return name if old is None else name.removesuffix(old) + self.renamed[old]
 
 
 class Settings:
@@ -104,6 +119,14 @@ def read_activation(settings: Settings, names: Mapping[str, str], *keys: str) ->
 def write_activation(cfg: ModelConfig, names: Mapping[str, str]) -> str:
     """Return transformers' name of `model.activation`; any, if it has none."""
     return next((name for name, ours in names.items() if ours == cfg.activation), next(iter(names)))
+
+
+def read_dropout(settings: Settings, *keys: str) -> float:
+    """Return `model.dropout` from several keys, 0.1 where they are absent, that must have the same value."""
+    rates = {key: float(settings.take(key, 0.1)) for key in keys}
+    if len(set(rates.values())) > 1:
+        raise HuggingFaceError(f"{settings.place}: {rates} differ, which is not covered: model.dropout is one rate")
+    return rates[keys[0]]
 
 
 def read_rope(settings: Settings, max_seq_len: int, default_theta: float = 10_000.0) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +10,15 @@ from bigjax import strict
 from bigjax.config import ModelConfig, MoeConfig, RopeConfig
 from bigjax.errors import ConfigError
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError, Settings, window_fields
+from bigjax.interop.hf_bert import BERT, LABELS
 from bigjax.interop.hf_gemma import GEMMA2
 from bigjax.interop.hf_gpt2 import GPT2
 from bigjax.interop.hf_llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from bigjax.interop.hf_mixtral import MIXTRAL
+from bigjax.interop.hf_t5 import T5
 
-ARCHITECTURES = {each.model_type: each for each in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, GEMMA2)}
-"""By `model_type`. A model that several can hold is exported as the first of them."""
+ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, GEMMA2, *BERT, T5)
+"""All that are covered. A model that several can hold is exported as the first of them."""
 
 PREFIX = "hf:"
 """What a Hugging Face folder is marked with where a run folder may stand, too."""
@@ -25,13 +28,22 @@ CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WITHOUT_EFFECT = (
     "cache_implementation",
     "chunk_size_feed_forward",
+    "classifier_dropout",
+    "directionality",
     "dtype",
     "finetuning_task",
+    "gradient_checkpointing",
     "id2label",
     "is_llama_config",
     "label2id",
     "max_window_layers",
     "n_ctx",
+    "output_past",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
     "prefix",
     "pretraining_tp",
     "problem_type",
@@ -53,7 +65,7 @@ WITHOUT_EFFECT = (
 """Keys of `config.json` that do not change what the model computes, or only how generation is driven; so are those that
 start with an underscore, and the ids of special tokens."""
 
-TRAINING = ("dropout", "init_std", "dtype", "moe.aux_loss", "moe.z_loss", "moe.jitter")
+TRAINING = ("dropout", "init", "init_std", "dtype", "moe.aux_loss", "moe.z_loss", "moe.jitter")
 """Fields of `ModelConfig` that a checkpoint may differ in from the run that starts from it; so may plumbing."""
 
 
@@ -85,12 +97,28 @@ def import_config(folder: Path) -> Imported:
     values = read_json(place)
     if not isinstance(values, dict) or "model_type" not in values:
         raise HuggingFaceError(f"{place} is not the config of a Hugging Face model: it has no model_type")
-    kind = values.pop("model_type")
-    if kind not in ARCHITECTURES:
-        raise HuggingFaceError(
-            f"{place}: the architecture {kind!r} is not covered; covered are {', '.join(ARCHITECTURES)}"
-        )
-    return Imported(ARCHITECTURES[kind], _read(ARCHITECTURES[kind], values, str(place)))
+    architecture = _architecture(values, str(place))
+    return Imported(architecture, _read(architecture, values, str(place)))
+
+
+def _architecture(values: dict[str, Any], place: str) -> Architecture:
+    """Return what `model_type` and `architectures` name; the first of its type if there is only the former."""
+    kind, classes = values.pop("model_type"), values.pop("architectures", None) or []
+    covered = [each for each in ARCHITECTURES if each.model_type == kind]
+    if not covered:
+        kinds = ", ".join(dict.fromkeys(each.model_type for each in ARCHITECTURES))
+        raise HuggingFaceError(f"{place}: the architecture {kind!r} is not covered; covered are {kinds}")
+    for name in classes:
+        if name not in [each.class_name for each in covered]:
+            raise Settings(values, place).uncovered("architectures", name, [each.class_name for each in covered])
+    return next((each for each in covered if each.class_name in classes[:1]), covered[0])
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the classes that a folder tells apart, in their order; none if they are only numbered."""
+    labels = read_json(folder.expanduser() / CONFIG).get(LABELS) or {}
+    named = tuple(labels[number] for number in sorted(labels, key=int))
+    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in named) else named
 
 
 def read_json(path: Path) -> Any:
@@ -105,9 +133,6 @@ def read_json(path: Path) -> Any:
 
 def _read(architecture: Architecture, values: dict[str, Any], place: str) -> ModelConfig:
     settings = Settings(values, place)
-    for name in settings.take("architectures", []):
-        if name != architecture.class_name:
-            raise settings.uncovered("architectures", name, [architecture.class_name])
     for key, covered in architecture.required.items():
         if (value := settings.take(key, covered)) != covered:
             raise settings.uncovered(key, value, [covered])
@@ -141,11 +166,12 @@ def export_config(model: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
     if model.family == "rnn":
         raise HuggingFaceError("model.family='rnn': transformers has no such model")
     nearest: tuple[list[str], Architecture] | None = None
-    for architecture in ARCHITECTURES.values():
+    for architecture in ARCHITECTURES:
         values = _write(architecture, model)
         differing = disagreements(_read(architecture, dict(values), CONFIG), model)
         if not differing:
-            return architecture, {"model_type": architecture.model_type, **values}
+            named = {"architectures": [architecture.class_name], "model_type": architecture.model_type}
+            return architecture, named | values
         if nearest is None or len(differing) < len(nearest[0]):
             nearest = differing, architecture
     assert nearest is not None
@@ -156,7 +182,7 @@ def export_config(model: ModelConfig) -> tuple[Architecture, dict[str, Any]]:
 
 
 def _write(architecture: Architecture, model: ModelConfig) -> dict[str, Any]:
-    values: dict[str, Any] = {"architectures": [architecture.class_name], **architecture.required}
+    values = dict(architecture.required)
     values |= {key: getattr(model, name) for name, (key, _) in architecture.fields.items()}
     return values | architecture.write(model)
 
@@ -176,9 +202,12 @@ def _canonical(model: ModelConfig) -> ModelConfig:
     rope = RopeConfig() if model.positions != "rotary" else model.rope
     if rope.scaling == "none":
         rope = RopeConfig(theta=rope.theta)
+    # A table of positions is as long as it is; other positions have no end.
+    length = ModelConfig().max_seq_len if model.positions == "relative" else model.max_seq_len
     scale = None if model.attn_scale == model.head_dim**-0.5 else model.attn_scale
     moe = MoeConfig()
     if model.moe.num_experts:
         width = 0 if model.moe.d_ff == model.d_ff else model.moe.d_ff
         moe = dataclasses.replace(model.moe, top_k=model.moe.experts_per_token, d_ff=width)
-    return dataclasses.replace(model, rope=rope, attn_scale=scale, moe=moe, **window_fields(model.windows))
+    fields = {"rope": rope, "attn_scale": scale, "moe": moe, "max_seq_len": length, **window_fields(model.windows)}
+    return dataclasses.replace(model, **fields)

@@ -6,9 +6,9 @@ from bigjax.config import ModelConfig
 from bigjax.interop.hf_architecture import (
     Architecture,
     Fused,
-    HuggingFaceError,
     Settings,
     read_activation,
+    read_dropout,
     write_activation,
 )
 
@@ -45,10 +45,8 @@ for ours, theirs in (
 
 
 def _read(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
-    rates = {key: float(settings.take(key, 0.1)) for key in DROPOUTS}
-    if len(set(rates.values())) > 1:
-        raise HuggingFaceError(f"{settings.place}: {rates} differ, which is not covered: model.dropout is one rate")
-    return {"activation": read_activation(settings, ACTIVATIONS, "activation_function"), "dropout": rates[DROPOUTS[0]]}
+    activation = read_activation(settings, ACTIVATIONS, "activation_function")
+    return {"activation": activation, "dropout": read_dropout(settings, *DROPOUTS)}
 
 
 def _write(cfg: ModelConfig) -> dict[str, Any]:
@@ -81,5 +79,5 @@ GPT2 = Architecture(
     write=_write,
     transposed=False,
     prefix="transformer.",
-    buffers=r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",
+    unused=r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias",
 )

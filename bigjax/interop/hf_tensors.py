@@ -52,8 +52,9 @@ def tensors_of(architecture: Architecture, specs: Any) -> Tensors:
       HuggingFaceError: a parameter is not in the table.
     """
     tensors: Tensors = {}
+    table = architecture.table(names(specs))
     for param, spec in names(specs).items():
-        entry = architecture.tensors.get(param)
+        entry = table.get(param)
         if entry is None:
             raise HuggingFaceError(f"{architecture.class_name} has no tensor for the parameter {param}")
         fused = entry if isinstance(entry, Fused) else Fused(entry, 0, 1)

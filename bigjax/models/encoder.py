@@ -51,15 +51,19 @@ def _lm_head(cfg: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _pooler(cfg: ModelConfig) -> dict[str, Any]:
+    return _dense(cfg, "pooler")
+
+
 def _classification_head(cfg: ModelConfig) -> dict[str, Any]:
     return {
-        **_dense(cfg, "pooler"),
+        **_pooler(cfg),
         "classes": ParamSpec((cfg.num_classes, cfg.d_model), ("classes", "embed"), "head", normal(cfg.init_std)),
         "classes_bias": ParamSpec((cfg.num_classes,), ("classes",), "bias", zeros),
     }
 
 
-_HEADS = {"lm": _lm_head, "classification": _classification_head}
+_HEADS = {"lm": _lm_head, "classification": _classification_head, "pooler": _pooler}
 
 
 def apply(
@@ -119,6 +123,14 @@ def masked_logits(
     return layers.soft_cap(out + p["bias"].astype(jnp.float32), cfg.final_softcap)
 
 
+def pooled(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
+    """Return `(B, D)`: the first position of each row through a tanh layer (Devlin et al. 2019, section 3)."""
+    p = _head(params, cfg, layout)
+    first_BD = layout.place(x_BSD, "batch", "seq", "embed")[:, 0]
+    out_BE = jnp.einsum("BD,DE->BE", first_BD, p["pooler"], out_sharding=layout.act("batch", "mlp"))
+    return jnp.tanh(layout.place(out_BE, "batch", "embed") + p["pooler_bias"])
+
+
 def class_logits(
     params: Params,
     x_BSD: jax.Array,
@@ -128,12 +140,10 @@ def class_logits(
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
 ) -> jax.Array:
-    """Return logits `(B, C)` in float32 from the first position of each row, through a tanh layer and dropout."""
+    """Return logits `(B, C)` in float32 from the pooled rows, through dropout."""
     p = _head(params, cfg, layout)
-    first_BD = layout.place(x_BSD, "batch", "seq", "embed")[:, 0]
-    pooled = jnp.einsum("BD,DE->BE", first_BD, p["pooler"], out_sharding=layout.act("batch", "mlp"))
-    pooled = jnp.tanh(layout.place(pooled, "batch", "embed") + p["pooler_bias"])
-    pooled = layers.dropout(pooled, cfg.dropout if key is not None else 0.0, key, rows_B)
+    rate = cfg.dropout if key is not None else 0.0
+    x_BD = layers.dropout(pooled(params, x_BSD, cfg, layout), rate, key, rows_B)
     where = layout.act("batch", "classes")
-    out = jnp.einsum("BD,CD->BC", pooled, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
+    out = jnp.einsum("BD,CD->BC", x_BD, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
     return out + p["classes_bias"].astype(jnp.float32)

@@ -174,7 +174,7 @@ def _work(
 ) -> dict:
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
-    model = flops.model_flops_per_token(cfg.model, program.model.specs, cfg.data.seq_len, cfg.data.target_len) * tokens
+    model = flops.run_flops_per_token(cfg, program.model.specs) * tokens
     # Kernels state no work, so a step with some is taken at the analytic count.
     exact = compiled if compiled and not compiled.uncounted_calls else None
     executed = exact.flops if exact else estimate.compiled_flops if estimate else None

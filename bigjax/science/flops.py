@@ -6,27 +6,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigjax.config import ModelConfig
+from bigjax.config import Config, ModelConfig
+from bigjax.data.masking import num_predictions
 from bigjax.params import count, names
 from bigjax.preflight import chips
 
+LOOKED_UP = ("embedding", "norm", "bias")
+"""The kinds of parameters that no matrix product uses."""
 
-def model_flops_per_token(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int = 0) -> float:
+
+def run_flops_per_token(cfg: Config, specs: Any) -> float:
+    """Return `model_flops_per_token` of a run: of its rows, and with its head where the objective applies it."""
+    data = cfg.data
+    positions = {"masked_lm": num_predictions(data.seq_len, data.mask_rate), "classification": 1}
+    applied = positions.get(cfg.train.objective)
+    return model_flops_per_token(cfg.model, specs, data.seq_len, data.target_len, head_positions=applied)
+
+
+def model_flops_per_token(
+    cfg: ModelConfig, specs: Any, seq_len: int, target_len: int = 0, head_positions: int | None = None
+) -> float:
     """Return the FLOPs of one token's forward and backward pass.
 
     Convention (Chowdhery et al. 2022, appendix B): 6 for every parameter that a matrix product uses, the output matrix
     included and look-ups left out, plus `12 * heads * head_dim` for every key of every layer; causality is not
     deducted, a sliding window is. Recomputation is not counted. Of the experts those count that the router chooses for
-    a token. For an encoder-decoder the tokens are those it reads, and each comes with its share of the `target_len`
-    tokens that are written for `seq_len` read.
+    a token. An encoder's head counts at `head_positions` of each row, the tokens to predict or the one position that is
+    classified, and every token has its share of that; choosing them is a look-up. None is all. For an encoder-decoder
+    the tokens are those it reads, and each comes with its share of the `target_len` tokens that are written for
+    `seq_len` read.
     """
     if cfg.family == "encdec":
         return _flops_per_row(cfg, specs, seq_len, target_len) / seq_len
-    matmul_params = count(specs, ("embedding", "norm", "bias"), experts=cfg.moe.experts_per_token)
-    if cfg.tie_embeddings:
-        matmul_params += cfg.vocab_size * cfg.d_model
+    below = {name: spec for name, spec in specs.items() if name != "head"}
+    matmul_params = count(below, LOOKED_UP, experts=cfg.moe.experts_per_token)
+    head_params = count(specs.get("head", {}), LOOKED_UP)
+    if cfg.tie_embeddings and cfg.head == "lm":
+        head_params += cfg.vocab_size * cfg.d_model
+    share = 1.0 if head_positions is None else head_positions / seq_len
     keys = sum(min(seq_len, window or seq_len) for window in cfg.windows)
-    return 6.0 * matmul_params + 12.0 * cfg.num_heads * cfg.head_dim * keys
+    return 6.0 * (matmul_params + share * head_params) + 12.0 * cfg.num_heads * cfg.head_dim * keys
 
 
 def _flops_per_row(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int) -> float:

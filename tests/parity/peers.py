@@ -12,7 +12,7 @@ import transformers
 
 from bigjax import models
 from bigjax.config import ModelConfig
-from bigjax.interop.hf_config import ARCHITECTURES, export_config
+from bigjax.interop.hf_config import export_config
 from bigjax.interop.hf_tensors import tensors_of, to_params
 from bigjax.params import names
 
@@ -26,13 +26,16 @@ def config(cfg: ModelConfig) -> Any:
 
 
 def build(cfg: ModelConfig, seed: int = 0) -> Any:
-    """Return the causal LM of `cfg` in float32 with every parameter, also biases and norms, drawn at random.
+    """Return the model of `cfg` in float32 with every parameter, also biases and norms, drawn at random.
 
     Matrices are drawn with standard deviation 1 / sqrt(fan in) or so, which makes attention far from uniform.
     """
     hf_cfg = config(cfg)
     hf_cfg._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(hf_cfg).float().eval()
+    model = getattr(transformers, export_config(cfg)[0].class_name)(hf_cfg).float().eval()
+    if cfg.family == "encdec" and not cfg.tie_embeddings:
+        # transformers 5 ties every new T5; a checkpoint with another matrix unties it.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     generator = torch.Generator().manual_seed(seed)
     centre = 0.0 if cfg.norm == "rmsnorm_unit_offset" else 1.0
     with torch.no_grad():
@@ -75,7 +78,7 @@ def _as_stored(state: dict[str, Any]) -> dict[str, Any]:
 def _convert(state: dict[str, Any], model: Any, cfg: ModelConfig) -> Any:
     state = _as_stored(state)
     specs = models.build(cfg).specs
-    tensors = tensors_of(ARCHITECTURES[model.config.model_type], specs)
+    tensors = tensors_of(export_config(cfg)[0], specs)
     dtypes = dict.fromkeys(names(specs), np.dtype(np.float32))
     arrays = ((name, state[name].numpy().copy()) for name in tensors)
     return jax.tree.unflatten(jax.tree.structure(specs), list(to_params(tensors, specs, arrays, dtypes).values()))
