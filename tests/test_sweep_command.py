@@ -2,7 +2,9 @@
 
 import csv
 import shutil
+import signal
 import sys
+import threading
 
 import pytest
 
@@ -122,6 +124,25 @@ def test_what_was_cut_off_goes_on_and_ends_the_same(commands, arguments, swept, 
     assert rows(run) == rows(before)
     assert read(run / "result.json")["eval_loss"] == read(before / "result.json")["eval_loss"]
     assert read(folder / "sweep.json")["points"] == read(swept[0] / "sweep.json")["points"]
+
+
+def test_a_signal_ends_all_with_checkpoints_and_the_same_command_goes_on(commands, tmp_path):
+    file, folder = tmp_path / "two.py", tmp_path / "sweep"
+    file.write_text(FILE.partition("    add(**{")[0])
+    long = (f"--config={file}", *TINY[1:], "--config.train.steps=100000", "--config.log.sample_tokens=0")
+    process = commands.start(SWEEP, *long, f"--workdir={folder}", "--processes=2")
+    watched = process.stderr
+    assert "2 to run" in watched.readline()
+    while len([path for path in folder.glob("*/metrics.jsonl") if path.stat().st_size]) < 2:
+        assert process.poll() is None
+        threading.Event().wait(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate()
+    assert process.returncode == 143, said
+    assert [row["state"] for row in read(folder / "sweep.json")["points"]] == ["cut off"] * 2
+    for run in folder.glob("d_model*"):
+        newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdecimal())
+        assert newest == rows(run)[-1]["step"]
 
 
 def test_explain_says_what_is_new_and_that_plumbing_is_not(call, arguments, swept):

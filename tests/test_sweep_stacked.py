@@ -1,5 +1,7 @@
 """Points stacked into one program: each equals its single run, and leaves an ordinary run folder."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_a_point_equals_its_single_run_over_the_devices(optimizer, schedule):
     model = models.build(cfg.model)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     alone = step.jit_init_state(cfg, model, tx, UNSHARDED)()
-    one_step = step.jit_once(step.make_train_step(cfg, model, tx))
+    one_step = step.jit_train_step(cfg, model, tx, UNSHARDED)
     for t in range(3):
         alone, values = one_step(alone, batches[i])
         # A few roundings of a sum over 64 tokens; they do not grow yet in three small steps.
@@ -155,6 +157,8 @@ def test_points_are_shared_out_evenly_over_the_devices():
 def test_what_cannot_be_stacked_is_said():
     with pytest.raises(StackError, match=r"mesh\.fsdp=2: a program of many points has each whole on one device"):
         check(replace(TINY, mesh={"fsdp": 2}))
+    with pytest.raises(StackError, match=r"init_from='runs/x': a program of many points starts afresh"):
+        check(dataclasses.replace(TINY, init_from="runs/x"))
     with pytest.raises(StackError, match=r"guard\.on_spike='rollback' takes one run back"):
         check(replace(TINY, guard={"on_spike": "rollback"}))
     with pytest.raises(StackError, match=r"train\.seed=2147483647 is above"):

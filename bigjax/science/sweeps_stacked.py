@@ -34,7 +34,8 @@ def check(cfg: Config) -> None:
     """Make sure that a config can be stacked.
 
     Raises:
-      StackError: its model is split over devices, its guard goes back in time, or its seed does not fit an int32.
+      StackError: its model is split over devices, it starts from a checkpoint, its guard goes back in time, or its seed
+        does not fit an int32.
     """
     split = [axis for axis in MESH_AXES if axis != "data" and getattr(cfg.mesh, axis) not in (1, -1)]
     if split:
@@ -42,6 +43,8 @@ def check(cfg: Config) -> None:
             f"mesh.{split[0]}={getattr(cfg.mesh, split[0])}: a program of many points has each whole on one device; "
             f"set mesh.{split[0]}=1 or use another runner"
         )
+    if cfg.init_from is not None:
+        raise StackError(f"init_from={cfg.init_from!r}: a program of many points starts afresh; use another runner")
     for name in ("on_nonfinite", "on_spike"):
         if getattr(cfg.guard, name) == "rollback":
             raise StackError(f"guard.{name}='rollback' takes one run back, not all of a program: use another runner")
@@ -75,8 +78,9 @@ class Stack:
         self._cfg = self.cfgs[0]
         self.varied = [path for path in SCALARS if len({_field(cfg, path) for cfg in self.cfgs}) > 1]
         self._numbers = self._stacked_numbers()
-        self._init = step.jit_once(_over_points(self._one_state, 0))
-        self._step = jax.jit(_over_points(self._one_step, 0), donate_argnums=0)
+        options = {"compiler_options": step.compiler_options()}
+        self._init = jax.jit(_over_points(self._one_state, 0), **options)
+        self._step = jax.jit(_over_points(self._one_step, 0), donate_argnums=0, **options)
         self._eval = jax.jit(_over_points(self._one_eval, (0, None, 0)))
 
     def init(self) -> TrainState:
