@@ -125,7 +125,7 @@ class ModelConfig:
     @property
     def random(self) -> bool:
         """Whether training draws random numbers."""
-        return any([self.dropout, self.moe.random, *(getattr(self, name) for name in config_rnn.RATES)])
+        return self.moe.random or any(config_rnn.is_on(getattr(self, name)) for name in ("dropout", *config_rnn.RATES))
 
     @property
     def period(self) -> int:

@@ -7,6 +7,12 @@ from typing import Any
 RATES = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
 """The rates of a recurrent model, each None for `model.dropout`."""
 
+
+def is_on(rate: Any) -> bool:
+    """Return whether anything is dropped at a rate. It is at one that is an array: one program then runs at many."""
+    return rate is not None and (not isinstance(rate, (int, float)) or rate > 0)
+
+
 RECURRENT = ("cell", "dropout_kind", *RATES)
 """The fields of a model that only family `rnn` reads."""
 

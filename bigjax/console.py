@@ -24,7 +24,7 @@ def progress_line(step: int, total: int, metrics: Mapping[str, float], left_s: f
     if "perf/mfu" in metrics:
         parts.append(f"MFU {100 * metrics['perf/mfu']:.1f} %")
     if left_s is not None:
-        parts.append(f"left {_duration(left_s)}")
+        parts.append(f"left {duration(left_s)}")
     return "  ".join(parts)
 
 
@@ -86,7 +86,7 @@ def _short(number: float) -> str:
     raise AssertionError
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return the two largest units of a duration: 8s, 1m12s, 3h05m, 2d04h."""
     left = round(seconds)
     if left < 60:

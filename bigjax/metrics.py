@@ -54,9 +54,12 @@ class MetricsWriter:
         total_steps: length of the run.
         resumed_at: the step of the checkpoint this session started from: what an earlier session wrote about later
             steps is dropped. None: the session starts from nothing, and every earlier row is dropped.
+        progress: whether to show a progress line.
     """
 
-    def __init__(self, run: RunFolder, cfg: LogConfig, total_steps: int, resumed_at: int | None = None):
+    def __init__(
+        self, run: RunFolder, cfg: LogConfig, total_steps: int, resumed_at: int | None = None, *, progress: bool = True
+    ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -64,7 +67,7 @@ class MetricsWriter:
         self._start = monotonic() - truncate_after(run.metrics, kept)
         self._file = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = _TensorBoard(run.tensorboard, kept + 1) if cfg.tensorboard else None
-        self._progress = Progress(total_steps, resumed_at or 0)
+        self._progress = Progress(total_steps, resumed_at or 0) if progress else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -85,13 +88,15 @@ class MetricsWriter:
         self._file.flush()
         if self._tensorboard:
             self._tensorboard.write(step, metrics)
-        self._progress.update(step, metrics)
+        if self._progress:
+            self._progress.update(step, metrics)
 
     def close(self) -> None:
         """Finish the progress line and wait until everything is written."""
         if not self._active:
             return
-        self._progress.close()
+        if self._progress:
+            self._progress.close()
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()

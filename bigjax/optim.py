@@ -44,14 +44,16 @@ def schedule(cfg: OptimConfig, steps: int) -> Callable[[Any], Any]:
     return optax.join_schedules([ramp, after], [warmup])
 
 
-def build(cfg: OptimConfig, specs: Any, steps: int) -> optax.GradientTransformation:
-    """Return the optimizer of a run of `steps` updates.
+def build(
+    cfg: OptimConfig, specs: Any, steps: int, rate: Callable[[Any], Any] | None = None
+) -> optax.GradientTransformation:
+    """Return the optimizer of a run of `steps` updates; `rate` takes the place of its schedule.
 
     Weight decay is decoupled and scaled by the learning rate (AdamW, Adafactor, Lion, Muon), or added to the gradient
     as in PyTorch (SGD, Adam). Muon (Jordan et al. 2024) updates the parameters of kind `matrix` with `muon_lr`, on the
     same schedule, and AdamW all others with `lr`. Adafactor (Shazeer & Stern 2018) sees each layer's matrix by itself.
     """
-    rate = schedule(cfg, steps)
+    rate = rate or schedule(cfg, steps)
     coupled, decoupled = (partial(_with_decay, cfg, specs, rate, decoupled=which) for which in (False, True))
     adafactor = optax.chain(optax.adafactor(None), optax.scale(-1.0))
     builders = {

@@ -84,6 +84,16 @@ class RunFolder:
         return self.path / "forensics"
 
     @property
+    def outcome(self) -> Path:
+        """`{"state", "exit_status", "reason"}`: how a run ended that a sweep could not finish."""
+        return self.path / "outcome.json"
+
+    @property
+    def output(self) -> Path:
+        """What a run that a sweep started has printed."""
+        return self.path / "output.log"
+
+    @property
     def left_out(self) -> Path:
         """The batches that rollbacks left out; see `bigjax.rollback`."""
         return self.path / "left_out.json"
@@ -135,12 +145,15 @@ class RunFolder:
             # No process may take what process 0 writes below for what was there before.
             multihost_utils.sync_global_devices("run folder checked")
         if jax.process_index() == 0:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # The config comes first: a folder without it would be refused by the next start.
-            write_json(self.config, {"config": strict.to_dict(config), "fingerprint": strict.fingerprint(config)})
+            self.write_config(config)
             sessions = json.loads(self.environment.read_text())["sessions"] if self.environment.is_file() else []
             write_json(self.environment, {"sessions": [*sessions, describe_session() | {"changed": changed}]})
         return existing
+
+    def write_config(self, config: Config) -> None:
+        """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, {"config": strict.to_dict(config), "fingerprint": strict.fingerprint(config)})
 
     def load_config(self) -> Config:
         """Return the config of the run.

@@ -68,16 +68,16 @@ def jit_init_state(
     cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout
 ) -> Callable[[], TrainState]:
     """Return `init_state` as a compiled function without arguments."""
-    return jax.jit(lambda: init_state(cfg, model, tx, layout), compiler_options=_compiler_options())
+    return jax.jit(lambda: init_state(cfg, model, tx, layout), compiler_options=compiler_options())
 
 
 def jit_train_step(cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout) -> Any:
     """Return `make_train_step` as a compiled function that is given its state for good."""
     train_step = make_train_step(cfg, model, tx, layout)
-    return jax.jit(train_step, donate_argnums=0, compiler_options=_compiler_options())
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
-def _compiler_options() -> dict[str, Any] | None:
+def compiler_options() -> dict[str, Any] | None:
     """Return how to compile here: a CPU's code generator is told to try less.
 
     For `benchmarks.train_step --workload=w1` that takes 6.9 instead of 8.8 CPU-seconds for the train step (JAX 0.10.2;

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +53,32 @@ def load(source: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
     return config.lock()
+
+
+def load_sweep(source: str) -> Callable[[Any], Any]:
+    """Return the `sweep` of the config file of `FILE[:ARG]`.
+
+    Raises:
+        UserError: there is no such file, or it defines none.
+    """
+    return _function(source, "sweep", "sweep(add), which adds the points")
+
+
+def load_space(source: str) -> Any:
+    """Return what `space()` of the config file of `FILE[:ARG]` returns.
+
+    Raises:
+        UserError: there is no such file, or it defines none.
+    """
+    return _function(source, "space", "space(), which returns a distribution for every field to search")()
+
+
+def _function(source: str, name: str, what: str) -> Callable[..., Any]:
+    file = source.partition(":")[0]
+    found = getattr(_load_module(file), name, None)
+    if not callable(found):
+        raise UserError(f"{file} defines no {what}: see configs/sweeps/")
+    return found
 
 
 def _finetuning(source: str, folder: Path) -> Config:

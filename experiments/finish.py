@@ -1,6 +1,7 @@
 """What a training run says when it starts, and what it leaves when it ends."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,6 +35,14 @@ def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, t
     if start:
         lines.append(f"resuming after step {start:,}")
     return "\n".join(lines)
+
+
+def metrics_row(values: dict[str, Any], schedule: Callable[[Any], Any]) -> dict[str, float]:
+    """Return what `metrics.jsonl` says of a step, of the metrics of `step.make_train_step`; waits for the device."""
+    names = [name for name in values if name in metrics.TRAINING or "/" in name]
+    row = metrics.scalars({name if "/" in name else f"train/{name}": values[name] for name in names})
+    row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": float(schedule(int(values["updates"])))}
+    return row | ({SKIPPED: int(values["skipped"])} if "skipped" in values else {})
 
 
 def scored(folder: RunFolder, step: int) -> bool:

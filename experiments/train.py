@@ -179,13 +179,7 @@ def run(
                 watchman.check(done, batch, values)
                 speed.count(tokens_per_step)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
-                    names = [name for name in values if name in metrics.TRAINING or "/" in name]
-                    row = metrics.scalars({name if "/" in name else f"train/{name}": values[name] for name in names})
-                    row |= {"optim/grad_norm": float(values["grad_norm"])}
-                    row |= {"optim/lr": float(schedule(int(values["updates"])))}
-                    if "skipped" in values:
-                        row[finish.SKIPPED] = int(values["skipped"])
-                    writer.write(done, row | speed.read())
+                    writer.write(done, finish.metrics_row(values, schedule) | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
             pending, stopping, done = None, False, start

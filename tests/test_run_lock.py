@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bigjax import run_lock
+from bigjax import lease, run_lock
 from bigjax.errors import UserError
 from tests.commands import TINY, Commands, contents, shared_cache
 
@@ -67,7 +67,7 @@ def test_the_lock_of_another_machine_holds_while_it_is_renewed(tmp_path):
     lock_of(tmp_path / "run", host="elsewhere", pid=1)
     with pytest.raises(run_lock.InUse, match="in use by another trainer: host elsewhere, pid 1, since"):
         run_lock.held(tmp_path / "run").__enter__()
-    old = time.time() - run_lock.LEASE_S - 1
+    old = time.time() - lease.LEASE_S - 1
     os.utime(tmp_path / "run" / run_lock.LOCK, (old, old))
     with run_lock.held(tmp_path / "run"):
         pass
@@ -85,7 +85,7 @@ def test_the_owner_renews_its_lock(tmp_path, monkeypatch):
 
     (tmp_path / "lock").touch()
     os.utime(tmp_path / "lock", (1, 1))
-    run_lock._renew(tmp_path / "lock", Twice())
+    lease._renew([tmp_path / "lock"], Twice())
     assert (tmp_path / "lock").stat().st_mtime > 1
 
 

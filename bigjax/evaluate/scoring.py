@@ -33,6 +33,11 @@ def score(
         totals = sums if totals is None else metrics.add(totals, sums)
     if totals is None:
         return {}
+    return scores_of(totals)
+
+
+def scores_of(totals: metrics.Sums) -> dict[str, float]:
+    """Return what `score` does of the sums over all batches."""
     means = metrics.means(totals)
     loss = means["nll"]
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(totals["nll"][1])}

@@ -10,6 +10,7 @@ from math import lcm, prod
 import jax
 import jax.numpy as jnp
 
+from bigjax.config_rnn import is_on
 from bigjax.models import attention_kernels as kernels
 from bigjax.models.attention_blocked import blocked
 from bigjax.models.attention_mask import AttentionError, Mask, ProbsDropout
@@ -190,7 +191,7 @@ def select(
         (segments, "data.document_mask=True", lambda b: b.segments),
         (window is not None, f"a sliding window of {window} tokens", lambda b: b.window),
         (softcap is not None, f"model.attn_softcap={softcap}", lambda b: b.softcap),
-        (dropout > 0, f"model.dropout={dropout}", lambda b: b.dropout),
+        (is_on(dropout), f"model.dropout={dropout}", lambda b: b.dropout),
         (not causal, "attention in both directions", lambda b: b.bidirectional),
         (cross, "attention to another sequence", lambda b: b.cross),
         (bias, "model.positions='relative'", lambda b: b.bias),

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import ones, zeros
 
 from bigjax.config import ModelConfig
+from bigjax.config_rnn import is_on
 from bigjax.models import attention as attention_backends
 from bigjax.models import layers, moe
 from bigjax.models.attention_mask import ProbsDropout
@@ -193,7 +194,7 @@ class Drops(NamedTuple):
 
 def drops(rate: float, key: jax.Array | None, index: Any, rows_B: jax.Array | None) -> Drops:
     """Return the dropout of layer `index`; without a rate or a key nothing is dropped."""
-    if not rate or key is None or rows_B is None:
+    if not is_on(rate) or key is None or rows_B is None:
         return Drops(None, [lambda y: y] * 2)
     keys = jax.random.split(jax.random.fold_in(key, index), 3)
     outputs = [partial(layers.dropout, rate=rate, key=k, rows_B=rows_B) for k in keys[1:]]

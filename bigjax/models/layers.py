@@ -13,6 +13,7 @@ import numpy as np
 from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig, RopeConfig
+from bigjax.config_rnn import is_on
 from bigjax.params import Initializer
 
 Aux = dict[str, jax.Array]
@@ -180,7 +181,7 @@ def dropout(
 
     Along the axes in `same_along` all entries of a row share their fate.
     """
-    if rate == 0 or key is None:
+    if key is None or not is_on(rate):
         return x
     assert rows_B is not None
     shape = tuple(1 if axis in same_along else size for axis, size in enumerate(x.shape))

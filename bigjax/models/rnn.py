@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import zeros
 
 from bigjax.config import ModelConfig
+from bigjax.config_rnn import is_on
 from bigjax.models import blocks, layers, stacks
 from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.params import Initializer, ParamSpec
@@ -205,7 +206,7 @@ class _Drops(NamedTuple):
     def words(self, x_BSD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
         """Drop word types: in each row all occurrences of a token, or none (section 4.2)."""
         rate = self.cfg.dropout if self.cfg.word_dropout is None else self.cfg.word_dropout
-        if self.key is None or self.rows_B is None or not rate or self.cfg.dropout_kind == "naive":
+        if self.key is None or self.rows_B is None or not is_on(rate) or self.cfg.dropout_kind == "naive":
             return x_BSD
         key = jax.random.fold_in(self.key, _PLACES.index("words"))
 
@@ -223,7 +224,7 @@ class _Drops(NamedTuple):
     def recurrent(self, batch_size: int, index: Any, cfg: ModelConfig) -> jax.Array | None:
         """Return what multiplies a layer's state at every step, `(B, D)`, or None."""
         rate = cfg.dropout if cfg.recurrent_dropout is None else cfg.recurrent_dropout
-        if self.key is None or not rate or cfg.dropout_kind == "naive":
+        if self.key is None or not is_on(rate) or cfg.dropout_kind == "naive":
             return None
         assert self.rows_B is not None
         ones = jnp.broadcast_to(jnp.ones_like(self.rows_B, jnp.float32)[:, None], (batch_size, cfg.d_model))

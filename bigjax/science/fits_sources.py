@@ -85,8 +85,8 @@ def _flag(text: str | None, where: str) -> bool:
 def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: bool) -> Points:
     """Return the finished runs whose folders match the glob `pattern`, with their loss curves.
 
-    A run is excluded, with the reason, if it is not finished, has no held-out loss, diverged (its loss is not
-    below that of uniform guessing) or repeats another folder's fingerprint.
+    A run is excluded, with the reason, if it is not finished (a sweep notes why), has no held-out loss, diverged (its
+    loss is not below that of uniform guessing) or repeats another folder's fingerprint.
 
     Raises:
         FitError: no folder of a run matches, or the runs' losses cannot be compared.
@@ -99,7 +99,7 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: 
     for folder in folders:
         name = str(folder.path)
         if not folder.complete:
-            excluded.append(Excluded(name, "not finished: it has no result.json"))
+            excluded.append(Excluded(name, _why_unfinished(folder)))
             continue
         config, result = _read(folder.config)["config"], _read(folder.result)
         fingerprint = result.get("fingerprint")
@@ -141,6 +141,13 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: 
         excluded=excluded,
         curves=curves,
     )
+
+
+def _why_unfinished(folder: RunFolder) -> str:
+    if not folder.outcome.is_file():
+        return "not finished: it has no result.json"
+    outcome = _read(folder.outcome)
+    return f"{outcome.get('state')}: {outcome.get('reason')}"
 
 
 def _keys(params: ParamCount) -> tuple[str, ...]:

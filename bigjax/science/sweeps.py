@@ -1,0 +1,307 @@
+"""The points of a sweep: what a config file's `sweep(add)` adds, each resolved, checked and identified before any runs.
+
+    def sweep(add):
+        add(grid({"optim.lr": [1e-3, 3e-3], "model.d_model": [64, 128]}), seeds(3), **{"train.steps": 200})
+
+A factor is a list of `Change`; `add` crosses the factors it is given. A point is the base config with its changes, and
+its identity is the fingerprint of its maths: two points that agree there are one run.
+"""
+
+import itertools
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bigjax import schema, strict
+from bigjax.config import Config
+from bigjax.errors import ConfigError, UserError
+
+SCALARS = (
+    "train.seed",
+    "optim.lr",
+    "optim.muon_lr",
+    "optim.schedule",
+    "optim.warmup_steps",
+    "optim.decay_steps",
+    "optim.end_lr_ratio",
+    "optim.weight_decay",
+    "model.dropout",
+    "model.init_std",
+)
+"""Fields in which points may differ and still be trained by one compiled program, which has them as arrays."""
+
+MAX_PROBLEMS = 10
+"""Points whose mistakes are listed; of others only the number is."""
+
+
+class SweepError(UserError):
+    """The points of a sweep cannot be run as they are."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Fields of the config by dotted path, with the values that one point gives them.
+
+    `label` is what a table calls it instead of the fields in `labelled`.
+    """
+
+    values: Mapping[str, Any]
+    label: str = ""
+    labelled: tuple[str, ...] = ()
+
+
+Factor = Sequence[Change]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A number between `low` and `high`; evenly on a log scale if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self):
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise SweepError(f"{self} is no range{' on a log scale' if self.log else ''}: low must be below high")
+
+    def at(self, u: float) -> float:
+        """Return the value at the quantile `u`."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** u)
+        return float(self.low + u * (self.high - self.low))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values, all as likely."""
+
+    options: tuple[Any, ...]
+
+    def __post_init__(self):
+        if not self.options:
+            raise SweepError("a choice needs at least one option")
+
+    def at(self, u: float) -> Any:
+        """Return the value at the quantile `u`."""
+        return self.options[min(int(u * len(self.options)), len(self.options) - 1)]
+
+
+Distribution = Uniform | Choice
+
+
+def uniform(low: float, high: float) -> Uniform:
+    """Return the uniform distribution."""
+    return Uniform(low, high)
+
+
+def log_uniform(low: float, high: float) -> Uniform:
+    """Return the distribution whose logarithm is uniform."""
+    return Uniform(low, high, log=True)
+
+
+def choice(options: Iterable[Any]) -> Choice:
+    """Return the distribution over some values, all as likely."""
+    return Choice(tuple(options))
+
+
+def grid(values: Mapping[str, Sequence[Any]]) -> list[Change]:
+    """Return every combination of values, the last field the fastest."""
+    return [Change(dict(zip(values, row, strict=True))) for row in itertools.product(*values.values())]
+
+
+def zip_(values: Mapping[str, Sequence[Any]]) -> list[Change]:
+    """Return the first values together, the second together, and so on.
+
+    Raises:
+      SweepError: there are not equally many of each.
+    """
+    lengths = {path: len(column) for path, column in values.items()}
+    if len(set(lengths.values())) > 1:
+        raise SweepError(f"zip_ needs as many values of every field, not {lengths}")
+    return [Change(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
+
+
+def random(n: int, seed: int, space: Mapping[str, Distribution]) -> list[Change]:
+    """Return `n` random points (Bergstra & Bengio 2012).
+
+    A field's draws depend on the seed and its path only: more points, or another field, leave those there are.
+    """
+    draws = {}
+    for path, distribution in space.items():
+        generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
+        draws[path] = [distribution.at(u) for u in generator.random(n)]
+    return [Change({path: values[i] for path, values in draws.items()}) for i in range(n)]
+
+
+def seeds(k: int, first: int = 0) -> list[Change]:
+    """Return `k` seeds."""
+    return [Change({"train.seed": seed}) for seed in range(first, first + k)]
+
+
+def ablation(base: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[Change]:
+    """Return `base`, called baseline, and a point for every row, which changes one factor of it."""
+    points = {"baseline": dict(base)} | {name: {**base, **changes} for name, changes in rows.items()}
+    return [Change(values, name, tuple(values)) for name, values in points.items()]
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+      number: from 1, in the order they were added.
+      name: what tells it from the others, e.g. `lr=0.001,seed=2`.
+      values: the fields it changes, by path.
+      cfg: its config.
+      fingerprint: of that.
+      label: of the factors, e.g. the row of an ablation.
+    """
+
+    number: int
+    name: str
+    values: Mapping[str, Any]
+    cfg: Config = field(repr=False)
+    fingerprint: str
+    label: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return f"{re.sub(r'[^A-Za-z0-9_.,=+-]+', '-', self.name)[:100]}-{self.fingerprint[:8]}"
+
+
+class Adder:
+    """The `add` that `sweep(add)` is called with: `add(factor, ..., **changes)`."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+
+    def __call__(self, *factors: Factor, **values: Any) -> None:
+        for row in itertools.product(*factors, [Change(values)]):
+            counts = Counter(path for change in row for path in change.values)
+            if twice := [path for path, count in counts.items() if count > 1]:
+                raise SweepError(f"{twice[0]} is set by two factors of one add(...): which of them counts?")
+            together = {path: value for change in row for path, value in change.values.items()}
+            labelled = tuple(path for change in row for path in change.labelled)
+            self.changes.append(Change(together, " ".join(change.label for change in row if change.label), labelled))
+
+
+def collect(sweep: Callable[[Adder], None], base: ConfigDict) -> list[Point]:
+    """Return the points of a sweep over `base`, all of them resolved and checked.
+
+    Raises:
+      SweepError: there is none, a field is wrong, or two points are the same run; names the points.
+    """
+    add = Adder()
+    sweep(add)
+    return resolve(add.changes, base)
+
+
+def resolve(changes: Sequence[Change], base: ConfigDict) -> list[Point]:
+    """Return the points that are `base` with each of `changes`, named by the fields in which they differ.
+
+    Raises:
+      SweepError: as `collect`.
+    """
+    if not changes:
+        raise SweepError("the sweep has no points: its sweep(add) never calls add(...)")
+    shown = _distinguishing(changes)
+    found, problems = [], []
+    for number, change in enumerate(changes, 1):
+        try:
+            found.append(point_of(number, change, base, shown))
+        except ConfigError as error:
+            problems.append(f"point {number} of {len(changes)} ({_describe(change, change.values)}): {error}")
+    if len(problems) > MAX_PROBLEMS:
+        problems[MAX_PROBLEMS:] = [f"... and {len(problems) - MAX_PROBLEMS} points more"]
+    if problems:
+        raise SweepError("\n".join(problems))
+    _check_collisions(found)
+    return found
+
+
+def explain(cfg: Config, others: Iterable[Config]) -> str:
+    """Return in which maths fields a config differs from the nearest of others, e.g. `optim.lr 0.0003 → 0.0006`."""
+    differences = [[d for d in strict.diff(other, cfg) if not d.plumbing] for other in others]
+    if not differences:
+        return "the first run here"
+    return ", ".join(f"{found.path} {found.a!r} → {found.b!r}" for found in min(differences, key=len))
+
+
+def without_scalars(cfg: Config) -> Config:
+    """Return a config with all of `SCALARS` at one value, the same for configs that one program can train.
+
+    Whether there is dropout at all stays: back ends differ in that.
+    """
+    nested, defaults = strict.to_dict(cfg), strict.to_dict(Config())
+    for path in SCALARS:
+        section, name = path.split(".")
+        nested[section][name] = defaults[section][name]
+    nested["model"]["dropout"] = 0.5 if cfg.model.dropout else 0.0
+    return strict.from_dict(Config, nested)
+
+
+def point_of(number: int, change: Change, base: ConfigDict, shown: Iterable[str]) -> Point:
+    """Return the point that is `base` with a change, named by the fields in `shown`.
+
+    Raises:
+      ConfigError: a field is wrong.
+    """
+    if problems := [_unknown(path) for path in change.values if path not in schema.field_paths(Config)]:
+        raise ConfigError("; ".join(problems))
+    nested = base.to_dict()
+    for path, value in change.values.items():
+        *sections, name = path.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    cfg = strict.from_dict(Config, nested)
+    name = _describe(change, [path for path in shown if path in change.values]) or "base"
+    return Point(number, name, dict(change.values), cfg, strict.fingerprint(cfg), change.label)
+
+
+def _unknown(path: str) -> str:
+    if path in schema.sections(Config):
+        return f"{path} is a section: set its fields one by one"
+    return schema.unknown_field(Config, path)
+
+
+def _distinguishing(changes: Sequence[Change]) -> list[str]:
+    """Return the paths that do not have one and the same value in all points."""
+    paths = dict.fromkeys(path for change in changes for path in change.values)
+    missing, first = object(), changes[0].values
+    return [path for path in paths if any(c.values.get(path, missing) != first.get(path, missing) for c in changes)]
+
+
+def _describe(change: Change, paths: Iterable[str]) -> str:
+    """Return e.g. `no warmup,seed=1`, without the fields that the label stands for."""
+    shown = [path for path in paths if path not in change.labelled]
+    return ",".join([*([change.label] if change.label else []), *(_shown(path, change.values[path]) for path in shown)])
+
+
+def _shown(path: str, value: Any) -> str:
+    return f"{path.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{path.rpartition('.')[2]}={value}"
+
+
+def _check_collisions(points: Sequence[Point]) -> None:
+    problems, first = [], {}
+    for point in points:
+        other = first.setdefault(point.fingerprint, point)
+        if other is point:
+            continue
+        plumbing = [found.path for found in strict.diff(other.cfg, point.cfg)]
+        why = f"they differ in {', '.join(plumbing)} only, which is plumbing" if plumbing else "no field differs"
+        pair = f"points {other.number} ({other.name}) and {point.number} ({point.name})"
+        problems.append(f"{pair} are the same run: {why}")
+    if len(problems) > MAX_PROBLEMS:
+        problems[MAX_PROBLEMS:] = [f"... and {len(problems) - MAX_PROBLEMS} points more"]
+    if problems:
+        raise SweepError("\n".join(problems))
