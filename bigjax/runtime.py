@@ -24,7 +24,7 @@ def configure_jax() -> None:
         _keep_freed_memory()
     import jax
 
-    give_devices_threads(jax.config.jax_num_cpu_devices)
+    give_devices_threads(jax.config.jax_num_cpu_devices)  # pyright: ignore[reportAttributeAccessIssue]
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:
             jax.config.update("jax_compilation_cache_dir", str(cache_folder(None) / "compiled"))

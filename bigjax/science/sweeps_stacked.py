@@ -78,7 +78,7 @@ class Stack:
         self._cfg = self.cfgs[0]
         self.varied = [path for path in SCALARS if len({_field(cfg, path) for cfg in self.cfgs}) > 1]
         self._numbers = self._stacked_numbers()
-        options = {"compiler_options": step.compiler_options()}
+        options: Any = {"compiler_options": step.compiler_options()}
         self._init = jax.jit(_over_points(self._one_state, 0), **options)
         self._step = jax.jit(_over_points(self._one_step, 0), donate_argnums=0, **options)
         self._eval = jax.jit(_over_points(self._one_eval, (0, None, 0)))
