@@ -126,8 +126,8 @@ def test_mistakes_are_one_sentence(commands, workdir, exported, tmp_path):
     assert said("--workdir=hf:/nowhere", f"--out={tmp_path}/out") == "there is no folder /nowhere"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     assert said(f"--workdir=hf:{tmp_path}", "--out=x").endswith(
-        "the architecture 'mamba' is not covered; covered are gpt2, llama, mistral, qwen2, qwen3, mixtral, gemma2, bert, "
-        "t5"
+        "the architecture 'mamba' is not covered; covered are gpt2, llama, mistral, qwen2, qwen3, mixtral, gemma2, "
+        "bert, t5"
     )
 
 
