@@ -66,6 +66,16 @@ def test_a_setting_with_one_run_is_compared_by_students_test_with_the_pooled_spr
     assert (row.mean.low, row.mean.high) == pytest.approx((one[0] - half, one[0] + half), rel=RTOL)
 
 
+def test_two_settings_of_two_seeds_are_compared_by_students_test(groups):
+    a, b = groups[0][:2], groups[2]
+    _, row = ablation.ablate([b, a], 0)
+    assert row.test == "pooled" and row.p == pytest.approx(stats.ttest_ind(a, b, equal_var=True).pvalue, rel=1e-9)
+    _, row = ablation.ablate([groups[1], groups[0]], 0)
+    assert row.test == "welch" and row.p == pytest.approx(
+        stats.ttest_ind(*groups[:2], equal_var=False).pvalue, rel=1e-9
+    )
+
+
 def test_holm_adjusts_as_r_does():
     """`p.adjust(c(0.04, 0.01, 0.05, 0.02, 0.03), "holm")`."""
     assert ablation.holm([0.04, 0.01, 0.05, 0.02, 0.03]) == pytest.approx([0.09, 0.05, 0.09, 0.08, 0.09])

@@ -17,7 +17,7 @@ from tests.commands import read
 from tests.scaling_points import HOFFMANN, loss_of
 from tests.synthetic_runs import page_data, read_table, write_run
 
-BASE, HIGH = (2.50, 2.52, 2.51), (2.70, 2.72)
+BASE, HIGH = (2.50, 2.52, 2.51), (2.70, 2.72, 2.73)
 
 
 def run(*arguments):
@@ -63,7 +63,7 @@ def written(folders) -> Path:
 def test_runs_that_differ_in_the_seed_and_in_plumbing_are_one_setting(folders):
     found = report.build(f"{folders}/*", baseline="base-1")
     members = [{found.runs[i].name for i in setting.runs} for setting in found.settings]
-    assert members == [{"again", "base-1", "base-2"}, {"wide"}, {"high-0", "high-1"}]
+    assert members == [{"again", "base-1", "base-2"}, {"wide"}, {"high-0", "high-1", "high-2"}]
     plumbing = {field.path: field.plumbing for field in found.fields}
     assert plumbing == {"model.d_model": False, "optim.lr": False, "train.seed": False, "train.eval_every_steps": True}
     assert [field.path for field in found.axes] == ["model.d_model", "optim.lr"]
@@ -71,10 +71,10 @@ def test_runs_that_differ_in_the_seed_and_in_plumbing_are_one_setting(folders):
 
 def test_every_run_that_is_left_out_says_why(folders, written):
     reasons = {row["run"]: row["left out of statistics"] for row in read_table(written / "tables" / "runs.csv")}
-    assert len(reasons) == 11
+    assert len(reasons) == 12
     assert {name for name, reason in reasons.items() if not reason} == {
         *(f"base-{seed}" for seed in (1, 2)),
-        *("high-0", "high-1", "wide", "again"),
+        *("high-0", "high-1", "high-2", "wide", "again"),
     }
     assert "the same run as again: both have fingerprint" in reasons["base-0"]
     assert reasons["cut"] == "unfinished: no result.json yet: 20 of 40 steps"
@@ -141,7 +141,7 @@ def test_figures_and_tables_are_files_of_their_own(written):
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert (written / "figures" / "ablation.png").read_bytes().startswith(b"\x89PNG")
     text = (written / "tables" / "ablation.tex").read_text()
-    assert r"optim.lr 0.001 $\to$ 0.01 & worse & 2 & 2.7100" in text and text.count(r"\\") == 4
+    assert r"optim.lr 0.001 $\to$ 0.01 & worse & 3 & 2.7167" in text and text.count(r"\\") == 4
     assert {path.stem for path in (written / "tables").iterdir()} == {"runs", "config_diff", "ablation"}
 
 
@@ -182,7 +182,8 @@ def test_losses_of_different_things_are_shown_and_not_compared(tmp_path, capsys)
 def test_one_run_is_a_report_without_comparisons(tmp_path, capsys):
     write_run(tmp_path / "runs" / "only", 2.5)
     run(f"--runs={tmp_path}/runs/*", f"--out={tmp_path}/out")
-    assert "1 runs, 1 in the statistics, 1 settings; no scaling law: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 runs, 1 in the statistics, 1 settings; no scaling law: a law needs runs of at least 3 sizes" in said
     data = page_data(tmp_path / "out" / "index.html")
     assert [run["name"] for run in data["runs"]] == ["only"] and data["fitsSkipped"]
     assert {path.stem for path in (tmp_path / "out" / "figures").iterdir()} == {"loss_curves"}
@@ -260,3 +261,12 @@ def test_neither_the_library_nor_the_command_imports_jax():
     program = "import sys, experiments.report, bigjax.report_page.folder; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_fields_move_together_only_in_order():
+    """Widths and their heads do; two fields drawn at random have one value of each other, and do not."""
+    from bigjax.science.report import _move_together
+
+    assert _move_together([64, 128, 64], [2, 4, 2]) and _move_together([1, 2, 3], [0.3, 0.2, 0.1])
+    assert _move_together(["a", "b"], [1, 2])
+    assert not _move_together([1, 2, 3], [5, 9, 7]) and not _move_together([1, 1, 2], [1, 2, 3])

@@ -1,6 +1,8 @@
 "use strict";
 // Loss curves.
 
+const LEFT_OUT = "left out";
+
 // The mean of each value and up to `reach` neighbours on both sides, as many on one as on the other.
 function smooth(values, reach) {
   if (!reach) return values;
@@ -21,12 +23,13 @@ function smooth(values, reach) {
 
 function drawCurves(data, options, shown) {
   const keys = {
-    setting: (run) => (run.setting === null ? "left out" : data.settings[run.setting].label),
+    setting: (run) => (run.setting === null ? LEFT_OUT : data.settings[run.setting].label),
     run: (run) => run.name,
   };
   const keyOf = keys[options.colour] ?? ((run) => run.values[options.colour]);
   const chosen = data.runs.filter((run, i) => shown(i));
   const palette = colours(data.runs.map(keyOf));
+  palette.set(JSON.stringify(LEFT_OUT), css("--soft"));
   const scale = { step: () => 1, tokens: (run) => run.tokensPerStep, flops: (run) => run.flopsPerStep };
   const traces = [],
     listed = new Set(),
@@ -51,7 +54,7 @@ function drawCurves(data, options, shown) {
         type: "scatter",
         x,
         y: values,
-        name: fieldText(key),
+        name: escaped(fieldText(key)),
         legendgroup: id,
         showlegend: Boolean(first) && !many,
         opacity: style.opacity ?? 1,

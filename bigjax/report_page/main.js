@@ -66,9 +66,10 @@ function notes() {
     ["within noise", "within noise of"],
   ]) {
     const labels = data.settings.filter((s) => s.verdict === verdict).map((s) => s.label);
-    const more = labels.length > 4 ? ` and ${labels.length - 4} more` : "";
-    if (labels.length)
-      found.push([`${labels.length} ${words} the baseline: ${labels.slice(0, 4).join("; ")}${more}.`, ""]);
+    if (!labels.length) continue;
+    const more = labels.length > 3 ? ` and ${labels.length - 3} more` : "";
+    const listed = verdict === "within noise" && more ? "." : `: ${labels.slice(0, 3).join("; ")}${more}.`;
+    found.push([`${labels.length} ${words} the baseline${listed}`, ""]);
   }
   if (data.incomparable) found.push([`No statistics: ${data.incomparable}.`, "warn"]);
   if (out.length) {
@@ -236,7 +237,7 @@ function hide() {
   const floor = data.floor;
   byId("ablation").querySelector(".hint").textContent = floor
     ? "Mean over seeds with its 95 % t interval; differences by Welch's test, or with the noise floor where a setting " +
-      `has one run (seeds of one setting have a standard deviation of ${floor.sd.toPrecision(2)}, pooled over ` +
+      `has fewer than three runs (seeds of one setting have a standard deviation of ${floor.sd.toPrecision(2)}, pooled over ` +
       `${floor.settings} settings; two single runs must differ by ${floor.detectable.toPrecision(2)}). Verdicts use ` +
       "p-values adjusted for the number of rows (Holm)."
     : "No setting has two seeds: there is no interval, and no verdict.";

@@ -3,12 +3,24 @@
 
 const MAX_ROWS = 31; // settings in the chart of the ablation: the baseline and the best
 
+// A label in at most two lines.
+function wrap(label) {
+  const lines = [""];
+  for (const part of label.split(", ")) {
+    const last = lines.at(-1);
+    if (last && last.length + part.length > 44) lines.push(part);
+    else lines[lines.length - 1] = last ? `${last}, ${part}` : part;
+  }
+  const kept = lines.length > 2 ? [lines[0], `${lines[1]}, …`] : lines;
+  return kept.map(escaped).join(",<br>");
+}
+
 function drawAblation(data) {
   const rows = data.settings.slice(0, MAX_ROWS),
     base = rows[0],
     colour = { better: "--good", worse: "--bad", baseline: "--accent" };
   const place = (i) => rows.length - 1 - i;
-  const wrapped = rows.map((row) => escaped(row.label).replace(/, /g, ",<br>"));
+  const wrapped = rows.map((row) => wrap(row.label));
   const lines = Math.max(...wrapped.map((text) => text.split("<br>").length));
   const colourOf = (row) => css(colour[row.verdict] ?? "--soft");
   const seeds = {
@@ -45,7 +57,7 @@ function drawAblation(data) {
       thickness: 1.6,
       width: 5,
     },
-    text: rows.map((row) => row.verdict),
+    text: rows.map((row) => `${row.verdict}<br>${escaped(row.label).replace(/, /g, ",<br>")}`),
     hovertemplate: "%{x:.4f}, %{text}<extra></extra>",
   };
   const across = { xref: "x", yref: "paper", y0: 0, y1: 1, layer: "below" };

@@ -8,6 +8,8 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+const ROWS = 40; // shown of a long table until the reader asks for all
+
 const BADGES = new Set(["verdict", "state"]);
 const collator = new Intl.Collator("en", { numeric: true });
 
@@ -64,7 +66,18 @@ class SortableTable {
       const [column, direction] = this.sort;
       order.sort((a, b) => compareCells(this.table.rows[a][column], this.table.rows[b][column], direction));
     }
-    this.body.replaceChildren(...order.map((i) => this.row(i)));
+    const shown = this.whole ? order : order.slice(0, ROWS);
+    this.body.replaceChildren(...shown.map((i) => this.row(i)));
+    if (shown.length < order.length) this.body.append(this.rest(order.length));
+  }
+
+  rest(count) {
+    const button = make("button", { type: "button" }, `show all ${count} rows`);
+    button.addEventListener("click", () => {
+      this.whole = true;
+      this.draw();
+    });
+    return make("tr", { class: "rest" }, make("td", { colspan: this.shownColumns.length }, button));
   }
 
   row(i) {

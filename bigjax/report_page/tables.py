@@ -89,7 +89,6 @@ def tables(report: Report) -> list[Table]:
 def _runs(report: Report) -> Table:
     varying = [field for field in report.fields if not field.plumbing]
     numbers: tuple[tuple[str, str, Kind], ...] = (
-        ("loss", report.measure, "loss"),
         ("train loss", "train_loss", "loss"),
         ("bits per byte", "eval_bits_per_byte", "loss"),
         ("accuracy", "eval_accuracy", "loss"),
@@ -102,6 +101,7 @@ def _runs(report: Report) -> Table:
     columns: tuple[tuple[str, Kind], ...] = (
         ("run", "text"),
         ("state", "state"),
+        ("loss", "loss"),
         *((field.path, _kind(field.values)) for field in varying),
         *((name, kind) for name, _, kind in numbers),
         ("left out of statistics", "data"),
@@ -112,6 +112,7 @@ def _runs(report: Report) -> Table:
         [
             run.name,
             run.state,
+            run.number(report.measure),
             *(_cell(field.values[i]) for field in varying),
             *(run.number(key) for _, key, _ in numbers),
             report.left_out.get(i),
@@ -193,8 +194,12 @@ def label(setting: Setting) -> str:
     """Return what a setting changes in the baseline."""
     if not setting.changes:
         return "baseline"
-    parts = [f"{path} {shown(old)} → {shown(new)}" for path, old, new in setting.changes]
+    parts = [f"{path} {_short(old)} → {_short(new)}" for path, old, new in setting.changes]
     return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
 
 
 def shown_as(value: Any, kind: Kind) -> str:

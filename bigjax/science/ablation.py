@@ -13,6 +13,9 @@ from scipy import stats
 
 Verdict = Literal["baseline", "better", "worse", "within noise", "no noise floor"]
 
+WELCH_RUNS = 3
+"""Seeds from which a setting's own spread is used; two say next to nothing about it (t of one degree: 12.7)."""
+
 LEVEL = 0.95
 """Coverage of every interval; a difference counts if its adjusted p-value is below 1 - LEVEL."""
 
@@ -30,7 +33,7 @@ class Interval:
 class NoiseFloor:
     """The standard deviation over seeds, pooled over `settings` settings with `dof` degrees of freedom in all.
 
-    The spread is assumed to be the same in every setting, and is used where a setting has a single run.
+    The spread is assumed to be the same in every setting, and is used where a setting has few runs.
     """
 
     sd: float
@@ -53,7 +56,7 @@ class Row:
 
     Attributes:
         runs: how many seeds there are.
-        mean: over seeds, with its t interval.
+        mean: over seeds, with its t interval: by its own spread from `WELCH_RUNS` seeds on, else by the pooled one.
         difference: of the means, setting minus baseline, with its interval; None of the baseline itself.
         p, p_adjusted: two-sided, of no difference; adjusted by Holm over all rows. None without a noise floor.
         test: what the interval of the difference and p are by.
@@ -112,7 +115,7 @@ def holm(p: Sequence[float]) -> list[float]:
 def ablate(groups: Sequence[np.ndarray], baseline: int) -> list[Row]:
     """Return a row for each group of finite losses `(n,)`, compared with the group at index `baseline`.
 
-    Where both have seeds, the test is Welch's; where one has a single run, Student's with the pooled noise floor.
+    Where both have `WELCH_RUNS` seeds, the test is Welch's; elsewhere it is Student's with the pooled noise floor.
     """
     floor, base = noise_floor(groups), groups[baseline]
     means = [_mean(group, floor) for group in groups]
@@ -132,16 +135,16 @@ def ablate(groups: Sequence[np.ndarray], baseline: int) -> list[Row]:
 
 
 def _mean(group: np.ndarray, floor: NoiseFloor | None) -> Interval:
-    if len(group) > 1 or floor is None:
+    if len(group) >= WELCH_RUNS or floor is None:
         return t_interval(group)
-    half = floor.half_width(1.0)
-    return Interval(float(group[0]), float(group[0]) - half, float(group[0]) + half)
+    mean, half = float(np.mean(group)), floor.half_width(1 / math.sqrt(len(group)))
+    return Interval(mean, mean - half, mean + half)
 
 
 def _compare(
     group: np.ndarray, base: np.ndarray, floor: NoiseFloor | None
 ) -> tuple[Interval, float | None, Literal["welch", "pooled", "none"]]:
-    if len(group) > 1 and len(base) > 1:
+    if min(len(group), len(base)) >= WELCH_RUNS:
         return *welch(group, base), "welch"
     difference = float(np.mean(group) - np.mean(base))
     if floor is None:

@@ -7,6 +7,7 @@ import ast
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from bigjax.science.report_runs import Run
 
 SEED = "train.seed"
 """The field in which the runs of one setting may differ."""
+
+MIN_SIZES = 3
+"""Model sizes below which the exponent of a law says nothing but the ratio of two losses."""
 
 MEASURED_ON = ("train.objective", "data.tokenizer", "model.vocab_size", "model.head", "train.eval_batches")
 """Fields that say what a held-out loss is, next to the text it is measured on."""
@@ -86,8 +90,9 @@ class Report:
     def axes(self) -> list[Field]:
         """The fields that vary on their own among the settings: neither plumbing, nor moving with an earlier one."""
         settings = [{path: json.dumps(value) for path, value in s.values.items()} for s in self.settings]
-        free = [field for field in self.fields if not (field.plumbing or field.like or field.path == SEED)]
-        return [field for field in free if len({values[field.path] for values in settings}) > 1]
+        return [
+            field for field in filter(_is_free, self.fields) if len({values[field.path] for values in settings}) > 1
+        ]
 
     @property
     def unit(self) -> str:
@@ -145,6 +150,9 @@ def fit(pattern: str, runs: list[Run], settings: list[Setting]) -> tuple[Study |
 
     Runs of one size and length are taken as seeds by a fit, so they must not differ in anything else.
     """
+    sizes = len({runs[setting.runs[0]].number("params_total") for setting in settings})
+    if sizes < MIN_SIZES:
+        return None, f"a law needs runs of at least {MIN_SIZES} sizes, and these have {sizes}"
     seen: dict[tuple[Any, ...], Setting] = {}
     for setting in settings:
         result = runs[setting.runs[0]].result
@@ -189,7 +197,6 @@ def _left_out(runs: list[Run], measure: str) -> dict[int, str]:
 
 def _varying(runs: list[Run]) -> list[Field]:
     found: list[Field] = []
-    partitions: dict[tuple[int, ...], str] = {}
     for path in dict.fromkeys(path for run in runs for path in run.config):
         values = tuple(run.config.get(path) for run in runs)
         texts = [json.dumps(value) for run, value in zip(runs, values, strict=True) if run.config]
@@ -197,10 +204,29 @@ def _varying(runs: list[Run]) -> list[Field]:
             continue
         plumbing, like = path in report_runs.PLUMBING, None
         if not plumbing and path != SEED:
-            first = {text: i for i, text in reversed(list(enumerate(texts)))}
-            like = partitions.setdefault(tuple(first[text] for text in texts), path)
-        found.append(Field(path, values, plumbing, like if like != path else None))
+            like = next(
+                (field.path for field in found if _is_free(field) and _move_together(field.values, values)), None
+            )
+        found.append(Field(path, values, plumbing, like))
     return found
+
+
+def _is_free(field: Field) -> bool:
+    return not (field.plumbing or field.like or field.path == SEED)
+
+
+def _move_together(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether each value of one belongs to one of the other, numbers in the same or the opposite order.
+
+    Without the order, any two fields that were drawn at random would.
+    """
+    pairs = list({json.dumps(pair): pair for pair in zip(a, b, strict=True)}.values())
+    if any(len({json.dumps(pair[i]) for pair in pairs}) < len(pairs) for i in (0, 1)):
+        return False
+    if not all(isinstance(x, (int, float)) for pair in pairs for x in pair):
+        return True
+    rising = [y for _, y in sorted(pairs)]
+    return rising in (sorted(rising), sorted(rising, reverse=True))
 
 
 def _maths(fields: list[Field]) -> list[Field]:
