@@ -270,3 +270,17 @@ def test_fields_move_together_only_in_order():
     assert _move_together([64, 128, 64], [2, 4, 2]) and _move_together([1, 2, 3], [0.3, 0.2, 0.1])
     assert _move_together(["a", "b"], [1, 2])
     assert not _move_together([1, 2, 3], [5, 9, 7]) and not _move_together([1, 1, 2], [1, 2, 3])
+
+
+def test_fields_drawn_from_a_range_are_points_and_not_cells(tmp_path):
+    """A random search: no value comes twice, and the picture has one mark a setting."""
+    for i, lr in enumerate(np.geomspace(1e-4, 1e-2, 14)):
+        changes = {"optim": {"lr": float(lr), "weight_decay": 0.01 * ((5 * i) % 14)}}
+        write_run(tmp_path / "runs" / f"r{i}", 2.5 + 0.01 * i, **changes)
+    run(f"--runs={tmp_path}/runs/*", f"--out={tmp_path}/out")
+    data = page_data(tmp_path / "out" / "index.html")
+    assert data["axes"] == ["optim.lr", "optim.weight_decay"]
+    assert {setting["verdict"] for setting in data["settings"]} == {"baseline", "no noise floor"}
+    svg = (tmp_path / "out" / "figures" / "heat_map-optim.lr-optim.weight_decay.svg").read_text()
+    marks = svg.partition('id="PathCollection_1"')[2].partition("</g>\n   </g>")[0]
+    assert marks.count("<use ") == 14

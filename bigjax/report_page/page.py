@@ -21,7 +21,7 @@ MAX_ROWS = 1000
 MAX_VALUES = 200_000
 """Values of all curves together, which keeps the page at a few MB whatever the number of runs."""
 
-SCRIPTS = ("table.js", "charts.js", "curves.js", "settings.js", "main.js")
+SCRIPTS = ("table.js", "charts.js", "curves.js", "settings.js", "maps.js", "main.js")
 
 
 def plotly_script() -> str:

@@ -12,12 +12,15 @@ import numpy as np
 
 from bigjax.plots import smoothed
 from bigjax.report_page.tables import label
-from bigjax.science.report import Report, Setting, shown
+from bigjax.science.report import Report, Setting, ordered, shown
 
 ACCENT, GREY = "#2563a8", "0.45"
 VERDICT_COLOURS = {"better": "#1a7f4b", "worse": "#b3372f", "baseline": ACCENT}
 MAX_SETTINGS = 31
 """Settings in the picture of the ablation: the baseline and the best of the others."""
+
+MANY = 12
+"""Values of a field beyond which cells would be too small to read."""
 
 MAX_MAPS = 6
 """Pairs of fields that get a heat map."""
@@ -124,7 +127,9 @@ def _ablation(axes: Any, report: Report) -> None:
 
 
 def _heat_map(axes: Any, report: Report, x: str, y: str) -> None:
-    columns, rows = (_ordered([setting.values[path] for setting in report.settings]) for path in (x, y))
+    columns, rows = (ordered([setting.values[path] for setting in report.settings]) for path in (x, y))
+    if max(len(columns), len(rows)) > MANY:
+        return _points(axes, report, x, y)
     loss = np.array([[best_over_rest(report.settings, {x: a, y: b}) for a in columns] for b in rows])
     shown_map = axes.imshow(loss, origin="lower", aspect="auto", cmap="viridis")
     middle = np.nanmean([np.nanmin(loss), np.nanmax(loss)])
@@ -137,6 +142,20 @@ def _heat_map(axes: Any, report: Report, x: str, y: str) -> None:
         axis.set_ticks(range(len(values)), [textwrap.shorten(shown(v), 24) for v in values], parse_math=False)
         axis.set_label_text(name)
     axes.figure.colorbar(shown_map, ax=axes, label=report.measure)
+    return None
+
+
+def _points(axes: Any, report: Report, x: str, y: str) -> None:
+    """One point a setting, where a field was drawn from a range."""
+    columns = [[setting.values[path] for setting in report.settings] for path in (x, y)]
+    loss = [setting.row.mean.value for setting in report.settings]
+    for values, scale in zip(columns, (axes.set_xscale, axes.set_yscale), strict=True):
+        if _on_log_scale(ordered(values)):
+            scale("log")
+    points = [values if _are_numbers(values) else list(map(shown, values)) for values in columns]
+    drawn = axes.scatter(*points, c=loss, s=46, edgecolor="white", linewidth=0.5)
+    axes.set(xlabel=x, ylabel=y)
+    axes.figure.colorbar(drawn, ax=axes, label=report.measure)
 
 
 def _parallel(axes: Any, report: Report) -> None:
@@ -166,11 +185,9 @@ def _parallel(axes: Any, report: Report) -> None:
 
 def _heights(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Return each value's place between 0 and 1, on a logarithmic scale where values are 8 times apart, and ticks."""
-    different = _ordered(values)
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    different, numbers = ordered(values), _are_numbers(values)
     if numbers:
-        logs = different[0] > 0 and different[-1] / different[0] >= 8
-        scaled = [float(np.log(value)) if logs else float(value) for value in values]
+        scaled = [float(np.log(value)) if _on_log_scale(different) else float(value) for value in values]
     else:
         scaled = [float(different.index(value)) for value in values]
     low, width = min(scaled), (max(scaled) - min(scaled)) or 1.0
@@ -181,10 +198,12 @@ def _heights(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     return places, [(at[json.dumps(value)], name) for value, name in zip(kept, text, strict=True)]
 
 
-def _ordered(values: list[Any]) -> list[Any]:
-    different = list({json.dumps(value): value for value in values}.values())
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in different)
-    return sorted(different, key=None if numbers else shown)
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def _on_log_scale(different: list[Any]) -> bool:
+    return _are_numbers(different) and different[0] > 0 and different[-1] / different[0] >= 8
 
 
 def _plain(axis: Any) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// The charts of settings: against the baseline, as a map of two fields, as parallel coordinates.
+// The charts of settings: against the baseline, and each run as a line through its fields.
 
 const MAX_ROWS = 31; // settings in the chart of the ablation: the baseline and the best
 
@@ -99,102 +99,6 @@ function drawAblation(data) {
       zeroline: false,
     },
   });
-}
-
-function drawMap(data, x, y) {
-  const hint = document.getElementById("map-hint"),
-    settings = data.settings;
-  const xs = sorted(settings.map((s) => s.values[x]));
-  const rest = data.axes.filter((path) => path !== x && path !== y);
-  const over = rest.length ? `; the best over ${rest.join(", ")}` : "";
-  const best = (wanted) => {
-    const fitting = settings.filter((s) =>
-      Object.entries(wanted).every(([p, v]) => JSON.stringify(s.values[p]) === JSON.stringify(v)),
-    );
-    return fitting.reduce((a, b) => (a && a.mean <= b.mean ? a : b), null);
-  };
-  if (!y || y === x) {
-    const points = xs.map((value) => best({ [x]: value })),
-      numbers = xs.every((v) => typeof v === "number");
-    const error = (end) => points.map((p) => (p[end] === null ? 0 : Math.abs(p[end] - p.mean)));
-    draw(
-      "chart-map",
-      [
-        {
-          type: "scatter",
-          mode: numbers ? "lines+markers" : "markers",
-          x: numbers ? xs : xs.map(fieldText),
-          y: points.map((p) => p.mean),
-          error_y: {
-            type: "data",
-            symmetric: false,
-            array: error("high"),
-            arrayminus: error("low"),
-            color: css("--soft"),
-          },
-          line: { color: css("--accent") },
-          marker: { size: 8, color: css("--accent") },
-          hovertemplate: "%{x}: %{y:.4f}<extra></extra>",
-        },
-      ],
-      {
-        height: 380,
-        yaxis: { title: { text: `loss (${data.unit})` } },
-        xaxis: {
-          title: { text: x },
-          type: !numbers ? "category" : logarithmic(xs) ? "log" : "linear",
-          tickvals: numbers ? xs : undefined,
-          ticktext: xs.map(fieldText),
-        },
-      },
-    );
-    hint.textContent = `Mean over seeds with its 95 % interval${over}.`;
-    return;
-  }
-  const ys = sorted(settings.map((s) => s.values[y]));
-  const cells = ys.map((b) => xs.map((a) => best({ [x]: a, [y]: b })));
-  const z = cells.map((row) => row.map((cell) => cell && cell.mean)),
-    lowest = Math.min(...z.flat().filter((v) => v !== null));
-  const shapes = [];
-  z.forEach((row, j) =>
-    row.forEach((v, i) => {
-      if (v === lowest)
-        shapes.push({
-          type: "rect",
-          x0: i - 0.5,
-          x1: i + 0.5,
-          y0: j - 0.5,
-          y1: j + 0.5,
-          line: { color: css("--bad"), width: 3 },
-        });
-    }),
-  );
-  draw(
-    "chart-map",
-    [
-      {
-        type: "heatmap",
-        x: xs.map(fieldText),
-        y: ys.map(fieldText),
-        z,
-        colorscale: HEAT,
-        xgap: 2,
-        ygap: 2,
-        texttemplate: "%{z:.4f}",
-        textfont: { size: 13 },
-        hovertemplate: `${x} %{x}<br>${y} %{y}<br>loss %{z:.4f}<extra></extra>`,
-        hoverongaps: false,
-        colorbar: { title: { text: "loss", side: "right" }, thickness: 14, outlinewidth: 0 },
-      },
-    ],
-    {
-      height: Math.max(300, 110 + 56 * ys.length),
-      shapes,
-      xaxis: { title: { text: x }, type: "category", showgrid: false },
-      yaxis: { title: { text: y }, type: "category", showgrid: false },
-    },
-  );
-  hint.textContent = `Mean over seeds${over}. Framed: the lowest. Empty: not run.`;
 }
 
 function drawParallel(data, shown) {

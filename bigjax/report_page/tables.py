@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bigjax.science.ablation import Interval
-from bigjax.science.report import SEED, Report, Setting, shown
+from bigjax.science.report import SEED, Report, Setting, ordered, shown
 
 Kind = Literal[
     "text", "code", "data", "interval", "loss", "count", "flops", "seconds", "number", "p", "verdict", "state"
@@ -127,7 +127,7 @@ def _runs(report: Report) -> Table:
 def _differences(report: Report) -> Table:
     rows, runs = [], []
     for field in report.fields:
-        values = list(dict.fromkeys(map(shown, field.values)))
+        values = list(map(shown, ordered(field.values)))
         note = "plumbing: changes no number" if field.plumbing else ""
         note = "seed: runs that differ only here are one setting" if field.path == SEED else note
         note = f"moves with {field.like}" if field.like else note

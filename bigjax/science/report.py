@@ -180,6 +180,13 @@ def shown(value: Any) -> str:
     return ", ".join(map(shown, value)) or "()" if isinstance(value, (list, tuple)) else str(value)
 
 
+def ordered(values: Sequence[Any]) -> list[Any]:
+    """Return the different values of a field in ascending order."""
+    different = list({json.dumps(value): value for value in values}.values())
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in different)
+    return sorted(different, key=None if numbers else shown)
+
+
 def _left_out(runs: list[Run], measure: str) -> dict[int, str]:
     """Return why runs are in no statistics: not finished, no finite loss, or another folder's run once more."""
     found: dict[int, str] = {}
