@@ -239,6 +239,7 @@ def test_watching_writes_until_no_run_goes_on(tmp_path, monkeypatch, capsys):
         (("--out=out",), "--runs is missing"),
         (("--runs=none/*",), "--out is missing"),
         (("--runs=none/*", "--out=out"), "--runs=none/* matches no folder of a run"),
+        (("--runs=", "--out=out"), "--runs= is not a pattern of paths"),
         (("--runs={}/*", "--out=out", "--baseline=best"), "--baseline=best is none of the runs: again, base-0"),
         (("--runs={}/*", "--out=out", "--baseline=cut"), "--baseline=cut has no loss to compare with"),
         (("--runs={}/*", "--out={}/wide/config.json"), "cannot be written"),

@@ -56,6 +56,7 @@ function drawCurves(data, options, shown) {
         y: values,
         name: escaped(fieldText(key)),
         legendgroup: id,
+        legendrank: 1 + [...palette.keys()].indexOf(id),
         showlegend: Boolean(first) && !many,
         opacity: style.opacity ?? 1,
         mode: style.mode,

@@ -238,8 +238,8 @@ function hide() {
   byId("ablation").querySelector(".hint").textContent = floor
     ? "Mean over seeds with its 95 % t interval; differences by Welch's test, or with the noise floor where " +
       "a setting has fewer than three runs (seeds of one setting have a standard deviation of " +
-      `${floor.sd.toPrecision(2)}, pooled over ${floor.settings} settings; two single runs must differ by ${floor.detectable.toPrecision(2)}). Verdicts use ` +
-      "p-values adjusted for the number of rows (Holm)."
+      `${floor.sd.toPrecision(2)}, pooled over ${floor.settings} settings; two single runs must differ by ` +
+      `${floor.detectable.toPrecision(2)}). Verdicts use p-values adjusted for the number of rows (Holm).`
     : "No setting has two seeds: there is no interval, and no verdict.";
   const more = data.settings.length - MAX_ROWS;
   if (more > 0)

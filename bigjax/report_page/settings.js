@@ -151,6 +151,7 @@ function drawParallel(data, shown) {
     shapes.push({ type: "line", x0: c, x1: c, y0: 0, y1: 1, line: { color: css("--soft"), width: 1 } });
     return values.map(height);
   });
+  const width = chosen.length > 40 ? 1.2 : 2;
   const rank = losses.slice().sort((a, b) => a - b);
   const traces = chosen.map((run, i) => ({
     type: "scatter",
@@ -159,7 +160,7 @@ function drawParallel(data, shown) {
     y: heights.map((column) => column[i]),
     meta: run.name,
     showlegend: false,
-    line: { color: scaleColour(1 - rank.indexOf(run.loss) / Math.max(rank.length - 1, 1)), width: 2 },
+    line: { color: scaleColour(1 - rank.indexOf(run.loss) / Math.max(rank.length - 1, 1)), width },
     marker: { size: 5 },
     opacity: 0.85,
     hovertemplate: `<b>${escaped(run.name)}</b> loss ${run.loss.toFixed(4)}<extra></extra>`,
@@ -168,7 +169,7 @@ function drawParallel(data, shown) {
     height: 380,
     annotations,
     shapes,
-    margin: { l: 30, r: 70, t: 48, b: 14 },
+    margin: { l: 70, r: 70, t: 48, b: 14 },
     xaxis: { visible: false, range: [-0.15, columns.length - 0.7], fixedrange: true },
     yaxis: { visible: false, range: [-0.05, 1.05], fixedrange: true },
   });

@@ -87,31 +87,39 @@ def read(pattern: str) -> list[Run]:
     Raises:
         UserError: no folder of a run matches.
     """
-    root, relative = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (Path(), pattern)
-    folders = [RunFolder(path) for path in sorted(root.glob(relative)) if (path / "config.json").is_file()]
-    if not folders:
-        raise UserError(f"--runs={pattern} matches no folder of a run: none there has a config.json")
+    folders = find(pattern)
     names = _names([str(folder.path) for folder in folders])
     records = [_json(folder.config) for folder in folders]
     configs = _configs([record.get("config") for record in records])
     return [_read(*found) for found in zip(folders, names, records, configs, strict=True)]
 
 
+def find(pattern: str) -> list[RunFolder]:
+    """Return the run folders that match a glob, in the order of their paths.
+
+    Raises:
+        UserError: there is none, or `pattern` is no glob.
+    """
+    root, relative = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (Path(), pattern)
+    try:
+        paths = sorted(root.glob(relative))
+    except (ValueError, NotImplementedError, IndexError) as error:
+        raise UserError(f"--runs={pattern} is not a pattern of paths: {error}") from error
+    found = [RunFolder(path) for path in paths if (path / "config.json").is_file()]
+    if not found:
+        raise UserError(f"--runs={pattern} matches no folder of a run: none there has a config.json")
+    return found
+
+
 def signature(pattern: str) -> tuple:
     """Return what changes whenever a run that `read` would return does."""
-    root, relative = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (Path(), pattern)
     found = []
-    for folder in map(RunFolder, sorted(root.glob(relative))):
+    for folder in find(pattern):
         for path in (folder.config, folder.metrics, folder.result, folder.path / "outcome.json"):
             if path.is_file():
                 at = path.stat()
                 found.append((str(path), at.st_mtime_ns, at.st_size))
     return tuple(found)
-
-
-def natural(text: str) -> list[Any]:
-    """Return what sorts `d4` before `d12`."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def _read(folder: RunFolder, name: str, record: dict[str, Any], config: dict[str, Any]) -> Run:
