@@ -127,7 +127,7 @@ function drawParallel(data, shown) {
         ? [0, 0.25, 0.5, 0.75, 1].map((s) => (onLog ? Math.exp(low + s * (high - low)) : low + s * (high - low)))
         : all;
     for (const tick of distinct(steps)) {
-      const text = name === "loss" ? tick.toFixed(3) : fieldText(numbers ? Number(tick.toPrecision(3)) : tick);
+      const text = name === "loss" ? tick.toFixed(3) : fieldText(numbers ? Number(tick.toPrecision(4)) : tick);
       annotations.push({
         x: c,
         y: height(tick),
