@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, extras
 
 EXAMPLES = (
     "python -m experiments.report --runs='runs/lr_width/*' --out=report",
@@ -40,6 +40,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
     """Write the report once, or until no run goes on."""
     pattern, out = cli.required(flag_values, "runs"), Path(cli.required(flag_values, "out"))
+    extras.load("plotly", "report", "a report")
     from bigjax.report_page import folder
     from bigjax.science import report, report_runs
 

@@ -206,6 +206,9 @@ def test_the_question_is_the_docstring_of_the_config_file(tmp_path, monkeypatch)
         write_run(tmp_path / name, 2.5, seed=ord(name), argv=("/x/experiments/train.py", "--config=why.py:d4"))
     found = report.build("[ab]")
     assert (found.question, found.asked) == ("Does it help?\n\nMore.", "why.py")
+    Path("sweep.json").write_text('{"config": "sweep.py"}')
+    Path("sweep.py").write_text('"""How far?"""\n')
+    assert report.build("[ab]").question == "How far?"
 
 
 def test_a_sweeps_reason_for_an_early_end_is_shown(tmp_path):
@@ -252,9 +255,9 @@ def test_what_cannot_be_reported_is_refused(arguments, words, folders, capsys, t
 
 
 def test_a_missing_plotly_is_said_in_one_sentence(folders, capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setitem(sys.modules, "plotly", None)
     said = refused(capsys, f"--runs={folders}/*", f"--out={tmp_path}/out")
-    assert said == "error: a report needs the package plotly: pip install 'bigjax[report]'\n"
+    assert said == "error: a report needs plotly: pip install 'bigjax[report]'\n"
     assert not (tmp_path / "out").exists()
 
 

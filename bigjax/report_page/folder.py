@@ -14,9 +14,8 @@ def write(report: Report, out: Path, *, command: str, made: str, refresh: int = 
     """Write `index.html`, `tables/*.csv` and `.tex`, `figures/*.png` and `.svg`, and the fits; return the page.
 
     Raises:
-        UserError: the folder cannot be written, or plotly is not installed.
+        UserError: the folder cannot be written.
     """
-    page.plotly_script()  # fails before anything is written
     made_tables = tables(report)
     try:
         for folder in (out / "tables", out / "figures"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.errors import UserError
 from bigjax.report_page.tables import Table, label
 from bigjax.science import fits_report
 from bigjax.science.report import Report
@@ -24,19 +23,6 @@ MAX_VALUES = 200_000
 SCRIPTS = ("table.js", "charts.js", "curves.js", "settings.js", "maps.js", "main.js")
 
 
-def plotly_script() -> str:
-    """Return Plotly's JavaScript.
-
-    Raises:
-        UserError: plotly is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise UserError("a report needs the package plotly: pip install 'bigjax[report]'") from None
-    return get_plotlyjs()
-
-
 def render(
     report: Report, tables: list[Table], pictures: dict[str, Path], *, command: str, made: str, refresh: int
 ) -> str:
@@ -47,6 +33,8 @@ def render(
         command: what made the report; made: when.
         refresh: seconds after which the page loads itself again; 0 for never.
     """
+    from plotly.offline import get_plotlyjs  # of the extra `report`
+
     parts = resources.files("bigjax.report_page")
     data = contents(report, tables) | {"command": command, "made": made, "refresh": refresh}
     data["pictures"] = [{"name": name, "source": _image(path)} for name, path in pictures.items()]
@@ -58,7 +46,7 @@ def render(
         ("refresh", f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""),
         ("style", (parts / "style.css").read_text(encoding="utf-8")),
         ("data", embedded),
-        ("plotly", plotly_script()),
+        ("plotly", get_plotlyjs()),
         ("scripts", scripts),
     ):
         page = page.replace(f"<!--{name}-->", text, 1)

@@ -301,8 +301,8 @@ def _mean(setting: Setting) -> float:
 
 
 def _docstring(runs: list[Run]) -> tuple[str, str]:
-    """Return the docstring of the one config file that all runs name in their command, and where it is."""
-    files = {run.config_file for run in runs}
+    """Return the docstring of the one config file that all runs, or their sweep, were started with, and where it is."""
+    files = {_config_file(run) for run in runs}
     (file,) = files if len(files) == 1 else (None,)
     if file is None or not file.endswith(".py") or not Path(file).is_file():
         return "", ""
@@ -310,3 +310,11 @@ def _docstring(runs: list[Run]) -> tuple[str, str]:
         return ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8"))) or "", file
     except (OSError, SyntaxError, ValueError):
         return "", ""
+
+
+def _config_file(run: Run) -> str | None:
+    """Return the config file of the sweep that a run is a point of, or of the run's own command."""
+    try:
+        return json.loads((Path(run.folder).parent / "sweep.json").read_text())["config"].partition(":")[0]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return run.config_file

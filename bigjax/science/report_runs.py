@@ -115,7 +115,7 @@ def signature(pattern: str) -> tuple:
     """Return what changes whenever a run that `read` would return does."""
     found = []
     for folder in find(pattern):
-        for path in (folder.config, folder.metrics, folder.result, folder.path / "outcome.json"):
+        for path in (folder.config, folder.metrics, folder.result, folder.outcome):
             if path.is_file():
                 at = path.stat()
                 found.append((str(path), at.st_mtime_ns, at.st_size))
@@ -173,7 +173,7 @@ def _state(
         if vocab and config.get("model.head") == "lm" and losses.get("eval_loss", 0.0) >= math.log(vocab):
             return "diverged", f"eval_loss {losses['eval_loss']:.4g} is not below log {vocab}, that of guessing"
         return "finished", ""
-    outcome = _json(folder.path / "outcome.json") if (folder.path / "outcome.json").is_file() else {}
+    outcome = _json(folder.outcome) if folder.outcome.is_file() else {}
     if outcome.get("state"):
         state = "diverged" if outcome["state"] == "diverged" else "unfinished"
         return state, f"{outcome['state']} after {progress}: {outcome.get('reason', 'no reason given')}"
