@@ -1,9 +1,8 @@
 """16 tiny points as one compiled program against processes of their own: `python -m benchmarks.sweep` prints JSON.
 
 The points are learning rates and seeds of `configs/sweeps/lr_width.py`. Each way runs `experiments.sweep` from start to
-end in an empty folder, in turns: `vmap` in one program, `processes16` in 16 processes at once, `processesN` in as many
-as there are cores. The compilation cache is shared, and warm from a turn that does not count. Figures are medians:
-`seconds` by the clock, `cpu_seconds` of all processes, `ratio` of the clock's to that of `vmap`.
+end in an empty folder with an empty compilation cache, in turns: `vmap` in one program, `processes` in 16 processes at
+once. Figures are medians: `seconds` by the clock, `cpu_seconds` of all processes, `ratio` of the clock's to `vmap`'s.
 """
 
 import argparse
@@ -32,7 +31,8 @@ def one_turn(file: Path, folder: Path, steps: int, flags: list[str]) -> tuple[fl
     command = [sys.executable, "-m", "experiments.sweep", f"--config={file}", f"--workdir={folder}"]
     changes = [f"--config.train.steps={steps}", "--config.log.every_steps=50"]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([*command, *changes, *flags], check=True, capture_output=True)
+    empty = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    subprocess.run([*command, *changes, *flags], check=True, capture_output=True, env=empty)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return time.perf_counter() - start, used
@@ -41,27 +41,24 @@ def one_turn(file: Path, folder: Path, steps: int, flags: list[str]) -> tuple[fl
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description="Measure the runners of a sweep; one line of JSON.")
-    parser.add_argument("--runs", type=int, default=3, help="turns that count")
+    parser.add_argument("--runs", type=int, default=3, help="turns")
     parser.add_argument("--steps", type=int, default=200, help="steps of each point")
     arguments = parser.parse_args()
-    cores = os.cpu_count() or 1
-    ways = {name: ["--runner=local", f"--processes={count}"] for name, count in (("16", 16), (str(cores), cores))}
-    ways = {"vmap": ["--runner=vmap"]} | {f"processes{name}": flags for name, flags in ways.items()}
+    ways = {"vmap": ["--runner=vmap"], "processes": ["--runner=local", "--processes=16"]}
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "points.py")
         file.write_text(SWEEP)
-        for turn in range(arguments.runs + 1):
+        for turn in range(arguments.runs):
             for name, flags in ways.items():
-                seconds = one_turn(file, Path(folder, f"{name}-{turn}"), arguments.steps, flags)
-                measured[name] += [seconds] if turn else []
+                measured[name].append(one_turn(file, Path(folder, f"{name}-{turn}"), arguments.steps, flags))
     figures: dict[str, float] = {}
     for name, turns in measured.items():
         figures[f"{name}/seconds"] = statistics.median(seconds for seconds, _ in turns)
         figures[f"{name}/cpu_seconds"] = statistics.median(used for _, used in turns)
         ratios = (seconds / alone for (seconds, _), (alone, _) in zip(turns, measured["vmap"], strict=True))
         figures[f"{name}/ratio"] = statistics.median(ratios)
-    setting = {"runs": arguments.runs, "steps": arguments.steps, "points": 16, "cpus": cores}
+    setting = {"runs": arguments.runs, "steps": arguments.steps, "points": 16, "cpus": os.cpu_count()}
     print(json.dumps(setting | {name: round(value, 2) for name, value in figures.items()}))
 
 

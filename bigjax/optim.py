@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType
 
 from bigjax.config import OptimConfig
 from bigjax.matrices import axes_of, is_spec, per_matrix
@@ -126,7 +127,8 @@ def _on_auto_axes(tx: optax.GradientTransformation) -> optax.GradientTransformat
     """Let the compiler shard the inside of `tx`: its products of sharded matrices are ambiguous in Explicit mode."""
 
     def update(updates, state, params=None):
-        if jax.sharding.get_abstract_mesh().empty:
+        kinds = jax.sharding.get_abstract_mesh().axis_types
+        if all(kind == AxisType.Manual for kind in kinds):  # no mesh, or each device has its own
             return tx.update(updates, state, params)
         specs = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (updates, state))
         inside: Any = jax.sharding.auto_axes(lambda u, s: tx.update(u, s, None), out_sharding=specs)

@@ -46,11 +46,14 @@ def quiet(cfg: Config) -> Config:
 
 @pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "cosine"), ("muon", "wsd")])
 def test_a_point_equals_its_single_run_over_the_devices(optimizer, schedule):
-    base = replace(TINY, optim={"name": optimizer, "schedule": schedule})
-    cfgs = [point.cfg for point in points(base, zip_(NUMBERS))]
+    base, numbers = replace(TINY, optim={"name": optimizer, "schedule": schedule}), NUMBERS
+    if optimizer == "muon":  # compiles sooner without dropout
+        base = replace(base, model={"dropout": 0.0})
+        numbers = {path: values for path, values in NUMBERS.items() if path != "model.dropout"}
+    cfgs = [point.cfg for point in points(base, zip_(numbers))]
     stack = Stack(cfgs)
     assert (stack.mesh.shape["data"], stack.room) == (2, 2)
-    assert set(stack.varied) == set(NUMBERS)
+    assert set(stack.varied) == set(numbers)
     batches = [random_batch(replace(cfg, train={"seed": 7 + i})) for i, cfg in enumerate(cfgs)]
     state, losses = stack.init(), []
     for _ in range(3):
@@ -86,7 +89,7 @@ def together(tmp_path_factory):
 def test_the_folders_are_those_of_single_runs_with_their_own_data(together, tmp_path):
     rows = together.folder.table(together.points)
     assert [row["state"] for row in rows] == ["finished"] * 4
-    for point, row in zip(together.points[1:3], rows[1:3], strict=True):
+    for point, row in zip(together.points[3:], rows[3:], strict=True):
         alone, among = tmp_path / str(point.number), together.folder.path / row["run"]
         one_device(point.cfg, alone)
         assert {path.name for path in among.iterdir()} == {path.name for path in alone.iterdir()}

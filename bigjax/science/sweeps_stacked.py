@@ -79,9 +79,9 @@ class Stack:
         self.varied = [path for path in SCALARS if len({_field(cfg, path) for cfg in self.cfgs}) > 1]
         self._numbers = self._stacked_numbers()
         options: Any = {"compiler_options": step.compiler_options()}
-        self._init = jax.jit(_over_points(self._one_state, 0), **options)
-        self._step = jax.jit(_over_points(self._one_step, 0), donate_argnums=0, **options)
-        self._eval = jax.jit(_over_points(self._one_eval, (0, None, 0)))
+        self._init = jax.jit(_over_points(self._one_state, (0,), self.mesh), **options)
+        self._step = jax.jit(_over_points(self._one_step, (0, 0, 0), self.mesh), donate_argnums=0, **options)
+        self._eval = jax.jit(_over_points(self._one_eval, (0, None, 0), self.mesh))
 
     def init(self) -> TrainState:
         """Return the stacked state before the first step, `(N, ...)`."""
@@ -146,10 +146,11 @@ class Stack:
         return step.make_eval_step(self._cfg, models.build(self._cfg.model))(params, batch, carried)
 
 
-def _over_points(function: Any, in_axes: Any) -> Any:
-    """Return a function of one point as one of all; what it makes without looking at its point is spread, too."""
-    every = jax.vmap(function, in_axes=in_axes, spmd_axis_name="data")
-    return lambda *arguments: jax.tree.map(lambda x: jax.reshard(x, jax.P("data")), every(*arguments))
+def _over_points(function: Any, in_axes: Any, mesh: Mesh) -> Any:
+    """Return a function of one point as one of all: each device has its points to itself, and sees no mesh."""
+    specs = jax.tree.map(lambda axis: jax.P() if axis is None else jax.P("data"), in_axes, is_leaf=lambda x: x is None)
+    every = jax.vmap(function, in_axes=in_axes)
+    return jax.shard_map(every, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
 
 
 def _rates(schedule: Any, updates: jax.Array) -> np.ndarray:
