@@ -92,7 +92,7 @@ def main(flag_values: flags.FlagValues) -> int:
     if flag_values.preflight:
         preflight(points)
     runner = choose_runner(flag_values, points, folder.path)
-    with LiveTable() as table, Interrupt() as interrupt:
+    with LiveTable(flag_values.runner != "inline") as table, Interrupt() as interrupt:
         launch = Launch(folder, points, table.say, retry=flag_values.retry)
         folder.write_table(points, source)
         table.say(f"{len(points)} points in {folder.path}, {len(launch.open())} to run")

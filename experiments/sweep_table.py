@@ -19,13 +19,17 @@ ORDER = ("running", "failed", "diverged", "cut off", "pruned", "finished", "wait
 
 
 class LiveTable:
-    """The table of a launch: redrawn in place on a terminal; elsewhere only what is said is printed."""
+    """The table of a launch: redrawn in place on a terminal; elsewhere only what is said is printed.
 
-    def __init__(self) -> None:
+    Args:
+      live: whether to draw it; not where the runs show their own progress here.
+    """
+
+    def __init__(self, live: bool = True) -> None:
         self._live: Any = None
         self._since, self._drawn = monotonic(), 0.0
         self._first: dict[Point, int] | None = None
-        if sys.stderr.isatty():
+        if live and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 

@@ -44,16 +44,13 @@ def quiet(cfg: Config) -> Config:
     return replace(cfg, log={"every_steps": 1, "tensorboard": False, "plot": False}, checkpoint={"every_steps": 3})
 
 
-@pytest.mark.parametrize(("optimizer", "schedule"), [("adamw", "cosine"), ("muon", "wsd")])
-def test_a_point_equals_its_single_run_over_the_devices(optimizer, schedule):
-    base, numbers = replace(TINY, optim={"name": optimizer, "schedule": schedule}), NUMBERS
-    if optimizer == "muon":  # compiles sooner without dropout
-        base = replace(base, model={"dropout": 0.0})
-        numbers = {path: values for path, values in NUMBERS.items() if path != "model.dropout"}
-    cfgs = [point.cfg for point in points(base, zip_(numbers))]
+def test_a_point_equals_its_single_run_over_the_devices():
+    """With Muon, which leaves some parameters to AdamW."""
+    base = replace(TINY, optim={"name": "muon", "schedule": "wsd"})
+    cfgs = [point.cfg for point in points(base, zip_(NUMBERS))]
     stack = Stack(cfgs)
     assert (stack.mesh.shape["data"], stack.room) == (2, 2)
-    assert set(stack.varied) == set(numbers)
+    assert set(stack.varied) == set(NUMBERS)
     batches = [random_batch(replace(cfg, train={"seed": 7 + i})) for i, cfg in enumerate(cfgs)]
     state, losses = stack.init(), []
     for _ in range(3):
@@ -70,7 +67,7 @@ def test_a_point_equals_its_single_run_over_the_devices(optimizer, schedule):
         # A few roundings of a sum over 64 tokens; they do not grow yet in three small steps.
         assert losses[t][i] == pytest.approx(float(values["loss"]), rel=32 * 2**-23)
     # Where a gradient is rounding alone, Adam's and Muon's step is a learning rate in a direction of chance.
-    bound = 3 * 2 * max(cfg.optim.lr, cfg.optim.muon_lr if optimizer == "muon" else 0.0)
+    bound = 3 * 2 * max(cfg.optim.lr, cfg.optim.muon_lr)
     for mine, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
         difference = np.abs(np.asarray(mine)[i] - np.asarray(theirs))
         assert difference.max() <= bound

@@ -1,7 +1,7 @@
 """Points that differ in numbers only, stacked and trained as one compiled program.
 
-The program is the single run's own, under `jax.vmap`: fields in which the points differ are arrays in it. A learning
-rate's schedule is a table made by the single run's schedule, so that anything in it may differ. Legend: N points.
+The program is the single run's own, under `jax.vmap` on each device: fields in which points differ are arrays in it. A
+learning rate's schedule is a table made by the single run's, so that anything in it may differ. Legend: N points.
 """
 
 import copy
