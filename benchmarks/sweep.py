@@ -2,7 +2,8 @@
 
 The points are learning rates and seeds of `configs/sweeps/lr_width.py`. Each way runs `experiments.sweep` from start to
 end in an empty folder with an empty compilation cache, in turns: `vmap` in one program, `processes` in 16 processes at
-once. Figures are medians: `seconds` by the clock, `cpu_seconds` of all processes, `ratio` of the clock's to `vmap`'s.
+once. Figures are medians: `seconds` by the clock, `cpu_seconds` of all processes, and their `ratio` to those of `vmap`.
+On a machine with other work the clock favours many processes, which get a larger share of it.
 """
 
 import argparse
@@ -54,10 +55,10 @@ def main() -> None:
                 measured[name].append(one_turn(file, Path(folder, f"{name}-{turn}"), arguments.steps, flags))
     figures: dict[str, float] = {}
     for name, turns in measured.items():
-        figures[f"{name}/seconds"] = statistics.median(seconds for seconds, _ in turns)
-        figures[f"{name}/cpu_seconds"] = statistics.median(used for _, used in turns)
-        ratios = (seconds / alone for (seconds, _), (alone, _) in zip(turns, measured["vmap"], strict=True))
-        figures[f"{name}/ratio"] = statistics.median(ratios)
+        for kind, index in (("seconds", 0), ("cpu_seconds", 1)):
+            figures[f"{name}/{kind}"] = statistics.median(turn[index] for turn in turns)
+            ratios = (turn[index] / alone[index] for turn, alone in zip(turns, measured["vmap"], strict=True))
+            figures[f"{name}/{kind}/ratio"] = statistics.median(ratios)
     setting = {"runs": arguments.runs, "steps": arguments.steps, "points": 16, "cpus": os.cpu_count()}
     print(json.dumps(setting | {name: round(value, 2) for name, value in figures.items()}))
 
