@@ -2,8 +2,11 @@
 
     python -m experiments.sweep --config=configs/sweeps/lr_width.py --workdir=runs/lr_width
 
-Twelve byte-level decoders of two layers on Shakespeare: widths 32, 64 and 128 at four learning rates, 4x apart. With
-`--runner=vmap` those of one width train in one compiled program.
+Twelve byte-level decoders of two layers on Shakespeare: widths 32, 64 and 128 at four learning rates, 4x apart, for 200
+steps. With `--runner=vmap` those of one width train in one compiled program. It took 2 min 31 s on two busy cores with
+`--processes=6` (JAX 0.10.2, 150 CPU-seconds). Expect 4e-3 to be the best rate at every width, with held-out losses of
+2.510, 2.391 and 2.275 nats per byte; at 1e-3 the loss is above that by 0.57, 0.20 and 0.07: wider models bear smaller
+rates better. One seed each says no more than that.
 """
 
 from ml_collections import ConfigDict
