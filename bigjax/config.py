@@ -60,7 +60,9 @@ class ModelConfig:
     """
 
     family: Literal["decoder", "encoder", "encdec", "rnn"] = "decoder"
-    head: Literal["lm", "classification", "pooler"] = "lm"
+    head: Literal[
+        "lm", "lm_next_sentence", "classification", "token_classification", "question_answering", "pooler"
+    ] = "lm"
     num_classes: int = bounded(0, minimum=0)
     token_types: int = bounded(0, minimum=0)
     vocab_size: int = bounded(256, minimum=2)
@@ -146,9 +148,12 @@ class DataConfig:
     A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
     or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
     `copy:SYMBOLS:LENGTH` (made up). `text_key`, `label_key` and `target_key` (what an encoder-decoder writes) are
-    columns; `classes` in order, by default all the labels that are trained on, sorted. `target_len` is the length of
-    what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by `span_corruption` in
-    spans of `mean_span`.
+    columns; `classes` in order, by default all the labels that are trained on, sorted. For `token_classification` both
+    columns of `jsonl:GLOB` are lists, of words and their tags, or `conll:GLOB` has a word and its tag on each line. For
+    `question_answering` the columns of `jsonl:GLOB` are `text_key` (the context), `question_key`, `answer_key` and
+    `answer_start_key`, a number of characters; a row has as much of the context as goes in, and the next row of it
+    starts `doc_stride` tokens later. `target_len` is the length of what an encoder-decoder writes, 0 for other
+    families. `mask_rate` of the tokens are hidden, by `span_corruption` in spans of `mean_span`.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
     With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
     the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.
@@ -161,6 +166,10 @@ class DataConfig:
     text_key: str = "text"
     label_key: str = "label"
     target_key: str = "target"
+    question_key: str = "question"
+    answer_key: str = "answer"
+    answer_start_key: str = "answer_start"
+    doc_stride: int = bounded(128, minimum=1)
     classes: tuple[str, ...] = ()
     mask_rate: float = bounded(0.15, above=0, below=1)
     whole_word_masking: bool = False
@@ -176,15 +185,29 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, batch and objective of a run."""
+    """Length, batch and objective of a run.
+
+    With a `ramp_batch_size` the batch starts with so many rows, and grows by as many at a time until after
+    `ramp_tokens` tokens it has `global_batch_size`; warmup and decay then count in full batches (`bigjax.batch_ramp`).
+    """
 
     steps: int = bounded(1000, minimum=1)
     seed: int = bounded(0, minimum=0)
     global_batch_size: int = bounded(16, minimum=1)
+    ramp_batch_size: int = bounded(0, minimum=0)
+    ramp_tokens: int = bounded(0, minimum=0)
     microbatches: int = plumbing(1, minimum=1)
-    objective: Literal["causal_lm", "masked_lm", "classification", "seq2seq", "span_corruption", "prefix_lm"] = (
-        "causal_lm"
-    )
+    objective: Literal[
+        "causal_lm",
+        "masked_lm",
+        "masked_lm_next_sentence",
+        "classification",
+        "token_classification",
+        "question_answering",
+        "seq2seq",
+        "span_corruption",
+        "prefix_lm",
+    ] = "causal_lm"
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     z_loss: float = bounded(0.0, minimum=0)
     loss_chunks: int = plumbing(1, minimum=1)

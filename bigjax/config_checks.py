@@ -12,7 +12,10 @@ SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
 OBJECTIVES = {
     "causal_lm": (("decoder", "rnn"), "lm"),
     "masked_lm": (("encoder",), "lm"),
+    "masked_lm_next_sentence": (("encoder",), "lm_next_sentence"),
     "classification": (("encoder",), "classification"),
+    "token_classification": (("encoder",), "token_classification"),
+    "question_answering": (("encoder",), "question_answering"),
     "seq2seq": (("encdec",), "lm"),
     "span_corruption": (("encdec",), "lm"),
     "prefix_lm": (("encdec",), "lm"),
@@ -30,17 +33,36 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
         )
     if model.head != head:
         yield f"train.objective={train.objective!r} needs model.head={head!r}, not {model.head!r}"
-    if (model.head == "classification") != bool(model.num_classes) or model.num_classes == 1:
+    if model.head.endswith("classification") != bool(model.num_classes) or model.num_classes == 1:
         yield (
             f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
             "more, other heads 0"
         )
+    yield from _pair_problems(cfg)
     if families == ("encoder",) and train.loss_chunks > 1:
         yield f"train.loss_chunks={train.loss_chunks} is not for train.objective={train.objective!r}"
     if train.objective != "causal_lm" and cfg.log.sample_tokens:
         yield f"log.sample_tokens={cfg.log.sample_tokens} needs train.objective='causal_lm', not {train.objective!r}"
     if model.family == "encoder" and cfg.data.seq_len < 3:
         yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"
+
+
+def _pair_problems(cfg: Any) -> Iterator[str]:
+    """What rows of two parts, each with its token type, need."""
+    objective, data, types = cfg.train.objective, cfg.data, cfg.model.token_types
+    if objective not in ("masked_lm_next_sentence", "question_answering"):
+        return
+    if types < 2:
+        yield f"model.token_types={types} does not tell the two parts of a row apart: objective {objective!r} needs 2"
+    if data.seq_len < 5:
+        yield f"data.seq_len={data.seq_len} has no room for two tokens between the three that end their parts"
+    if objective == "question_answering" and cfg.train.label_smoothing:
+        yield f"train.label_smoothing={cfg.train.label_smoothing} would make padding an answer of {objective!r}"
+    if objective == "question_answering" and data.doc_stride > (room := (data.seq_len - 2) // 2):
+        yield (
+            f"data.doc_stride={data.doc_stride} skips tokens where a question takes half of a row: with "
+            f"data.seq_len={data.seq_len} it is at most {room}"
+        )
 
 
 def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
@@ -85,8 +107,9 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
             f"optim.warmup_steps={optim.warmup_steps} plus optim.decay_steps={optim.decay_steps} "
             f"is more than train.steps={train.steps}"
         )
-    if optim.decay_steps and optim.schedule != "wsd":
-        yield f"optim.decay_steps={optim.decay_steps} is only read by optim.schedule='wsd', not {optim.schedule!r}"
+    if optim.decay_steps and optim.schedule not in ("linear", "cosine", "wsd"):
+        yield f"optim.decay_steps={optim.decay_steps} is not read by optim.schedule={optim.schedule!r}"
+    yield from _ramp_problems(cfg)
     if optim.schedule == "inverse_sqrt" and not optim.warmup_steps:
         yield "optim.schedule='inverse_sqrt' needs optim.warmup_steps of at least 1, not 0"
     if data.weights and len(data.weights) != len(data.sources):
@@ -107,6 +130,18 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
     if mesh.shard_sequence and mesh.tensor == 1:
         yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
+
+
+def _ramp_problems(cfg: Any) -> Iterator[str]:
+    train, first, tokens = cfg.train, cfg.train.ramp_batch_size, cfg.train.ramp_tokens
+    if bool(first) != bool(tokens):
+        yield f"train.ramp_batch_size={first} and train.ramp_tokens={tokens}: a ramp needs both, above 0"
+    if first and first >= train.global_batch_size:
+        yield f"train.ramp_batch_size={first} is not below train.global_batch_size={train.global_batch_size}"
+    if tokens and tokens < cfg.data.seq_len:
+        yield f"train.ramp_tokens={tokens} is less than a row, data.seq_len={cfg.data.seq_len}"
+    if first and cfg.data.order == "contiguous":
+        yield f"train.ramp_batch_size={first} needs data.order='shuffled': in a contiguous one batches go on row by row"
 
 
 def _remat_problems(remat: str) -> Iterator[str]:

@@ -93,7 +93,7 @@ def write(where: Path, event: Event, cfg: Config, folder: RunFolder, batch: Batc
       OSError: something cannot be written.
     """
     where.mkdir(parents=True, exist_ok=True)
-    source, epoch, row = text.train.order.locate(batch.ids)
+    source, epoch, row = text.train.order.locate(np.maximum(batch.ids, 0))
     lines = [
         {
             "id": int(batch.ids[i]),
@@ -102,11 +102,11 @@ def write(where: Path, event: Event, cfg: Config, folder: RunFolder, batch: Batc
             "row": int(row[i]),
             "text": text.tokenizer.decode(batch.arrays["tokens"][i]),
         }
-        for i in range(len(batch.ids))
+        for i in np.flatnonzero(batch.ids >= 0).tolist()
     ]
     write_text(where / f"batch-{jax.process_index()}.jsonl", "".join(dumps(line) + "\n" for line in lines))
     if jax.process_index() == 0:
-        rows = text.train.ids(event.batch, range(cfg.train.global_batch_size))
+        rows = text.train.ids(event.batch, range(text.train.size(event.batch)))
         described = vars(event) | {"batch_ids": rows.tolist(), "rng": _rng(cfg, event.step)}
         write_json(where / EVENT, described | {"replay": replay_command(folder, event)})
 

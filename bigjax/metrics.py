@@ -17,7 +17,7 @@ from bigjax.json_files import dumps, write_text
 from bigjax.objectives import Sums
 from bigjax.run_folder import RunFolder, read_rows
 
-TRAINING = ("loss", "nll", "accuracy")
+TRAINING = ("loss", "nll", "accuracy", "next_sentence_nll", "next_sentence_accuracy")
 """What an objective measures that is reported as `train/NAME`; a model's own metrics have names of their own."""
 
 

@@ -8,17 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from bigjax import losses
+from bigjax import losses, objectives_encoder
 from bigjax.config import TrainConfig
 from bigjax.models import Model
 from bigjax.models.layers import Aux
+from bigjax.objective_sums import Sums, entropy_sums, with_aux
 from bigjax.sharding import UNSHARDED, Layout
-
-Sums = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), scalars; a metric of the model's own may have an array of sums. Adding both before dividing
-makes averages exact under any split."""
 
 
 def causal_lm(
@@ -54,7 +50,7 @@ def causal_lm(
 
 
 def _next_token_sums(model: Model, params, x_BSD, aux: Aux, batch, cfg: TrainConfig, layout: Layout) -> Sums:
-    sums = _with_aux(_token_loss(model, params, x_BSD, batch, cfg, layout), aux, batch["weights"])
+    sums = with_aux(_token_loss(model, params, x_BSD, batch, cfg, layout), aux, batch["weights"])
     if "bytes" in batch:
         sums["nll_per_byte"] = (sums["nll"][0], batch["bytes"].sum())
     return sums
@@ -108,21 +104,7 @@ def _token_loss(model: Model, params, x_BSD, batch, cfg: TrainConfig, layout: La
     else:
         logits_BSV = model.family.logits(params, x_BSD, model.cfg, layout)
         entropy = losses.cross_entropy(logits_BSV, batch["targets"], batch["weights"], **smoothing)
-    return _entropy_sums(entropy)
-
-
-def _with_aux(sums: Sums, aux: Aux, weights_BS: jax.Array) -> Sums:
-    """Add what the model says of itself, each piece of a row weighted by its tokens, so that any split is exact."""
-    sums = dict(sums)
-    for name, mean_BN in aux.items():
-        B, N, *_ = mean_BN.shape
-        weights_BN = weights_BS.reshape(B, N, -1).sum(axis=-1)
-        total = jnp.sum(jnp.moveaxis(mean_BN, (0, 1), (-2, -1)) * weights_BN, axis=(-2, -1))
-        if name == "loss":
-            sums["loss"] = (sums["loss"][0] + total, sums["loss"][1])
-        else:
-            sums[name] = (total, weights_BS.sum())
-    return sums
+    return entropy_sums(entropy)
 
 
 def seq2seq(
@@ -150,88 +132,23 @@ def seq2seq(
     return _token_loss(model, params, x_BTD, batch, cfg, layout)
 
 
-def masked_lm(
-    model: Model,
-    params: Any,
-    batch: Mapping[str, jax.Array],
-    cfg: TrainConfig,
-    *,
-    layout: Layout = UNSHARDED,
-    key: jax.Array | None = None,
-) -> Sums:
-    """Predict what stood at masked positions (Devlin et al. 2019, section 3.1).
-
-    Args:
-      batch: as `data.masking.MaskedText.arrays` makes it, and `rows` as for `causal_lm`.
-
-    Returns:
-      `loss`, `nll` and `z_loss` in nats over the masked tokens, and `accuracy`, the share that is predicted first.
-    """
-    inputs = {"segments_BS": batch["segments"], "key": key, "rows_B": batch.get("rows")}
-    x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, layout=layout, **inputs)
-    logits_BMV = model.family.masked_logits(params, x_BSD, batch["masked"], model.cfg, layout)
-    return _classify(logits_BMV, batch, cfg)
-
-
-def classification(
-    model: Model,
-    params: Any,
-    batch: Mapping[str, jax.Array],
-    cfg: TrainConfig,
-    *,
-    layout: Layout = UNSHARDED,
-    key: jax.Array | None = None,
-) -> Sums:
-    """Predict the class of each row (Devlin et al. 2019, section 4.1).
-
-    Args:
-      batch: as `data.labelled.LabelledText.arrays` makes it, and `rows` as for `causal_lm`.
-
-    Returns:
-      `loss`, `nll` and `z_loss` in nats over the rows, and `accuracy`.
-    """
-    return _classify(class_logits(model, params, batch, layout=layout, key=key), batch, cfg)
-
-
-def class_logits(
-    model: Model,
-    params: Any,
-    batch: Mapping[str, jax.Array],
-    *,
-    layout: Layout = UNSHARDED,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Return logits `(B, C)` in float32 of the class of each row of a batch for `classification`."""
-    inputs: dict[str, Any] = {"layout": layout, "key": key, "rows_B": batch.get("rows")}
-    x_BSD, _ = model.family.apply(params, batch["tokens"], model.cfg, segments_BS=batch["segments"], **inputs)
-    if key is not None:
-        inputs["key"] = jax.random.fold_in(key, model.cfg.num_layers + 1)  # layers and embedding use the numbers below
-    return model.family.class_logits(params, x_BSD, model.cfg, **inputs)
-
-
-def _classify(logits: jax.Array, batch: Mapping[str, jax.Array], cfg: TrainConfig) -> Sums:
-    """Score logits `(..., classes)` against `targets` `(...)`."""
-    entropy = losses.cross_entropy(
-        logits, batch["targets"], batch["weights"], label_smoothing=cfg.label_smoothing, z_loss=cfg.z_loss
-    )
-    right = jnp.argmax(logits, axis=-1) == batch["targets"]
-    return _entropy_sums(entropy) | {"accuracy": (jnp.sum(right * batch["weights"]), entropy.weight)}
-
-
-def _entropy_sums(entropy: losses.CrossEntropy) -> Sums:
-    return {
-        "loss": (entropy.total, entropy.weight),
-        "nll": (entropy.nll, entropy.weight),
-        "z_loss": (entropy.z_loss, entropy.weight),
-    }
-
-
 OBJECTIVES = {
     "causal_lm": causal_lm,
-    "masked_lm": masked_lm,
-    "classification": classification,
+    "masked_lm": objectives_encoder.masked_lm,
+    "masked_lm_next_sentence": objectives_encoder.masked_lm_next_sentence,
+    "classification": objectives_encoder.classification,
+    "token_classification": objectives_encoder.token_classification,
+    "question_answering": objectives_encoder.question_answering,
     "seq2seq": seq2seq,
     "span_corruption": seq2seq,
     "prefix_lm": seq2seq,
 }
 """`train.objective` -> function. `config_checks.OBJECTIVES` says which families each trains."""
+
+
+_WHOLE_BATCH = {"masked_lm_next_sentence": objectives_encoder.scale_pairs}
+
+
+def whole_batch(cfg: TrainConfig, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """Return a batch with what the objective must know of all of it, before it is split into microbatches."""
+    return _WHOLE_BATCH[cfg.objective](batch) if cfg.objective in _WHOLE_BATCH else batch

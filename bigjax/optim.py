@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
 
+from bigjax.batch_ramp import BatchRamp
 from bigjax.config import OptimConfig
 from bigjax.matrices import axes_of, is_spec, per_matrix
 from bigjax.params import ParamSpec, kind_mask
@@ -18,20 +19,44 @@ DECAYED_KINDS = ("embedding", "head", "matrix")
 """Weight decay spares norms and biases (Brown et al. 2020 follow Loshchilov & Hutter 2019; the custom since GPT-2)."""
 
 
-def schedule(cfg: OptimConfig, steps: int) -> Callable[[Any], Any]:
+def schedule(cfg: OptimConfig, steps: int, ramp: BatchRamp | None = None) -> Callable[[Any], Any]:
     """Return the learning rate as a function of the number of updates made, 0 for the first.
 
+    Where the batch grows, by `ramp`, it is a function of the rows seen: below, all is counted in full batches.
+
     After a linear warm-up that reaches `lr` at update `warmup_steps`:
-      constant; linear or cosine (Loshchilov & Hutter 2017) to `end_lr_ratio * lr` at the last update;
+      constant; linear or cosine (Loshchilov & Hutter 2017) to `end_lr_ratio * lr` at the last update, or `decay_steps`
+        after the warm-up;
       wsd: constant, then linear over the last `decay_steps` (Hu et al. 2024, section 4; Hägele et al. 2024);
       inverse_sqrt: `lr * sqrt(warmup_steps / t)` (Vaswani et al. 2017, equation 3, in terms of its peak).
     """
+    if ramp is not None and len(ramp.sizes) > 1:
+        by_rows = _in_full_batches(ramp)
+        last = ramp.rows_before(steps - 1) // ramp.sizes[-1]
+        full = _of_full_batches(cfg, last)
+        return lambda t: full(by_rows(t))
+    return _of_full_batches(cfg, steps - 1)
+
+
+def _in_full_batches(ramp: BatchRamp) -> Callable[[Any], Any]:
+    """Return the function from a number of batches to that of full ones with as many rows, float32."""
+
+    def convert(batches: Any) -> Any:
+        steps, rows, sizes = (jnp.array(values, jnp.int32) for values in (ramp.steps, ramp.rows, ramp.sizes))
+        stage = jnp.searchsorted(steps, batches, side="right") - 1
+        return (rows[stage] + (batches - steps[stage]) * sizes[stage]) / ramp.sizes[-1]
+
+    return convert
+
+
+def _of_full_batches(cfg: OptimConfig, last: int) -> Callable[[Any], Any]:
+    """Return the learning rate as a function of full batches seen, `last` of them before the last update."""
     lr, end, warmup = cfg.lr, cfg.end_lr_ratio * cfg.lr, cfg.warmup_steps
-    rest = max(steps - warmup - 1, 1)
+    rest = max(last - warmup, 1)
     if cfg.schedule == "linear":
-        after = optax.linear_schedule(lr, end, rest)
+        after = optax.linear_schedule(lr, end, cfg.decay_steps or rest)
     elif cfg.schedule == "cosine":
-        after = optax.cosine_decay_schedule(lr, rest, cfg.end_lr_ratio)
+        after = optax.cosine_decay_schedule(lr, cfg.decay_steps or rest, cfg.end_lr_ratio)
     elif cfg.schedule == "wsd":
         after = optax.linear_schedule(lr, end, max(cfg.decay_steps, 1), max(rest - cfg.decay_steps, 0))
         after = after if cfg.decay_steps else optax.constant_schedule(lr)

@@ -15,7 +15,7 @@ from bigjax import divergence
 from bigjax import params as param_tree
 from bigjax.config import Config
 from bigjax.models import Model
-from bigjax.objectives import OBJECTIVES, Sums, carried_lm
+from bigjax.objectives import OBJECTIVES, Sums, carried_lm, whole_batch
 from bigjax.sharding import UNSHARDED, Layout, axes_of_entry
 
 
@@ -136,12 +136,14 @@ def make_train_step(
         _check_sharded(batch, layout)
         root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
         key = jax.random.fold_in(root, state.step) if cfg.model.random else None
-        params = state.params
+        params, batch = state.params, whole_batch(cfg.train, batch)
         if unrolled:
             params = param_tree.map_blocks(param_tree.unstack, params)
         if state.carried is not None:
             batch = {**batch, "carried": state.carried}
-        sums, carried, grads = _gradients(sums_of, params, batch, key, cfg.train.microbatches)
+        # Of a batch that grows, microbatches may be empty.
+        how = {"microbatches": cfg.train.microbatches, "skip_empty": bool(cfg.train.ramp_batch_size)}
+        sums, carried, grads = _gradients(sums_of, params, batch, key, **how)
         if unrolled:
             grads = param_tree.map_blocks(param_tree.stack, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -185,10 +187,21 @@ def _squares(tree: Any) -> dict[str, jax.Array]:
     return {name: jnp.sum(jnp.square(x)) for name, x in param_tree.names(tree).items()}
 
 
-def _gradients(sums_of: Callable, params: Any, batch: Mapping[str, jax.Array], key, microbatches: int):
-    """Return the objective's sums, what it carries on, and the gradient of its mean loss, over all microbatches."""
+def _gradients(
+    sums_of: Callable,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    key: jax.Array | None,
+    *,
+    microbatches: int,
+    skip_empty: bool,
+):
+    """Return the objective's sums, what it carries on, and the gradient of its mean loss, over all microbatches.
+
+    With `skip_empty` those without weight cost nothing; of a model that carries its state on there are none.
+    """
     batch = dict(batch)
-    if key is not None:
+    if key is not None and "rows" not in batch:
         batch["rows"] = row_numbers(batch["tokens"])
     if microbatches == 1:
         _, pullback, (sums, carried) = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
@@ -207,13 +220,17 @@ def _gradients(sums_of: Callable, params: Any, batch: Mapping[str, jax.Array], k
         (_, (sums, carried)), grads = jax.value_and_grad(sums_of, has_aux=True)(params, microbatch, key)
         return jax.tree.map(jnp.add, carry, (sums, grads)), carried
 
+    def accumulate_if_any(carry, microbatch):
+        add = lambda so_far: accumulate(so_far, microbatch)[0]  # noqa: E731
+        return jax.lax.cond(jnp.any(microbatch["weights"] > 0), add, lambda so_far: so_far, carry), None
+
     pieces = jax.tree.map(split, batch)
     shapes = jax.eval_shape(lambda p, b: sums_of(p, b, key)[1][0], params, jax.tree.map(lambda x: x[0], pieces))
     zeros: tuple[Sums, Any] = (
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
         jax.tree.map(jnp.zeros_like, params),
     )
-    (sums, grads), carried = jax.lax.scan(accumulate, zeros, pieces)
+    (sums, grads), carried = jax.lax.scan(accumulate_if_any if skip_empty else accumulate, zeros, pieces)
     scale = 1 / sums["loss"][1]
     return sums, jax.tree.map(join, carried), jax.tree.map(lambda g: g * scale, grads)
 
@@ -243,6 +260,7 @@ def make_eval_step(cfg: Config, model: Model, layout: Layout = UNSHARDED) -> Cal
 
     def eval_step(params, batch, carried=None):
         _check_sharded(batch, layout)
+        batch = whole_batch(cfg.train, batch)
         return objective(params, batch if carried is None else {**batch, "carried": carried})
 
     return eval_step

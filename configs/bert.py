@@ -5,7 +5,11 @@
 `base`, `large` and `base-chinese` are the paper's; `minilm` is the 6-layer, 384-wide student of Wang et al. 2020.
 Batch, length, steps and learning rate of the first three are those of appendix A.2: 256 rows of 512 tokens, 1,000,000
 steps, Adam at 1e-4 with 10,000 steps of warmup and linear decay. The token types are there, all of the first kind.
+`base-next-sentence` is the paper's own pre-training, in which rows are pairs of texts and half of the second ones are
+of another document.
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
@@ -21,7 +25,7 @@ SHAPES = {
 }
 """Vocabulary, layers, width, heads."""
 
-ARGUMENTS = tuple(SHAPES)
+ARGUMENTS = (*SHAPES, "base-next-sentence")
 
 
 def model(vocab_size: int, num_layers: int, d_model: int, num_heads: int) -> ModelConfig:
@@ -44,12 +48,17 @@ def model(vocab_size: int, num_layers: int, d_model: int, num_heads: int) -> Mod
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the config of a size."""
     name = arg or "base"
-    if name not in SHAPES:
+    if name not in ARGUMENTS:
         raise ConfigError(f"configs/bert.py has no {name!r}, only {', '.join(ARGUMENTS)}")
+    paired = name.endswith("-next-sentence")
     cfg = Config(
-        model=model(*SHAPES[name]),
+        model=dataclasses.replace(
+            model(*SHAPES[name.removesuffix("-next-sentence")]), head="lm_next_sentence" if paired else "lm"
+        ),
         data=DataConfig(tokenizer="bpe:16384", seq_len=512, document_mask=False),
-        train=TrainConfig(steps=1_000_000, global_batch_size=256, objective="masked_lm"),
+        train=TrainConfig(
+            steps=1_000_000, global_batch_size=256, objective="masked_lm_next_sentence" if paired else "masked_lm"
+        ),
         optim=OptimConfig(
             name="adamw", lr=1e-4, schedule="linear", warmup_steps=10_000, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
         ),

@@ -12,9 +12,11 @@ the table prints them, so heads x head_dim is not d_model for gpt3-xl (24 heads 
 where the table's own 1.3B would be 16 heads) and gpt3-13b (d_model 5140, which divides by 4 devices but not by 8). A
 run sees 300B tokens. "Alternating dense and locally banded" attention (section 2.1) is taken to begin with a dense
 layer, and the width of the band, which the paper does not give, to be the 256 tokens of GPT-Neo, the open replication
-(Black et al. 2021); --config.model.layer_windows="()" makes every layer dense. Departures from the paper: the batch
-does not ramp up, and the cosine reaches its floor at 300B, not 260B tokens. Batches of "0.5M" to "3.2M" tokens are the
-nearest multiple of 256 rows: 256, 512, 1024 and 1536 rows of 2048.
+(Black et al. 2021); --config.model.layer_windows="()" makes every layer dense. Batches of "0.5M" to "3.2M" tokens are
+the nearest multiple of 256 rows: 256, 512, 1024 and 1536 rows of 2048. As in appendix B, the batch grows from 32k
+tokens to that over the first 4 to 12 billion tokens ("depending on the model size": here 4, 8, 8 and 12 for these four
+batches), and the learning rate warms up over 375M tokens and falls by a cosine to a tenth at 260B, all counted in
+tokens, not in steps. While the batch is small, of --config.train.microbatches only those are computed that it fills.
 
 The tokenizer is trained on the training documents. For GPT-2's own, add --config.data.tokenizer=hf:PATH/tokenizer.json.
 """
@@ -23,7 +25,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax import batch_ramp
+from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig, replace
 from bigjax.strict import ConfigError, to_config_dict
 
 
@@ -42,6 +45,10 @@ class Size(NamedTuple):
 
 GPT2_TOKENS = 10_000_000_000
 GPT3_TOKENS = 300_000_000_000
+GPT3_DECAYED_AT = 260_000_000_000
+GPT3_RAMP_FROM = 32_768
+GPT3_RAMP_TOKENS = {256: 4_000_000_000, 512: 8_000_000_000, 1024: 8_000_000_000, 1536: 12_000_000_000}
+"""By rows of the full batch."""
 GPT3_WINDOWS = (0, 256)
 """Dense and banded attention in turn."""
 WARMUP_TOKENS = 375_000_000
@@ -81,25 +88,36 @@ def get_config(arg: str | None = None) -> ConfigDict:
     tokens_per_step = size.global_batch_size * size.seq_len
     # The 25 heads of gpt2-xl do not divide by any usual mesh.tensor.
     whole = ("heads", "kv_heads") if size.num_heads % 2 else ()
-    return to_config_dict(
-        Config(
-            model=ModelConfig(
-                vocab_size=50257,
-                num_layers=size.num_layers,
-                d_model=size.d_model,
-                num_heads=size.num_heads,
-                head_dim=size.head_dim,
-                max_seq_len=size.seq_len,
-                layer_windows=GPT3_WINDOWS if name.startswith("gpt3") else (),
-                dtype="bfloat16",
-            ),
-            data=DataConfig(tokenizer="bpe:50257", seq_len=size.seq_len),
-            train=TrainConfig(
-                steps=round(size.tokens / tokens_per_step),
-                global_batch_size=size.global_batch_size,
-                eval_every_steps=1000,
-            ),
-            optim=OptimConfig(lr=size.lr, warmup_steps=round(WARMUP_TOKENS / tokens_per_step)),
-            mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(allow_replicated=whole),
-        )
+    cfg = Config(
+        model=ModelConfig(
+            vocab_size=50257,
+            num_layers=size.num_layers,
+            d_model=size.d_model,
+            num_heads=size.num_heads,
+            head_dim=size.head_dim,
+            max_seq_len=size.seq_len,
+            dtype="bfloat16",
+        ),
+        data=DataConfig(tokenizer="bpe:50257", seq_len=size.seq_len),
+        train=TrainConfig(
+            steps=round(size.tokens / tokens_per_step),
+            global_batch_size=size.global_batch_size,
+            eval_every_steps=1000,
+        ),
+        optim=OptimConfig(lr=size.lr, warmup_steps=round(WARMUP_TOKENS / tokens_per_step)),
+        mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(allow_replicated=whole),
     )
+    return to_config_dict(_as_gpt3(cfg, tokens_per_step) if name.startswith("gpt3") else cfg)
+
+
+def _as_gpt3(cfg: Config, tokens_per_step: int) -> Config:
+    """Return a run with what sets GPT-3's apart: bands, a batch that grows, and a floor before the end."""
+    rows = cfg.train.global_batch_size
+    ramp = {"ramp_batch_size": GPT3_RAMP_FROM // cfg.data.seq_len, "ramp_tokens": GPT3_RAMP_TOKENS[rows]}
+    cfg = replace(
+        cfg,
+        model={"layer_windows": GPT3_WINDOWS},
+        train=ramp,
+        optim={"decay_steps": round((GPT3_DECAYED_AT - WARMUP_TOKENS) / tokens_per_step)},
+    )
+    return replace(cfg, train={"steps": batch_ramp.build(cfg).steps_for(GPT3_TOKENS // cfg.data.seq_len)})

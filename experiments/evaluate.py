@@ -1,6 +1,8 @@
 """Score a trained run with its newest checkpoint: loss in nats per token, perplexity and bits per byte, or what else
-its objective measures; for classification also precision, recall and F1 of every class and the confusion matrix; with
---tasks an encoder-decoder's answers are compared with those of the data, by exact_match, f1 (of words), bleu or chrf.
+its objective measures; for classification, of texts or of words, also precision, recall and F1 of every class and the
+confusion matrix; for words whose tags are BIO the same of entities; for question answering exact match and F1 as SQuAD
+measures them. With --tasks an encoder-decoder's answers are compared with those of the data, by exact_match, f1 (of
+words), bleu or chrf.
 
 Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
 --config.mesh.fsdp=4. With --mc_dropout=K the model predicts the mean of K passes with dropout on.
@@ -54,7 +56,7 @@ def main(flag_values: flags.FlagValues) -> int:
     import jax
 
     from bigjax import data, sharding, step
-    from bigjax.evaluate import mc_dropout
+    from bigjax.evaluate import mc_dropout, reports
     from bigjax.evaluate.scoring import score
     from experiments import trained
 
@@ -75,8 +77,10 @@ def main(flag_values: flags.FlagValues) -> int:
         batches = texts.batches(flag_values.batches)
         scores: dict[str, Any] = {}
         scores |= score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
-        if cfg.train.objective == "classification":
-            scores["classification"] = _classes(run, texts, flag_values.batches)
+        measured, said = reports.measure(cfg, run.model, run.weights, texts, run.layout, flag_values.batches)
+        scores |= measured
+        if said and jax.process_index() == 0:
+            print(said, file=sys.stderr)
         if flag_values.tasks:
             scores |= _answers(run, tokenizer, flag_values)
     if jax.process_index() == 0:
@@ -106,22 +110,6 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[st
     if jax.process_index() == 0:
         print(writing.peek(written, texts, wanted), file=sys.stderr)
     return writing.score(written, wanted, flag_values.tasks)
-
-
-def _classes(run: Any, texts: Any, limit: int) -> dict[str, Any]:
-    """Print a table of how well classes are told apart; return the same."""
-    import jax
-
-    from bigjax.evaluate import classification
-
-    batch_size = run.cfg.train.global_batch_size
-    probabilities = jax.jit(classification.make_class_probabilities(run.model, run.layout))
-    measured = classification.report(
-        *classification.predict(probabilities, run.weights, texts.batches(limit), batch_size), texts.sources[0].classes
-    )
-    if jax.process_index() == 0:
-        print(classification.table(measured), file=sys.stderr)
-    return measured
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, t
         f"model: {sizes['params_total']:,} parameters, {sizes['params_non_embedding']:,} without embeddings{active}",
         f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
         f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
-        f"{cfg.train.steps / facts['steps_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
+        f"{text.train.rows_taken(cfg.train.steps) / facts['rows_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
         *(f"note: {note}" for note in layout.notes),
     ]
     if start:
@@ -66,7 +66,7 @@ def write(
         return
     if cfg.log.plot:
         plots.plot_loss(folder.metrics, folder.loss_plot)
-    tokens = cfg.train.steps * cfg.train.global_batch_size * cfg.data.seq_len
+    tokens = text.train.rows_taken(cfg.train.steps) * cfg.data.seq_len
     rows = list(metrics.read_rows(folder.metrics))
     result = {
         "fingerprint": strict.fingerprint(cfg),

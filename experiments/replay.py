@@ -40,7 +40,8 @@ def replay(workdir: Path, name: str) -> Replay:
     text = data.build(cfg, rows)
     stream = text.train.leaving_out(event["left_out"])
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
-        tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
+        schedule = optim.schedule(cfg.optim, cfg.train.steps, stream.ramp)
+        tx = optim.build(cfg.optim, model.specs, cfg.train.steps, schedule)
         train_step = step.jit_train_step(cfg, model, tx, layout)
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         found = _newest_before(event["step"], checkpoints, abstract)

@@ -91,7 +91,6 @@ def run(
     from experiments import finish, trained
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
-    tokens_per_step = batch_size * cfg.data.seq_len
 
     pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
 
@@ -117,8 +116,8 @@ def run(
         jax.set_mesh(mesh),
         checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints,
     ):
-        tx = optim.build(cfg.optim, model.specs, total_steps)
-        schedule = optim.schedule(cfg.optim, total_steps)
+        schedule = optim.schedule(cfg.optim, total_steps, text.train.ramp)
+        tx = optim.build(cfg.optim, model.specs, total_steps, schedule)
         train_step = step.jit_train_step(cfg, model, tx, layout)
         eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
         fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
@@ -149,6 +148,7 @@ def run(
             state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
             if initial is not None:
                 state = step.with_params(state, initial)
+        text = dataclasses.replace(text, train=stream)
         folder.open(cfg)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
@@ -166,7 +166,7 @@ def run(
         pulse.phase("compile")
         if compiling is not None:
             compiling.result()
-        watchman = guard.Guard(cfg, folder, dataclasses.replace(text, train=stream), say)
+        watchman = guard.Guard(cfg, folder, text, say)
         with (
             metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
             stream.batches(start) as batches,
@@ -177,7 +177,7 @@ def run(
             def report(done: int, batch: data.Batch, values: dict[str, Any]) -> None:
                 """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""
                 watchman.check(done, batch, values)
-                speed.count(tokens_per_step)
+                speed.count(stream.size(stream.number(batch.step)) * cfg.data.seq_len)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
                     writer.write(done, finish.metrics_row(values, schedule) | speed.read())
 

@@ -145,3 +145,65 @@ def test_configs_clash_by_name():
     ):
         with pytest.raises(strict.ConfigError, match=message):
             strict.from_dict(Config, changes)
+
+
+CHINESE = [
+    ("床前明月光，疑是地上霜。", "诗"),
+    ("春眠不觉晓，处处闻啼鸟。", "诗"),
+    ("白日依山尽，黄河入海流。", "诗"),
+    ("本函数返回文件的大小，单位为字节。", "手册"),
+    ("该命令列出目录中的文件。", "手册"),
+    ("选项用于指定输出的格式。", "手册"),
+]
+
+
+def word_piece(folder, texts):
+    """Save a WordPiece vocabulary of the characters of some texts, as BERT's tokenizer for Chinese has it."""
+    import tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
+    from tokenizers.models import WordPiece
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = {token: i for i, token in enumerate([*special, *sorted({*"".join(texts)})])}
+    made = tokenizers.Tokenizer(WordPiece(vocab, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.add_special_tokens(special)
+    made.save(str(folder / "tokenizer.json"))
+    return vocab
+
+
+def test_chinese_text_with_word_pieces(tmp_path, tmp_path_factory):
+    run = commands.Commands(commands.shared_cache(tmp_path_factory)).run
+    vocab = word_piece(tmp_path, [text for text, _ in CHINESE])
+    records = [{"text": text, "label": label} for text, label in CHINESE]
+    path, unseen = tmp_path / "train.jsonl", tmp_path / "unseen.jsonl"
+    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records * 4), encoding="utf-8")
+    unseen.write_text(json.dumps({"text": "明月處處", "label": "诗"}) + "\n")
+    tokenizer = f"hf:{tmp_path}/tokenizer.json"
+    rows = build(f"jsonl:{path}", tmp_path / "cache", tokenizer=tokenizer).train.sources[0]
+    tokens = rows.arrays(np.array([1]), np.array([1]))["tokens"][0]
+    assert tokens.tolist() == [vocab[one] for one in ["[CLS]", *"春眠不觉晓，处处闻啼鸟。", "[SEP]", "[PAD]", "[PAD]"]]
+    run(
+        "experiments.train",
+        "--config=configs/finetune_classification.py:scratch",
+        "--config.model.num_layers=1",
+        "--config.model.d_model=32",
+        "--config.model.num_heads=2",
+        "--config.model.num_classes=2",
+        "--config.model.vocab_size=104",
+        "--config.data.seq_len=24",
+        f"--config.data.tokenizer={tokenizer}",
+        f"--config.data.sources=jsonl:{path}",
+        f"--config.data.eval_sources=jsonl:{unseen}",
+        "--config.train.global_batch_size=8",
+        "--config.train.steps=30",
+        "--config.optim.warmup_steps=2",
+        "--config.optim.lr=0.003",
+        "--config.log.plot=False",
+        "--config.log.tensorboard=False",
+        f"--workdir={tmp_path}/run",
+    )
+    measured = json.loads(run("experiments.evaluate", f"--workdir={tmp_path}/run", "--split=train").stdout)
+    assert measured["classification"]["accuracy"] == 1.0
+    assert set(measured["classification"]["classes"]) == {"诗", "手册"}

@@ -27,6 +27,14 @@ def label_entropy(targets: np.ndarray, weights: np.ndarray) -> float:
     return float(-np.sum(shares * np.log(shares)))
 
 
+def chances(cfg: Config, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """Return among how many outcomes whoever knows nothing has to choose: classes, places of a row, or tokens."""
+    if cfg.train.objective == "question_answering":
+        return batch["segments"].sum(axis=1)
+    whether_next = 2 if cfg.train.objective == "masked_lm_next_sentence" else 1
+    return np.array(whether_next * (cfg.model.num_classes or cfg.model.vocab_size))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_learns_a_batch(name):
     cfg = learnable(CONFIGS[name])
@@ -47,7 +55,7 @@ def test_every_config_learns_a_batch(name):
     # T5's logits start with a variance of 1, which adds half of that; its tied table gives the input token itself one
     # of up to sqrt(d_model).
     spread = 0.5 if cfg.model.init == "fan_in" else 0.0
-    expected = np.log(cfg.model.num_classes or cfg.model.vocab_size) + spread
+    expected = np.log(chances(cfg, batch)).mean() + spread
     most = max(expected + 0.5, cfg.model.d_model**0.5 if cfg.model.scale_logits else 0)
     assert expected - 0.5 < losses[0] < most
     assert losses[-1] < label_entropy(batch["targets"], batch["weights"])

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
-from bigjax.data.masking import MaskedText, choose, num_predictions, replace, row_generator
+from bigjax.data.masking import MaskedText, Masking, choose, num_predictions, replace, row_generator
 from bigjax.data.shards import Shard
 from bigjax.data.special_tokens import special_ids
 from bigjax.data.tokenizers import ByteTokenizer
@@ -26,7 +26,8 @@ def text(seq_len=32, seed=0, **data) -> MaskedText:
         DataConfig(seq_len=seq_len, **data),
         TrainConfig(seed=seed, objective="masked_lm"),
     )
-    return MaskedText.build(cfg, "text", shard, ByteTokenizer(), special_ids(ByteTokenizer(), ROLES))
+    masking = Masking.build(cfg, ByteTokenizer(), special_ids(ByteTokenizer(), ROLES))
+    return MaskedText.build(cfg, "text", shard, masking)
 
 
 def test_special_tokens_come_after_the_vocabulary_and_keep_their_places():
@@ -112,5 +113,5 @@ def test_whole_words_are_masked_together():
 def test_the_option_reaches_the_rows(whole):
     rows = text(whole_word_masking=whole)
     assert rows.identity["whole_word_masking"] is whole
-    assert (rows.word_starts is not None) is whole
+    assert (rows.masking.word_starts is not None) is whole
     assert Windows(rows.windows.shard, 7)[0].tolist() == rows.windows.shard.tokens[:7].tolist()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bigjax import strict
+from bigjax import batch_ramp, optim, strict
 from bigjax.config import Config, ModelConfig
 from bigjax.strict import ConfigError
 from configs import gemma, gpt, llama, mistral, qwen, scaling
@@ -74,7 +74,21 @@ def test_gpt3_sizes(name, parameters, layers, d_model, heads, head_dim, batch_to
     assert model.windows == (None, 256) * (layers // 2)
     tokens_per_step = cfg.train.global_batch_size * cfg.data.seq_len
     assert tokens_per_step == pytest.approx(batch_tokens, rel=0.05)
-    assert tokens_per_step * cfg.train.steps == pytest.approx(300e9, rel=1e-3)
+    # Appendix B: the batch grows from 32k tokens over the first 4 to 12 billion, and 300 billion are seen in all.
+    ramp = batch_ramp.build(cfg)
+    tokens = [2048 * ramp.rows_before(step) for step in (ramp.steps[-1], cfg.train.steps)]
+    assert ramp.sizes[0] * 2048 == 32768
+    assert 4e9 <= cfg.train.ramp_tokens <= 12e9
+    assert tokens == [pytest.approx(cfg.train.ramp_tokens, rel=1e-3), pytest.approx(300e9, rel=1e-4)]
+    # The learning rate warms up over 375 million tokens and is a tenth from 260 billion on.
+    rate = optim.schedule(cfg.optim, cfg.train.steps, ramp)
+    warm, half, low = (ramp.steps_for(round(n / 2048)) for n in (375e6, 375e6 + (260e9 - 375e6) / 2, 260e9))
+    assert float(rate(warm)) == pytest.approx(lr, rel=1e-3)
+    early = float(rate(ramp.steps_for(round(0.4 * 375e6 / 2048))))
+    assert early == pytest.approx(0.4 * lr, abs=lr / cfg.optim.warmup_steps)  # it starts with a full batch's part
+    assert float(rate(half)) == pytest.approx(0.55 * lr, rel=1e-3)
+    assert [float(rate(step)) for step in (low, cfg.train.steps)] == pytest.approx([0.1 * lr] * 2, rel=1e-3)
+    assert (cfg.optim.b1, cfg.optim.b2, cfg.optim.eps, cfg.optim.weight_decay) == (0.9, 0.95, 1e-8, 0.1)
     # As printed, gpt3-xl has attention wider than d_model, which its 1.3B cannot include.
     excess = layers * 4 * d_model * (heads * head_dim - d_model) if name == "gpt3-xl" else 0
     assert count(model) - excess == pytest.approx(parameters, rel=0.03)

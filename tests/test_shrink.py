@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bigjax import config, models, sharding
+from bigjax import batch_ramp, config, models, sharding
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.params import count
 from bigjax.preflight.shrink import shrink
@@ -16,8 +16,9 @@ CONFIGS = discovered()
 SIZES = {
     "model": {"vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len"}
     | {"num_decoder_layers"},
-    "data": {"seq_len", "target_len"},
-    "train": {"steps", "global_batch_size", "microbatches", "loss_chunks", "eval_every_steps", "eval_batches"},
+    "data": {"seq_len", "target_len", "doc_stride"},
+    "train": {"steps", "global_batch_size", "microbatches", "loss_chunks", "eval_every_steps", "eval_batches"}
+    | {"ramp_batch_size", "ramp_tokens"},
     "optim": {"lr", "warmup_steps", "decay_steps"},
 }
 """What may change; `rope`, the windows and `moe` have tests of their own."""
@@ -41,6 +42,12 @@ def test_every_config_keeps_its_options_and_fits_eight_devices(name):
         layout = sharding.layout(mesh_cfg, mesh, models.build(small.model).specs)
         sharding.check_batch(small.train.global_batch_size, small.train.microbatches, layout)
         sharding.check_sequence(small.data.seq_len, layout)
+
+
+def test_a_batch_that_grows_still_does_so_in_a_few_steps():
+    small = shrink(big(train={"ramp_batch_size": 16, "ramp_tokens": 4_000_000_000, "microbatches": 4}))
+    assert (small.train.global_batch_size, small.train.microbatches) == (16, 2)
+    assert batch_ramp.build(small).steps == (0, 6)
 
 
 def big(**sections) -> Config:

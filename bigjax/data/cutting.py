@@ -1,18 +1,23 @@
 """From one side of a source to the rows that an objective trains on."""
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bigjax.config import Config
+from bigjax.data.answers import AnswerSpans
 from bigjax.data.errors import DataError
-from bigjax.data.labelled import LabelledText, read_labels
-from bigjax.data.masking import MaskedText
+from bigjax.data.labelled import LabelledText, classes_of, read_labels
+from bigjax.data.masking import MaskedText, Masking
+from bigjax.data.next_sentence import SentencePairs
 from bigjax.data.pairs import Ends, PairedText, target_side
 from bigjax.data.rows import PackedText, Rows
 from bigjax.data.shards import Shard, Side, tokenize
-from bigjax.data.sources import SplitSource
+from bigjax.data.sources import Document, SplitSource
 from bigjax.data.span_corruption import corrupted, prefixed
 from bigjax.data.special_tokens import sentinel_ids, special_ids
+from bigjax.data.tagged import TaggedText, read_tagged
 from bigjax.data.tokenizers import Tokenizer
 
 Cut = Callable[[SplitSource], Rows]
@@ -41,25 +46,49 @@ def _packed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Sp
 
 def _masked(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
     del training
+    masking = _masking(cfg, tokenizer)
+    return lambda side: MaskedText.build(cfg, side.source.spec, _shard(side, tokenizer, root), masking)
+
+
+def _sentence_pairs(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del training
+    masking, starts = _masking(cfg, tokenizer), tokenizer.word_starts
+    return lambda side: SentencePairs.build(cfg, side.source.spec, _shard(side, tokenizer, root), masking, starts)
+
+
+def _masking(cfg: Config, tokenizer: Tokenizer) -> Masking:
     special = special_ids(tokenizer, ("pad", "cls", "sep", "mask"))
     _check_vocabulary(cfg, tokenizer, special.values())
-    return lambda side: MaskedText.build(cfg, side.source.spec, _shard(side, tokenizer, root), tokenizer, special)
+    return Masking.build(cfg, tokenizer, special)
 
 
 def _labelled(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
-    special = special_ids(tokenizer, ("pad", "cls", "sep"))
-    _check_vocabulary(cfg, tokenizer, special.values())
-    classes = cfg.data.classes or tuple(sorted({label for side in training for label in read_labels(cfg, side)}))
-    if len(classes) != cfg.model.num_classes:
-        raise DataError(
-            f"there are {len(classes)} classes ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}), "
-            f"but model.num_classes={cfg.model.num_classes}"
-        )
+    special = _ends_of_rows(cfg, tokenizer)
+    classes = classes_of(cfg, (label for side in training for label in read_labels(cfg, side)))
 
     def cut(side: SplitSource) -> Rows:
         return LabelledText.build(cfg, side, _shard(side, tokenizer, root), classes, special)
 
     return cut
+
+
+def _tagged(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del root
+    special = _ends_of_rows(cfg, tokenizer)
+    classes = classes_of(cfg, (tag for side in training for _, tags in read_tagged(side) for tag in tags))
+    return lambda side: TaggedText.build(cfg, side, tokenizer, classes, special)
+
+
+def _answered(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
+    del root, training
+    special = _ends_of_rows(cfg, tokenizer)
+    return lambda side: AnswerSpans.build(cfg, side, tokenizer, special)
+
+
+def _ends_of_rows(cfg: Config, tokenizer: Tokenizer) -> dict[str, int]:
+    special = special_ids(tokenizer, ("pad", "cls", "sep"))
+    _check_vocabulary(cfg, tokenizer, special.values())
+    return special
 
 
 def _paired(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
@@ -95,16 +124,52 @@ def ends_of(tokenizer: Tokenizer) -> Ends:
     return Ends(special["pad"], special["sep"] if tokenizer.eos_id is None else tokenizer.eos_id, special["pad"])
 
 
+@dataclass(frozen=True)
+class PlainSide:
+    """The strings in the records of a side, in lines of their own."""
+
+    side: SplitSource
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the name and the strings of each record."""
+        return ((name, "\n".join(_strings(json.loads(record)))) for name, record in self.side.documents())
+
+    def key(self) -> list[str]:
+        """What the documents depend on, for a cache."""
+        return [*self.side.key(), "strings"]
+
+
+def _strings(values: list) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, str | list):
+            yield value if isinstance(value, str) else " ".join(item for item in value if isinstance(item, str))
+
+
 def texts(cfg: Config, training: Sequence[SplitSource]) -> list[Side]:
     """Return all the texts that a tokenizer is for."""
+    if isinstance(columns(cfg), tuple):
+        return [PlainSide(side) for side in training]
     targets = [target_side(cfg, side) for side in training] if cfg.train.objective == "seq2seq" else []
     return [*training, *targets]
+
+
+def columns(cfg: Config) -> str | tuple[str, ...]:
+    """Return the column that holds the texts of a run, or the columns of a record, where an objective reads these."""
+    data = cfg.data
+    records = {
+        "token_classification": (data.text_key, data.label_key),
+        "question_answering": (data.text_key, data.question_key, data.answer_key, data.answer_start_key),
+    }
+    return records.get(cfg.train.objective, data.text_key)
 
 
 _CUTTERS: dict[str, Callable[[Config, Tokenizer, Path, Sequence[SplitSource]], Cut]] = {
     "causal_lm": _packed,
     "masked_lm": _masked,
+    "masked_lm_next_sentence": _sentence_pairs,
     "classification": _labelled,
+    "token_classification": _tagged,
+    "question_answering": _answered,
     "seq2seq": _paired,
     "span_corruption": _corrupted,
     "prefix_lm": _prefixed,

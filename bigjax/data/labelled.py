@@ -1,8 +1,8 @@
-"""Rows for classification: a text and the name of its class."""
+"""Rows for classification: a text and the name of its class; and what is shared by all that has classes."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,38 @@ def read_labels(cfg: Config, side: SplitSource) -> Iterator[str]:
     labels = open_source(side.source.spec, cfg.data.label_key)
     pairs = zip(side.source.read(), labels.read(), strict=True)
     return (label for document, (_, label) in pairs if side.keeps(*document))
+
+
+def classes_of(cfg: Config, labels: Iterable[str]) -> tuple[str, ...]:
+    """Return `data.classes`, by default all the labels that are trained on, sorted.
+
+    Raises:
+      DataError: they are not as many as `model.num_classes`.
+    """
+    classes = cfg.data.classes or tuple(sorted(set(labels)))
+    if len(classes) != cfg.model.num_classes:
+        raise DataError(
+            f"there are {len(classes)} classes ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}), "
+            f"but model.num_classes={cfg.model.num_classes}"
+        )
+    return classes
+
+
+def numbers_of(side: SplitSource, labels: Sequence[str], classes: tuple[str, ...], what: str) -> np.ndarray:
+    """Return the number of the class of each label of a side, int32; `what` it is that has a label, a text or a word.
+
+    Raises:
+      DataError: a label is not among the classes, or a class that is trained on has none.
+    """
+    index, found = {name: i for i, name in enumerate(classes)}, Counter(labels)
+    if unknown := sorted(set(found) - set(index)):
+        raise DataError(
+            f"{side.source.spec!r} has the label {unknown[0]!r}, which is none of the classes {', '.join(classes)}"
+        )
+    empty = [name for name in classes if not found[name]]
+    if empty and side.split == "train":
+        raise DataError(f"{side.source.spec!r} has no {what} of the class {empty[0]!r} to train on")
+    return np.array([index[label] for label in labels], np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +81,7 @@ class LabelledText:
         Raises:
           DataError: a label is not among the classes, or a class that is trained on has no text.
         """
-        index = {name: i for i, name in enumerate(classes)}
-        found = list(read_labels(cfg, side))
-        unknown = sorted(set(found) - set(index))
-        if unknown:
-            raise DataError(
-                f"{side.source.spec!r} has the label {unknown[0]!r}, which is none of the classes {', '.join(classes)}"
-            )
-        empty = [name for name in classes if not Counter(found)[name]]
-        if empty and side.split == "train":
-            raise DataError(f"{side.source.spec!r} has no text of the class {empty[0]!r} to train on")
-        labels = np.array([index[label] for label in found], np.int32)
+        labels = numbers_of(side, list(read_labels(cfg, side)), classes, "text")
         return cls(side.source.spec, shard, cfg.data.seq_len, classes, labels, special)
 
     @property

@@ -61,6 +61,52 @@ def replace(
 
 
 @dataclass(frozen=True, eq=False)
+class Masking:
+    """How the tokens of a row are hidden.
+
+    Attributes:
+      most: M. special: the ids of `pad`, `cls`, `sep` and `mask`. ordinary: ids that may stand in for another.
+      word_starts: (vocab,) bool, to hide whole words.
+    """
+
+    rate: float
+    most: int
+    special: dict[str, int]
+    ordinary: np.ndarray
+    word_starts: np.ndarray | None
+
+    @classmethod
+    def build(cls, cfg: Config, tokenizer: Tokenizer, special: dict[str, int]) -> "Masking":
+        """Mask as a config says; `special` holds the ids of `pad`, `cls`, `sep` and `mask`."""
+        data, reserved = cfg.data, {*special.values(), tokenizer.eos_id}
+        ordinary = np.array([i for i in range(tokenizer.vocab_size) if i not in reserved], np.int32)
+        starts = tokenizer.word_starts if data.whole_word_masking else None
+        return cls(data.mask_rate, num_predictions(data.seq_len, data.mask_rate), special, ordinary, starts)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        whole = self.word_starts is not None
+        return {"mask_rate": self.rate, "whole_word_masking": whole, "special": self.special}
+
+    def hide(self, rng: np.random.Generator, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which places of some tokens (n,) are hidden, ascending, and the tokens after that."""
+        starts = None if self.word_starts is None else self.word_starts[tokens]
+        chosen = choose(rng, tokens, self.rate, self.most, starts)
+        return chosen, replace(rng, tokens, chosen, self.special["mask"], self.ordinary)
+
+    def blank(self, rows: int, seq_len: int) -> dict[str, np.ndarray]:
+        """Return the arrays of rows of padding in which nothing is predicted; see `MaskedText.arrays`."""
+        shape = (rows, self.most)
+        return {
+            "tokens": np.full((rows, seq_len), self.special["pad"], np.int32),
+            "segments": np.zeros((rows, seq_len), np.int32),
+            "masked": np.zeros(shape, np.int32),
+            "targets": np.zeros(shape, np.int32),
+            "weights": np.zeros(shape, np.float32),
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class MaskedText:
     """Rows `[CLS] piece of one document [SEP]`, padded. Which tokens are hidden depends on seed and id alone."""
 
@@ -68,20 +114,12 @@ class MaskedText:
     windows: Windows
     seq_len: int
     seed: int
-    rate: float
-    special: dict[str, int]
-    ordinary: np.ndarray
-    word_starts: np.ndarray | None
+    masking: Masking
 
     @classmethod
-    def build(cls, cfg: Config, spec: str, shard: Shard, tokenizer: Tokenizer, special: dict[str, int]) -> "MaskedText":
-        """Cut a shard into rows; `special` holds the ids of `pad`, `cls`, `sep` and `mask`."""
-        data = cfg.data
-        reserved = {*special.values(), tokenizer.eos_id}
-        ordinary = np.array([i for i in range(tokenizer.vocab_size) if i not in reserved], np.int32)
-        starts = tokenizer.word_starts if data.whole_word_masking else None
-        windows = Windows(shard, data.seq_len - 2)
-        return cls(spec, windows, data.seq_len, cfg.train.seed, data.mask_rate, special, ordinary, starts)
+    def build(cls, cfg: Config, spec: str, shard: Shard, masking: Masking) -> "MaskedText":
+        """Cut a shard into rows."""
+        return cls(spec, Windows(shard, cfg.data.seq_len - 2), cfg.data.seq_len, cfg.train.seed, masking)
 
     @property
     def digest(self) -> str:
@@ -93,8 +131,7 @@ class MaskedText:
 
     @property
     def identity(self) -> dict[str, Any]:
-        whole = self.word_starts is not None
-        return {"seq_len": self.seq_len, "mask_rate": self.rate, "whole_word_masking": whole, "special": self.special}
+        return {"seq_len": self.seq_len, **self.masking.identity}
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -105,29 +142,16 @@ class MaskedText:
         `segments` is 1 where there is a token and 0 for padding; `masked` are the positions to predict, `targets` the
         tokens that stood there; places that a row does not need have weight 0.
         """
-        B, M = len(rows), num_predictions(self.seq_len, self.rate)
-        tokens_BS = np.full((B, self.seq_len), self.special["pad"], np.int32)
-        segments_BS = np.zeros((B, self.seq_len), np.int32)
-        masked_BM, targets_BM = np.zeros((B, M), np.int32), np.zeros((B, M), np.int32)
-        weights_BM = np.zeros((B, M), np.float32)
+        arrays, special = self.masking.blank(len(rows), self.seq_len), self.masking.special
         for b, (row, row_id) in enumerate(zip(rows.tolist(), ids.tolist(), strict=True)):
             piece = self.windows[row].astype(np.int32)
             if not len(piece):
                 continue
-            rng = row_generator(self.seed, row_id)
-            starts = None if self.word_starts is None else self.word_starts[piece]
-            chosen = choose(rng, piece, self.rate, M, starts)
-            hidden = replace(rng, piece, chosen, self.special["mask"], self.ordinary)
+            chosen, hidden = self.masking.hide(row_generator(self.seed, row_id), piece)
             full = len(piece) + 2
-            tokens_BS[b, :full] = [self.special["cls"], *hidden.tolist(), self.special["sep"]]
-            segments_BS[b, :full] = 1
-            masked_BM[b, : len(chosen)] = chosen + 1
-            targets_BM[b, : len(chosen)] = piece[chosen]
-            weights_BM[b, : len(chosen)] = 1
-        return {
-            "tokens": tokens_BS,
-            "segments": segments_BS,
-            "masked": masked_BM,
-            "targets": targets_BM,
-            "weights": weights_BM,
-        }
+            arrays["tokens"][b, :full] = [special["cls"], *hidden.tolist(), special["sep"]]
+            arrays["segments"][b, :full] = 1
+            arrays["masked"][b, : len(chosen)] = chosen + 1
+            arrays["targets"][b, : len(chosen)] = piece[chosen]
+            arrays["weights"][b, : len(chosen)] = 1
+        return arrays

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from bigjax.config import Config
+from bigjax.data.answers import AnswerSpans
 from bigjax.data.labelled import LabelledText
-from bigjax.data.masking import MaskedText
+from bigjax.data.masking import MaskedText, Masking, num_predictions
+from bigjax.data.next_sentence import SentencePairs
 from bigjax.data.pairs import Ends, PairedText
 from bigjax.data.shards import Shard
 from bigjax.data.span_corruption import corrupted, prefixed
 from bigjax.data.special_tokens import SENTINELS
-from bigjax.data.windows import Windows
+from bigjax.data.tagged import IGNORED, TaggedText
 
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "mask": 3}
 
@@ -46,17 +48,50 @@ def _packed(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _masked(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shard, length, rate = _shard(cfg, rng, cfg.data.seq_len - 2), cfg.data.seq_len, cfg.data.mask_rate
-    ordinary = np.arange(cfg.model.vocab_size, dtype=np.int32)
-    rows = MaskedText("random", Windows(shard, length - 2), length, cfg.train.seed, rate, SPECIAL, ordinary, None)
+    shard, numbers = _shard(cfg, rng, cfg.data.seq_len - 2), np.arange(cfg.train.global_batch_size)
+    return MaskedText.build(cfg, "random", shard, _masking(cfg)).arrays(numbers, numbers)
+
+
+def _sentence_pairs(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    documents = max(cfg.train.global_batch_size, 2)
+    shard = _shard(cfg, rng, cfg.data.seq_len - 3, documents)
+    words = rng.random(cfg.model.vocab_size) < 0.5
     numbers = np.arange(cfg.train.global_batch_size)
-    return rows.arrays(numbers, numbers)
+    return SentencePairs.build(cfg, "random", shard, _masking(cfg), words).arrays(numbers, numbers)
+
+
+def _masking(cfg: Config) -> Masking:
+    ordinary = np.arange(cfg.model.vocab_size, dtype=np.int32)
+    return Masking(cfg.data.mask_rate, num_predictions(cfg.data.seq_len, cfg.data.mask_rate), SPECIAL, ordinary, None)
 
 
 def _labelled(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     shard, classes = _shard(cfg, rng, cfg.data.seq_len - 2), tuple(map(str, range(cfg.model.num_classes)))
     labels = rng.integers(0, len(classes), shard.num_documents, dtype=np.int32)
     rows = LabelledText("random", shard, cfg.data.seq_len, classes, labels, SPECIAL)
+    numbers = np.arange(cfg.train.global_batch_size)
+    return rows.arrays(numbers, numbers)
+
+
+def _tagged(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    shard, classes = _shard(cfg, rng, cfg.data.seq_len - 2), tuple(map(str, range(cfg.model.num_classes)))
+    labels = rng.integers(0, len(classes), len(shard.tokens), dtype=np.int32)
+    labels[rng.random(len(labels)) < 0.3] = IGNORED
+    labels[shard.offsets[:-1]] = 0  # a row starts with a word
+    tokens = shard.tokens.astype(np.int32)
+    rows = TaggedText("random", cfg.data.seq_len, classes, tokens, labels, shard.offsets, (), 0, SPECIAL)
+    numbers = np.arange(cfg.train.global_batch_size)
+    return rows.arrays(numbers, numbers)
+
+
+def _answered(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    longest = (cfg.data.seq_len - 3) // 2
+    asked, read = (_shard(cfg, rng, length) for length in (longest, cfg.data.seq_len - 3 - longest))
+    questions, contexts = (np.split(shard.tokens.astype(np.int32), shard.offsets[1:-1]) for shard in (asked, read))
+    ends = np.array([np.sort(rng.integers(0, len(context), 2)) for context in contexts])
+    pieces = np.array([(number, 0, len(context)) for number, context in enumerate(contexts)])
+    texts = (tuple(questions), tuple(contexts), ())
+    rows = AnswerSpans("random", cfg.data.seq_len, cfg.data.doc_stride, (), *texts, ends, pieces, SPECIAL)
     numbers = np.arange(cfg.train.global_batch_size)
     return rows.arrays(numbers, numbers)
 
@@ -81,9 +116,9 @@ def _prefixed(cfg: Config, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return prefixed(cfg, "random", shard, Ends(0, 1, 0), None).arrays(numbers, numbers)
 
 
-def _shard(cfg: Config, rng: np.random.Generator, full: int) -> Shard:
-    """One document a row, of half to all of the length `full`."""
-    lengths = rng.integers(max(full // 2, 1), full + 1, cfg.train.global_batch_size)
+def _shard(cfg: Config, rng: np.random.Generator, full: int, documents: int = 0) -> Shard:
+    """One document a row, or as many as given, of half to all of the length `full`."""
+    lengths = rng.integers(max(full // 2, 1), full + 1, documents or cfg.train.global_batch_size)
     tokens = rng.integers(0, cfg.model.vocab_size, int(lengths.sum()), dtype=np.uint32)
     return Shard(Path(), tokens, np.concatenate([[0], np.cumsum(lengths)]), tokens.size, "random")
 
@@ -91,7 +126,10 @@ def _shard(cfg: Config, rng: np.random.Generator, full: int) -> Shard:
 _MAKERS = {
     "causal_lm": _packed,
     "masked_lm": _masked,
+    "masked_lm_next_sentence": _sentence_pairs,
     "classification": _labelled,
+    "token_classification": _tagged,
+    "question_answering": _answered,
     "seq2seq": _paired,
     "span_corruption": _corrupted,
     "prefix_lm": _prefixed,

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from bigjax.data.errors import DataError
 
@@ -72,6 +73,50 @@ def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]
     Raises:
       DataError: a line is not UTF-8, not a JSON object, or lacks a string under `text_key`.
     """
+    for number, record in _json_lines(path, (text_key,)):
+        text = record[text_key]
+        if not isinstance(text, str):
+            raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
+        yield f"{name}:{number}", text
+
+
+def read_records(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the values of some keys of each line of JSON, as one JSON list.
+
+    Raises:
+      DataError: as `read_jsonl`, of any kind of value.
+    """
+    for number, record in _json_lines(path, keys):
+        yield f"{name}:{number}", json.dumps([record[key] for key in keys], ensure_ascii=False)
+
+
+def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the words and the tags of each sentence as one JSON list, of a file with a word and its tag on each line.
+
+    Of more columns the first and the last are taken. Blank lines, and those of CoNLL-2003 that start with -DOCSTART-,
+    end a sentence (Tjong Kim Sang & De Meulder 2003).
+
+    Raises:
+      DataError: the file is not UTF-8, or a line has a word and no tag.
+    """
+    del keys
+    words: list[str] = []
+    tags: list[str] = []
+    lines = decode(path.read_bytes(), str(path)).removeprefix("\ufeff").split("\n")
+    for number, line in enumerate([*lines, ""], start=1):
+        columns = line.split()
+        if columns and columns[0] != "-DOCSTART-":
+            if len(columns) < 2:
+                raise DataError(f"{path}, line {number}: the word {columns[0]!r} has no tag")
+            words.append(columns[0])
+            tags.append(columns[-1])
+        elif words:
+            yield f"{name}:{number - len(words)}", json.dumps([words, tags], ensure_ascii=False)
+            words, tags = [], []
+
+
+def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not blank, which must have some keys."""
     offset = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -84,12 +129,10 @@ def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]
                 raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}, line {number}: a JSON object is needed, not {type(record).__name__}")
-            if text_key not in record:
-                raise DataError(f"{path}, line {number}: no key {text_key!r}, only {', '.join(map(repr, record))}")
-            text = record[text_key]
-            if not isinstance(text, str):
-                raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
-            yield f"{name}:{number}", text
+            for key in keys:
+                if key not in record:
+                    raise DataError(f"{path}, line {number}: no key {key!r}, only {', '.join(map(repr, record))}")
+            yield number, record
 
 
 def read_table(name: str, path: Path, text_key: str, delimiter: str) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ FORMS = {
     "parquet": "parquet:GLOB",
     "tfds": "tfds:NAME[:SPLIT]",
     "copy": "copy:SYMBOLS:LENGTH",
+    "conll": "conll:GLOB",
 }
 """How a source of each kind is written."""
 
@@ -45,6 +46,12 @@ READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "parquet": readers.read_parquet,
 }
 """`reader(name, path, key)` yields (name, value of the column) of every record."""
+
+RECORD_READERS: dict[str, Callable[..., Iterator[Document]]] = {
+    "jsonl": readers.read_records,
+    "conll": readers.read_conll,
+}
+"""`reader(name, path, keys)` yields (name, JSON list of the values of the columns) of every record."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,15 @@ class Source:
     read: Callable[[], Iterator[Document]]
 
 
-def open_source(spec: str, text_key: str) -> Source:
+def open_source(spec: str, text_key: str | tuple[str, ...]) -> Source:
     """Open a source and hash its content.
 
+    Args:
+      text_key: the column that holds the texts; or several, of which a document is the values, as a JSON list.
+
     Raises:
-      DataError: unknown kind, no file matches, an empty file, a dataset that is not prepared, an unknown split.
+      DataError: unknown kind, no file matches, an empty file, a dataset that is not prepared, an unknown split; several
+        columns of a kind that has one.
     """
     kind, _, rest = spec.partition(":")
     packaged = kind.startswith("shakespeare")
@@ -77,6 +88,13 @@ def open_source(spec: str, text_key: str) -> Source:
         raise DataError(
             f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}"
         )
+    if not _suits(kind, text_key):
+        raise DataError(f"{spec!r} cannot give what train.objective reads: {_wanted(text_key)}")
+    if isinstance(text_key, tuple):
+        paths = readers.relative_names(readers.find_files(rest))
+        read_all = RECORD_READERS[kind]
+        records = lambda: (doc for item in paths.items() for doc in read_all(*item, text_key))  # noqa: E731
+        return _hashed(spec, [kind, *text_key], paths, records)
     if kind == "shakespeare":
         return Source(spec, {}, shakespeare.SHA256, shakespeare.works)
     if packaged:
@@ -96,6 +114,19 @@ def open_source(spec: str, text_key: str) -> Source:
     reader = READERS[kind]
     documents = lambda: (doc for item in paths.items() for doc in reader(*item, text_key))  # noqa: E731
     return _hashed(spec, [kind, text_key], paths, documents)
+
+
+def _suits(kind: str, columns: str | tuple[str, ...]) -> bool:
+    if isinstance(columns, str):
+        return kind != "conll"
+    return kind in RECORD_READERS and (kind != "conll" or len(columns) == 2)
+
+
+def _wanted(columns: str | tuple[str, ...]) -> str:
+    if isinstance(columns, str):
+        return f"texts, under {columns!r}"
+    forms = " or ".join(FORMS[kind] for kind in RECORD_READERS if _suits(kind, columns))
+    return f"{', '.join(map(repr, columns))} of each record of {forms}"
 
 
 def _packaged(source: Source) -> bool:
@@ -147,7 +178,7 @@ def document_fraction(text: str) -> float:
 
 
 def split_sources(
-    sources: tuple[str, ...], eval_sources: tuple[str, ...], holdout: float, text_key: str
+    sources: tuple[str, ...], eval_sources: tuple[str, ...], holdout: float, text_key: str | tuple[str, ...]
 ) -> tuple[list[SplitSource], list[SplitSource]]:
     """Return the training sides and the held-out sides (none when nothing is held out).
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from bigjax import batch_ramp
+from bigjax.batch_ramp import BatchRamp
 from bigjax.data.errors import DataError
 from bigjax.data.lanes import Lanes
 from bigjax.data.order import Order
@@ -34,7 +36,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainStream:
-    """The training data of a run: batch n holds rows n*B to n*B + B of the order; step t takes the t-th not left out.
+    """The training data of a run: batch n holds the next B rows of the order; step t takes the t-th not left out.
+
+    Where batches grow, batch n holds the next rows by `ramp`; the others are padding, of weight 0 and with the id -1.
 
     Attributes:
       sources: their rows.
@@ -45,6 +49,7 @@ class TrainStream:
       seq_len: S, how many tokens a row counts as.
       prefetch: number of batches to read ahead.
       left_out: numbers of batches that no step takes, ascending.
+      ramp: sizes of batches that grow up to B. microbatches: among which the rows of these are spread.
     """
 
     sources: tuple[Rows, ...]
@@ -55,6 +60,8 @@ class TrainStream:
     seq_len: int
     prefetch: int
     left_out: tuple[int, ...] = ()
+    ramp: BatchRamp | None = None
+    microbatches: int = 1
 
     def leaving_out(self, batches: Iterable[int]) -> "TrainStream":
         """Return the stream without these batches; the steps from there on take later ones."""
@@ -66,17 +73,35 @@ class TrainStream:
             step += batch <= step
         return step
 
-    def ids(self, batch: int, rows: range) -> np.ndarray:
-        """Return the ids of some rows of a global batch, int64."""
-        first = batch * self.global_batch_size
-        return np.array([self.order.id_at(first + i) for i in rows], np.int64)
+    def size(self, batch: int) -> int:
+        """Return the number of rows of a global batch that are not padding."""
+        return self.global_batch_size if self.ramp is None else self.ramp.size(batch)
+
+    def rows_before(self, batch: int) -> int:
+        """Return the number of rows in all the batches before one."""
+        return batch * self.global_batch_size if self.ramp is None else self.ramp.rows_before(batch)
+
+    def rows_taken(self, step: int) -> int:
+        """Return the number of rows that the steps before one take."""
+        number = self.number(step)
+        return self.rows_before(number) - sum(self.size(batch) for batch in self.left_out if batch < number)
+
+    def ids(self, batch: int, rows: Iterable[int]) -> np.ndarray:
+        """Return the ids of some rows of a global batch, int64; -1 for those past its end."""
+        first, size = self.rows_before(batch), self.size(batch)
+        return np.array([self.order.id_at(first + i) if i < size else -1 for i in rows], np.int64)
 
     def batch(self, step: int) -> Batch:
         """Return this process's rows of the batch of a step."""
         number = self.number(step)
-        ids = self.ids(number, range(self.rows.start, self.rows.stop))
-        source, _, row = self.order.locate(ids)
-        arrays = gather(self.sources, source, row, ids)
+        places = batch_ramp.place(self.size(number), self.global_batch_size, self.microbatches)
+        mine = places[self.rows.start : self.rows.stop]
+        ids = self.ids(number, mine.tolist())
+        source, _, row = self.order.locate(np.maximum(ids, 0))
+        row = np.where(ids < 0, len(self.sources[0]), row)
+        arrays = gather(self.sources, np.where(ids < 0, 0, source), row, ids)
+        if self.ramp is not None:
+            arrays["rows"] = mine.astype(np.int32)  # by which dropout is drawn
         if isinstance(self.order, Lanes):
             follows = step > 0 and self.number(step - 1) == number - 1  # not after a batch that was left out
             arrays["continues"] *= follows & ~self.order.opens(ids)
@@ -108,7 +133,7 @@ class TrainStream:
         `rows` and `tokens` count what the whole run has drawn from each source so far, a row as `seq_len` tokens; what
         was drawn and left out counts.
         """
-        counts = self.order.drawn(self.number(step) * self.global_batch_size)
+        counts = self.order.drawn(self.rows_before(self.number(step)))
         sources = [
             {
                 "source": source.spec,
@@ -153,6 +178,7 @@ class TrainStream:
         return {
             "seed": self.seed,
             "global_batch_size": self.global_batch_size,
+            **({} if self.ramp is None else {"ramp": {name: list(values) for name, values in vars(self.ramp).items()}}),
             **self.sources[0].identity,
             **self.order.identity,
         }

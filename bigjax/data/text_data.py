@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigjax import batch_ramp
 from bigjax.config import Config
 from bigjax.data import cutting
 from bigjax.data.bpe import build_tokenizer
@@ -78,7 +79,7 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     if rows.step not in (None, 1) or rows.start is None or not 0 <= rows.start < rows.stop <= batch_size:
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
-    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
+    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg))
     tokenizer = tokenizer or build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root)
     cut = cutting.cutter(cfg, tokenizer, root, train_sides)
     train_rows, eval_rows = tuple(map(cut, train_sides)), tuple(map(cut, eval_sides))
@@ -101,6 +102,8 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         global_batch_size=batch_size,
         seq_len=data.seq_len,
         prefetch=data.prefetch,
+        ramp=batch_ramp.build(cfg) if cfg.train.ramp_batch_size else None,
+        microbatches=cfg.train.microbatches,
     )
     held_out = _eval_set(eval_rows, rows, batch_size, tokenizer) if eval_rows else None
     return TextData(train, held_out, tokenizer, root)
@@ -113,8 +116,9 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
       DataError: as `build`.
     """
     data, root = cfg.data, cache_folder(cfg.data.cache_dir)
-    sides = [SplitSource(open_source(spec, data.text_key), "eval", "all") for spec in sources]
-    training, _ = split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
+    columns = cutting.columns(cfg)
+    sides = [SplitSource(open_source(spec, columns), "eval", "all") for spec in sources]
+    training, _ = split_sources(data.sources, data.eval_sources, data.holdout, columns)
     cut = cutting.cutter(cfg, tokenizer, root, training)
     return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size, tokenizer)
 

@@ -50,6 +50,10 @@ class Tokenizer(Protocol):
         """Encode several texts."""
         ...
 
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the ids (n,) int32 of several texts, and (n, 2) the characters that each stands for, from and to."""
+        ...
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a special token by its spelling, None if there is none."""
         ...
@@ -79,6 +83,10 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        places = (np.repeat(np.arange(len(text)), [len(character.encode()) for character in text]) for text in texts)
+        return [(self.encode(text), np.stack([at, at + 1], axis=1)) for text, at in zip(texts, places, strict=True)]
 
     def token_id(self, token: str) -> int | None:
         del token
@@ -132,6 +140,10 @@ class JsonTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int64).reshape(-1, 2)) for e in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)

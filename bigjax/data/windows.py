@@ -29,10 +29,14 @@ class Windows:
         """Number of pieces."""
         return int(self._first[-1])
 
+    def document(self, number: int) -> int:
+        """Return which document a piece is of."""
+        return int(np.searchsorted(self._first, number, side="right")) - 1
+
     def __getitem__(self, number: int) -> np.ndarray:
         """Return the tokens of a piece; none past the end."""
         if number >= len(self):
             return self.shard.tokens[:0]
-        document = int(np.searchsorted(self._first, number, side="right")) - 1
+        document = self.document(number)
         start = int(self.shard.offsets[document]) + (number - int(self._first[document])) * self.length
         return self.shard.tokens[start : min(start + self.length, int(self.shard.offsets[document + 1]))]

@@ -1,40 +1,9 @@
 """How well classes are told apart: accuracy, precision, recall, F1, log loss and the confusion matrix."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-
-from bigjax import objectives, sharding
-from bigjax.data import Batch
-from bigjax.models import Model
-from bigjax.sharding import Layout
-
-
-def make_class_probabilities(model: Model, layout: Layout) -> Callable[..., jax.Array]:
-    """Return `probabilities(params, batch) -> (B, C)` in float32, whole on every device."""
-
-    def probabilities(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        probs_BC = jax.nn.softmax(objectives.class_logits(model, params, batch, layout=layout), axis=-1)
-        return jax.reshard(probs_BC, jax.P()) if layout.sizes else probs_BC
-
-    return probabilities
-
-
-def predict(
-    probabilities: Callable[..., jax.Array], params: Any, batches: Iterable[Batch], global_batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probabilities `(N, C)` and true classes `(N,)` of all the rows of some batches, on every process."""
-    mesh = jax.sharding.get_mesh()
-    predicted, true = [], []
-    for batch in batches:
-        arrays = sharding.put_batch(batch.arrays, mesh, global_batch_size)
-        targets, weights = (jax.reshard(arrays[name], jax.P()) for name in ("targets", "weights"))
-        real = np.asarray(weights) > 0
-        predicted.append(np.asarray(probabilities(params, arrays))[real])
-        true.append(np.asarray(targets)[real])
-    return np.concatenate(predicted), np.concatenate(true)
 
 
 def report(probs_NC: np.ndarray, true_N: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:

@@ -27,10 +27,11 @@ def exact_match(written: Texts, references: Texts) -> float:
 
 def token_f1(written: Texts, references: Texts) -> float:
     """Return the mean over texts of the F1 of their words, as bags (Rajpurkar et al. 2016, section 6.1)."""
-    return _mean(_f1(a.split(), b.split()) for a, b in zip(written, references, strict=True))
+    return _mean(bag_f1(a.split(), b.split()) for a, b in zip(written, references, strict=True))
 
 
-def _f1(written: list[str], reference: list[str]) -> float:
+def bag_f1(written: list[str], reference: list[str]) -> float:
+    """Return the F1 of some words as bags."""
     if not written or not reference:
         return float(written == reference)
     return 2 * sum((Counter(written) & Counter(reference)).values()) / (len(written) + len(reference))

@@ -55,15 +55,22 @@ def _pooler(cfg: ModelConfig) -> dict[str, Any]:
     return _dense(cfg, "pooler")
 
 
-def _classification_head(cfg: ModelConfig) -> dict[str, Any]:
+def _classes(cfg: ModelConfig, number: int) -> dict[str, ParamSpec]:
     return {
-        **_pooler(cfg),
-        "classes": ParamSpec((cfg.num_classes, cfg.d_model), ("classes", "embed"), "head", normal(cfg.init_std)),
-        "classes_bias": ParamSpec((cfg.num_classes,), ("classes",), "bias", zeros),
+        "classes": ParamSpec((number, cfg.d_model), ("classes", "embed"), "head", normal(cfg.init_std)),
+        "classes_bias": ParamSpec((number,), ("classes",), "bias", zeros),
     }
 
 
-_HEADS = {"lm": _lm_head, "classification": _classification_head, "pooler": _pooler}
+_HEADS = {
+    "lm": _lm_head,
+    "lm_next_sentence": lambda cfg: {**_lm_head(cfg), **_pooler(cfg), **_classes(cfg, 2)},
+    "classification": lambda cfg: {**_pooler(cfg), **_classes(cfg, cfg.num_classes)},
+    "token_classification": lambda cfg: _classes(cfg, cfg.num_classes),
+    "question_answering": lambda cfg: _classes(cfg, 2),
+    "pooler": _pooler,
+}
+"""`model.head` -> its parameters. The two classes are: B follows A or not; the start and the end of an answer."""
 
 
 def apply(
@@ -146,4 +153,22 @@ def class_logits(
     x_BD = layers.dropout(pooled(params, x_BSD, cfg, layout), rate, key, rows_B)
     where = layout.act("batch", "classes")
     out = jnp.einsum("BD,CD->BC", x_BD, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
+    return out + p["classes_bias"].astype(jnp.float32)
+
+
+def token_logits(
+    params: Params,
+    x_BSD: jax.Array,
+    cfg: ModelConfig,
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+    rows_B: jax.Array | None = None,
+) -> jax.Array:
+    """Return logits `(B, S, C)` in float32 of the class of every token, after dropout."""
+    p = _head(params, cfg, layout)
+    x_BSD = layout.place(x_BSD, "batch", "seq", "embed")
+    x_BSD = layers.dropout(x_BSD, cfg.dropout if key is not None else 0.0, key, rows_B)
+    where = layout.act("batch", "seq", "classes")
+    out = jnp.einsum("BSD,CD->BSC", x_BSD, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
     return out + p["classes_bias"].astype(jnp.float32)

@@ -42,7 +42,8 @@ def build(cfg: Config, mesh: Any) -> Program:
     layout = sharding.fit(cfg, mesh, model.specs)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     state = step.abstract_state(cfg, model, tx, layout, mesh)
-    one_row = random_batch(replace(cfg, train={"global_batch_size": 1, "microbatches": 1}))
+    alone = {"global_batch_size": 1, "microbatches": 1, "ramp_batch_size": 0, "ramp_tokens": 0}
+    one_row = random_batch(replace(cfg, train=alone))
     batch = {}
     for name, x in one_row.items():
         shape = (cfg.train.global_batch_size, *x.shape[1:])

@@ -26,8 +26,8 @@ from typing import Any
 
 import jax
 
+from bigjax import batch_ramp, strict
 from bigjax import params as param_tree
-from bigjax import strict
 from bigjax.config import BATCH_AXES, MESH_AXES
 from bigjax.preflight import devices, links, roofline
 from bigjax.preflight.analytic import Estimate
@@ -223,13 +223,15 @@ def _arithmetic(
     cfg = program.cfg
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     steps = cfg.train.steps if run_tokens is None else -(-run_tokens // tokens)
+    seen = batch_ramp.build(cfg).rows_before(cfg.train.steps) * cfg.data.seq_len
+    planned = seen if run_tokens is None else int(steps) * tokens
     ways = prod(program.mesh.shape[axis] for axis in BATCH_AXES)
     found: dict[str, Any] = {
         "tokens_per_step": tokens,
         "rows_per_device": cfg.train.global_batch_size / ways,
         "steps": int(steps),
-        "run_tokens": int(steps) * tokens,
-        "epochs": int(steps) / steps_per_epoch if steps_per_epoch else None,
+        "run_tokens": planned,
+        "epochs": planned / tokens / steps_per_epoch if steps_per_epoch else None,
     }
     seconds = report["step_seconds_estimate"]
     if seconds is not None:

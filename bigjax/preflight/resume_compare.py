@@ -45,7 +45,7 @@ class Trace:
         """Count in the ids of the first `step` batches how many rows each source gave."""
         total, counts = sum(self.rows), [0] * len(self.rows)
         for batch in (self.batches[done] for done in range(1, step + 1)):
-            for id_ in batch["ids"]:
+            for id_ in (one for one in batch["ids"] if one >= 0):  # not padding
                 row = id_ % total
                 counts[next(i for i in range(len(counts)) if row < sum(self.rows[: i + 1]))] += 1
         return counts

@@ -61,7 +61,9 @@ def sweep(cfg: Config, planner: Planner, counts: Sequence[int]) -> list[Row]:
             if not batch_size:
                 rows.append(row | {"problem": "less than one row"})
                 continue
-            sized = config.replace(_with_rest(cfg), train={"global_batch_size": batch_size})
+            # What is planned for is the full batch, however it is reached.
+            train = {"global_batch_size": batch_size, "ramp_batch_size": 0, "ramp_tokens": 0}
+            sized = config.replace(_with_rest(cfg), train=train)
             try:
                 found = replace(planner, topology=topology).plan(sized, quick=True)
             except UserError as error:

@@ -38,10 +38,11 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - Rows that are written as long as those that are read, or of 24 if they were not.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
-      blocks, divisible by 8 and by the loss chunks (at most 4). Windows and the length that rotary positions are
-      stretched from shrink in proportion; a table of positions longer than the rows becomes twice as long as them.
+      blocks, divisible by 8 and by the loss chunks (at most 4). Windows, strides and the length that rotary
+      positions are stretched from shrink in proportion; a table of positions longer than the rows becomes twice as
+      long as them.
     - At most 2 microbatches of 8 rows, and `steps` steps; warmup and decay take the same share of them, at least one
-      each.
+      each. A batch that grows does so from half of the rows, over as many tokens as 3 full ones have.
     - A learning rate below 0.01 becomes 0.01, one of Adafactor below 0.1 becomes 0.1.
     - The mesh is all data parallel, for the caller to choose; the batches are the caller's too (the tokenizer and the
       sources are kept, but their tokens do not fit the small vocabulary); `init_from` is dropped.
@@ -53,6 +54,8 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
         steps=min(cfg.train.steps, steps),
         global_batch_size=DEVICES * min(cfg.train.microbatches, 2),
         microbatches=min(cfg.train.microbatches, 2),
+        ramp_batch_size=DEVICES * min(cfg.train.microbatches, 2) // 2 if cfg.train.ramp_batch_size else 0,
+        ramp_tokens=3 * seq_len * DEVICES * min(cfg.train.microbatches, 2) if cfg.train.ramp_batch_size else 0,
         loss_chunks=chunks,
         eval_every_steps=min(cfg.train.eval_every_steps, 10),
         eval_batches=min(cfg.train.eval_batches, 2),
@@ -68,7 +71,12 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
     return dataclasses.replace(
         cfg,
         model=model,
-        data=dataclasses.replace(cfg.data, seq_len=seq_len, target_len=_target_len(cfg, chunks)),
+        data=dataclasses.replace(
+            cfg.data,
+            seq_len=seq_len,
+            target_len=_target_len(cfg, chunks),
+            doc_stride=_part(cfg.data.doc_stride, seq_len / cfg.data.seq_len),
+        ),
         train=train,
         optim=optim,
         mesh=MeshConfig(allow_replicated=cfg.mesh.allow_replicated),

@@ -18,7 +18,9 @@ LOOKED_UP = ("embedding", "norm", "bias")
 def run_flops_per_token(cfg: Config, specs: Any) -> float:
     """Return `model_flops_per_token` of a run: of its rows, and with its head where the objective applies it."""
     data = cfg.data
-    positions = {"masked_lm": num_predictions(data.seq_len, data.mask_rate), "classification": 1}
+    masked = num_predictions(data.seq_len, data.mask_rate)
+    # The pooler of pairs, a hundredth of the head, counts as if it were applied at every masked token, too.
+    positions = {"masked_lm": masked, "masked_lm_next_sentence": masked, "classification": 1}
     applied = positions.get(cfg.train.objective)
     return model_flops_per_token(cfg.model, specs, data.seq_len, data.target_len, head_positions=applied)
 
@@ -41,7 +43,7 @@ def model_flops_per_token(
     below = {name: spec for name, spec in specs.items() if name != "head"}
     matmul_params = count(below, LOOKED_UP, experts=cfg.moe.experts_per_token)
     head_params = count(specs.get("head", {}), LOOKED_UP)
-    if cfg.tie_embeddings and cfg.head == "lm":
+    if cfg.tie_embeddings and cfg.head.startswith("lm"):
         head_params += cfg.vocab_size * cfg.d_model
     share = 1.0 if head_positions is None else head_positions / seq_len
     keys = sum(min(seq_len, window or seq_len) for window in cfg.windows)

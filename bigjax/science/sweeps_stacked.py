@@ -34,14 +34,18 @@ def check(cfg: Config) -> None:
     """Make sure that a config can be stacked.
 
     Raises:
-      StackError: its model is split over devices, it starts from a checkpoint, its guard goes back in time, or its seed
-        does not fit an int32.
+      StackError: its model is split over devices, its batch grows, it starts from a checkpoint, its guard goes back in
+        time, or its seed does not fit an int32.
     """
     split = [axis for axis in MESH_AXES if axis != "data" and getattr(cfg.mesh, axis) not in (1, -1)]
     if split:
         raise StackError(
             f"mesh.{split[0]}={getattr(cfg.mesh, split[0])}: a program of many points has each whole on one device; "
             f"set mesh.{split[0]}=1 or use another runner"
+        )
+    if cfg.train.ramp_batch_size:
+        raise StackError(
+            f"train.ramp_batch_size={cfg.train.ramp_batch_size}: these batches have one size: use another runner"
         )
     if cfg.init_from is not None:
         raise StackError(f"init_from={cfg.init_from!r}: a program of many points starts afresh; use another runner")

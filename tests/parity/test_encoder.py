@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import transformers
 
-from bigjax import models, params
-from bigjax.config import ModelConfig
+from bigjax import models, objectives, objectives_encoder, params
+from bigjax.config import ModelConfig, TrainConfig
 from configs import bert
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
@@ -30,8 +30,8 @@ CFG = ModelConfig(
 L, D, H, K = CFG.num_layers, CFG.d_model, CFG.num_heads, CFG.head_dim
 
 
-@pytest.fixture(scope="module")
-def peer():
+def peer_of(kind: str, num_labels: int = 2):
+    """Return transformers' `BertFor...` with every parameter drawn at random."""
     hf_cfg = transformers.BertConfig(
         vocab_size=CFG.vocab_size,
         hidden_size=D,
@@ -41,13 +41,19 @@ def peer():
         max_position_embeddings=CFG.max_seq_len,
         hidden_dropout_prob=0,
         attention_probs_dropout_prob=0,
+        num_labels=num_labels,
     )
-    model = transformers.BertForMaskedLM(hf_cfg).eval()
+    model = getattr(transformers, kind)(hf_cfg).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for w in model.parameters():
             w.copy_(0.2 * torch.randn(w.shape, generator=generator))
     return model
+
+
+@pytest.fixture(scope="module")
+def peer():
+    return peer_of("BertForMaskedLM")
 
 
 def ours(tensors: dict[str, np.ndarray]) -> dict:
@@ -65,7 +71,7 @@ def ours(tensors: dict[str, np.ndarray]) -> dict:
         return {"scale": stacked(f"{name}.weight"), "bias": stacked(f"{name}.bias")}
 
     attn = {short: f"attention.self.{name}" for short, name in (("q", "query"), ("k", "key"), ("v", "value"))}
-    embeddings, transform = "bert.embeddings", "cls.predictions.transform"
+    embeddings = "bert.embeddings"
     return {
         "embed": {
             "tokens": tensors[f"{embeddings}.word_embeddings.weight"],
@@ -89,13 +95,23 @@ def ours(tensors: dict[str, np.ndarray]) -> dict:
             },
             "mlp_norm": norm("output.LayerNorm"),
         },
-        "head": {
-            "dense": tensors[f"{transform}.dense.weight"].T,
-            "dense_bias": tensors[f"{transform}.dense.bias"],
-            "norm": plain(f"{transform}.LayerNorm"),
-            "bias": tensors["cls.predictions.bias"],
-        },
+        "head": head(tensors),
     }
+
+
+def head(tensors: dict[str, np.ndarray]) -> dict:
+    """Lay out what a head has of: a layer for masked tokens, a pooler, and classes."""
+    found, transform = {}, "cls.predictions.transform"
+    if f"{transform}.dense.weight" in tensors:
+        norm = {"scale": tensors[f"{transform}.LayerNorm.weight"], "bias": tensors[f"{transform}.LayerNorm.bias"]}
+        dense = {"dense": tensors[f"{transform}.dense.weight"].T, "dense_bias": tensors[f"{transform}.dense.bias"]}
+        found |= {**dense, "norm": norm, "bias": tensors["cls.predictions.bias"]}
+    if "bert.pooler.dense.weight" in tensors:
+        found |= {"pooler": tensors["bert.pooler.dense.weight"].T, "pooler_bias": tensors["bert.pooler.dense.bias"]}
+    for name in ("classifier", "qa_outputs", "cls.seq_relationship"):
+        if f"{name}.weight" in tensors:
+            found |= {"classes": tensors[f"{name}.weight"], "classes_bias": tensors[f"{name}.bias"]}
+    return found
 
 
 @pytest.mark.parametrize("attention", ["reference", "xla"])
@@ -133,7 +149,117 @@ def test_logits_and_gradients(peer, attention, layers, shape):
         np.testing.assert_allclose(params.names(back)[name], gradient, atol=1e-4 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("name", bert.ARGUMENTS)
+def batch_of(shape: tuple[int, int], rng: np.random.Generator) -> tuple[dict, dict]:
+    """Return the tokens of a batch, with padding and two types, by our names and by transformers'."""
+    tokens, types = rng.integers(1, CFG.vocab_size, shape), rng.integers(0, 2, shape)
+    real = np.ones(shape, np.int32)
+    real[0, 2 * shape[1] // 3 :] = 0
+    batch = {"tokens": jnp.asarray(tokens), "segments": jnp.asarray(real), "types": jnp.asarray(types)}
+    given = {"input_ids": tokens, "attention_mask": real, "token_type_ids": types}
+    return batch, {name: torch.tensor(x) for name, x in given.items()}
+
+
+def assert_same(peer, cfg: ModelConfig, loss, wanted) -> None:
+    """Compare `loss(params)` with a loss of the peer's, and their gradients, all below 1e-4 of their scale."""
+    peer.zero_grad()
+    wanted.backward()
+    weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
+    specs = params.names(models.build(cfg).specs)
+    assert {n: s.shape for n, s in specs.items()} == {n: w.shape for n, w in params.names(weights).items()}
+    found, back = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, weights))
+    np.testing.assert_allclose(found, wanted.detach(), rtol=1e-5)
+    gradients = {name: np.zeros(w.shape) if w.grad is None else w.grad.numpy() for name, w in peer.named_parameters()}
+    for name, gradient in params.names(ours(gradients)).items():
+        scale = max(1.0, np.abs(gradient).max())
+        np.testing.assert_allclose(params.names(back)[name], gradient, atol=1e-4 * scale, err_msg=name)
+
+
+def mean_loss(cfg: ModelConfig, batch: dict, objective: str):
+    """Return the loss of an objective as a function of the parameters."""
+    train = TrainConfig(objective=objective)
+    whole = objectives.whole_batch(train, batch)
+
+    def loss(tree):
+        total, count = objectives.OBJECTIVES[objective](models.build(cfg), tree, whole, train)["loss"]
+        return total / count
+
+    return loss
+
+
+SHAPES = [(3, 31), (2, 7)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_token_classification(shape):
+    peer, rng = peer_of("BertForTokenClassification", 5), np.random.default_rng(1)
+    cfg = dataclasses.replace(CFG, head="token_classification", num_classes=5)
+    batch, given = batch_of(shape, rng)
+    labels = np.where(np.asarray(batch["segments"]) > 0, rng.integers(-1, 5, shape), -1)
+    labels[0, 0] = 3
+    batch |= {"targets": jnp.asarray(np.maximum(labels, 0)), "weights": jnp.asarray(labels >= 0, jnp.float32)}
+    out = peer(**given, labels=torch.tensor(np.where(labels < 0, -100, labels)))
+    weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
+    found = objectives_encoder.token_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
+    real = np.asarray(batch["segments"])[..., None]
+    np.testing.assert_allclose(found * real, out.logits.detach() * torch.tensor(real), atol=1e-4)
+    assert_same(peer, cfg, mean_loss(cfg, batch, "token_classification"), out.loss)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_question_answering(shape):
+    peer, rng = peer_of("BertForQuestionAnswering"), np.random.default_rng(2)
+    cfg = dataclasses.replace(CFG, head="question_answering")
+    batch, given = batch_of(shape, rng)
+    ends = rng.integers(0, np.asarray(batch["segments"]).sum(axis=1), (2, shape[0]))
+    batch |= {"targets": jnp.asarray(ends.T), "weights": jnp.ones((shape[0], 2))}
+    out = peer(**given)
+    weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
+    found = objectives_encoder.span_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
+    # Transformers lets padding have a share of the answer; we do not.
+    logits = torch.stack([out.start_logits, out.end_logits], dim=1)
+    logits = logits.masked_fill(given["attention_mask"][:, None] == 0, -1e30)
+    np.testing.assert_allclose(found, logits.detach(), atol=1e-4)
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(ends.T).flatten())
+    assert_same(peer, cfg, mean_loss(cfg, batch, "question_answering"), wanted)
+    whole = {name: x[1:] for name, x in given.items()}  # a row without padding
+    out = peer(**whole, start_positions=torch.tensor(ends[0, 1:]), end_positions=torch.tensor(ends[1, 1:]))
+    assert_same(peer, cfg, mean_loss(cfg, {name: x[1:] for name, x in batch.items()}, "question_answering"), out.loss)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masked_tokens_and_next_sentence(shape):
+    """The loss is the sum of two means (Devlin et al. 2019, appendix A.2), as that of `BertForPreTraining`."""
+    peer, rng = peer_of("BertForPreTraining"), np.random.default_rng(3)
+    cfg = dataclasses.replace(CFG, head="lm_next_sentence")
+    batch, given = batch_of(shape, rng)
+    (B, S), M = shape, 3
+    masked = np.stack([np.sort(rng.permutation(S // 2)[:M]) for _ in range(B)])
+    targets, kept = rng.integers(1, CFG.vocab_size, (B, M)), np.arange(M) < rng.integers(1, M + 1, (B, 1))
+    labels, following = np.full(shape, -100), rng.integers(0, 2, B)
+    np.put_along_axis(labels, masked, np.where(kept, targets, -100), axis=1)
+    batch |= {"masked": masked, "targets": targets, "weights": kept.astype(np.float32)}
+    batch |= {"next_targets": following, "next_weights": np.ones(B, np.float32)}
+    batch = jax.tree.map(jnp.asarray, batch)
+    out = peer(**given, labels=torch.tensor(labels), next_sentence_label=torch.tensor(following))
+    assert_same(peer, cfg, mean_loss(cfg, batch, "masked_lm_next_sentence"), out.loss)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_next_sentence(shape):
+    peer, rng = peer_of("BertForNextSentencePrediction"), np.random.default_rng(4)
+    batch, given = batch_of(shape, rng)
+    following = torch.tensor(rng.integers(0, 2, shape[0]))
+    out = peer(**given, labels=following)
+    weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
+    # As classification into two: the same parameters, without dropout.
+    cfg = dataclasses.replace(CFG, head="classification", num_classes=2)
+    found = objectives_encoder.class_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
+    np.testing.assert_allclose(found, out.logits.detach(), atol=1e-4)
+    batch |= {"targets": jnp.asarray(following.numpy()), "weights": jnp.ones(shape[0])}
+    assert_same(peer, cfg, mean_loss(cfg, batch, "classification"), out.loss)
+
+
+@pytest.mark.parametrize("name", bert.SHAPES)
 def test_every_size_counts_as_transformers_do(name):
     vocab_size, num_layers, d_model, num_heads = bert.SHAPES[name]
     hf_cfg = transformers.BertConfig(
