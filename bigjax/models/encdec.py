@@ -57,6 +57,7 @@ def apply(
     *,
     inputs_BT: jax.Array,
     layout: Layout = UNSHARDED,
+    positions_BS: jax.Array | None = None,
     segments_BS: jax.Array | None = None,
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
@@ -66,11 +67,13 @@ def apply(
     Args:
       params: as declared by `specs`; either `blocks` may also be a list of one tree per layer.
       tokens_BS: what is read. inputs_BT: what is written, each token before the one to predict.
-      segments_BS: 0 where what is read is padding. What is written is padded at the end, where nothing looks.
+      positions_BS, segments_BS: of what is read, as for `encode`; segments are 0 where that is padding. What is written
+        is padded at the end, where nothing looks.
       key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
     """
     rate = cfg.dropout if key is not None else 0.0
-    memory_BSD = encode(params, tokens_BS, cfg, layout=layout, segments_BS=segments_BS, key=key, rows_B=rows_B)
+    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
+    memory_BSD = encode(params, tokens_BS, cfg, layout=layout, key=key, **rows)
     if key is not None:
         key = jax.random.fold_in(key, cfg.num_layers + 1)  # the encoder uses the numbers below
     x_BTD = _embed(params, inputs_BT, None, cfg, layout)
