@@ -74,7 +74,7 @@ def apply(
         `key`.
     """
     rate = cfg.dropout if key is not None else 0.0
-    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
+    rows: dict[str, Any] = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
     memory_BSD, read = encode(params, tokens_BS, cfg, layout=layout, key=key, **rows)
     if key is not None:
         key = jax.random.fold_in(key, cfg.num_layers + 1)  # the encoder uses the numbers below
