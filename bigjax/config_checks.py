@@ -89,11 +89,14 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
         )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
-    yield from model.moe.clashes(model.num_layers, data.seq_len)
-    if model.moe.num_experts and model.family != "decoder":
+    stacks = {"model.num_layers data.seq_len": (model.num_layers, data.seq_len)}
+    if model.family == "encdec":
+        stacks["model.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
+    yield from model.moe.clashes(stacks)
+    if model.moe.num_experts and model.family not in ("decoder", "encdec"):
         yield (
-            f"model.moe.num_experts={model.moe.num_experts} needs model.family='decoder', not {model.family!r}: its "
-            "objectives do not add the experts' losses"
+            f"model.moe.num_experts={model.moe.num_experts} needs model.family='decoder' or 'encdec', not "
+            f"{model.family!r}: its objectives do not add the experts' losses"
         )
     if train.global_batch_size % train.microbatches:
         yield (

@@ -1,6 +1,6 @@
 """The configuration of sparse layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +11,10 @@ from bigjax.schema import bounded
 class MoeConfig:
     """Sparse layers: of `num_experts` feed-forward networks each token sees a few. Zero experts: every layer is dense.
 
-    Every `every`-th layer is sparse, the last of each run of so many. `router`: `gshard` is top-2 with a random second
-    expert (Lepikhin et al. 2020), `switch` is top-1 (Fedus et al. 2022), `topk` renormalises the weights of the `top_k`
-    best (Jiang et al. 2024, Mixtral); zero in `top_k` means 2, or 1 for `switch`.
+    Every `every`-th layer is sparse, the last of each run of so many; of an encoder-decoder in both stacks. `router`:
+    `gshard` is top-2 with a random second expert (Lepikhin et al. 2020), `switch` is top-1 (Fedus et al. 2022), `topk`
+    renormalises the weights of the `top_k` best (Jiang et al. 2024, Mixtral); zero in `top_k` means 2, or 1 for
+    `switch`.
 
     With a `capacity_factor` each expert takes `capacity_factor * group / num_experts` tokens of a group, rounded up
     (Fedus et al. 2022, equation 3; GShard's 2 N / (G E) is a factor of 2), and those beyond pass by the residual;
@@ -45,8 +46,12 @@ class MoeConfig:
         """Whether training draws random numbers: for the jitter, or for GShard's second expert."""
         return bool(self.num_experts) and (self.jitter > 0 or self.router == "gshard")
 
-    def clashes(self, num_layers: int, seq_len: int) -> Iterator[str]:
-        """Yield one sentence for every field that contradicts another, the number of layers or the length of a row."""
+    def clashes(self, stacks: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+        """Yield one sentence for every field that contradicts another, or a stack of layers: its depth and row length.
+
+        Args:
+          stacks: by the names of the two fields that say so, as in `{"model.num_layers data.seq_len": (12, 512)}`.
+        """
         if not self.num_experts:
             return
         chosen = {"gshard": 2, "switch": 1}.get(self.router, self.experts_per_token)
@@ -60,7 +65,9 @@ class MoeConfig:
                 f"model.moe.num_experts={self.num_experts} is fewer than the {self.experts_per_token} experts that "
                 f"model.moe.router={self.router!r} chooses for a token"
             )
-        if num_layers % self.every:
-            yield f"model.num_layers={num_layers} is not divisible by model.moe.every={self.every}"
-        if self.group_size and seq_len % self.group_size:
-            yield f"data.seq_len={seq_len} is not divisible by model.moe.group_size={self.group_size}"
+        for fields, (depth, length) in stacks.items():
+            deep, long = fields.split()
+            if depth % self.every:
+                yield f"{deep}={depth} is not divisible by model.moe.every={self.every}"
+            if self.group_size and length % self.group_size:
+                yield f"{long}={length} is not divisible by model.moe.group_size={self.group_size}"

@@ -125,11 +125,13 @@ def seq2seq(
         `rows` as for `causal_lm`.
 
     Returns:
-      `loss` (with smoothing and z-loss), `nll` and `z_loss` in nats over the weighted targets.
+      `loss` (with smoothing, z-loss and what the model adds), `nll` and `z_loss` in nats over the weighted targets;
+      what else the model says of itself, each row weighted by its targets.
     """
     inputs = {"segments_BS": batch["segments"], "key": key, "rows_B": batch.get("rows"), "layout": layout}
-    x_BTD, _ = model.family.apply(params, batch["tokens"], model.cfg, inputs_BT=batch["inputs"], **inputs)
-    return _token_loss(model, params, x_BTD, batch, cfg, layout)
+    inputs |= {"inputs_BT": batch["inputs"], "written_BT": batch["weights"]}
+    x_BTD, aux = model.family.apply(params, batch["tokens"], model.cfg, **inputs)
+    return with_aux(_token_loss(model, params, x_BTD, batch, cfg, layout), aux, batch["weights"])
 
 
 OBJECTIVES = {

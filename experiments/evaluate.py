@@ -1,8 +1,13 @@
 """Score a trained run with its newest checkpoint: loss in nats per token, perplexity and bits per byte, or what else
 its objective measures; for classification, of texts or of words, also precision, recall and F1 of every class and the
 confusion matrix; for words whose tags are BIO the same of entities; for question answering exact match and F1 as SQuAD
-measures them. With --tasks an encoder-decoder's answers are compared with those of the data, by exact_match, f1 (of
-words), bleu or chrf.
+measures them.
+
+--tasks measures what it names. exact_match, f1 (of words), bleu and chrf compare an encoder-decoder's answers with
+those of the data. multiple_choice:FILE.jsonl has lines of question, choices and answer (its place from 0, or its text),
+and counts how often the right choice is the likeliest after the question and a space: acc, acc_norm and acc_bytes, by
+log probability as it is, per character and per byte. rolling:SOURCE gives perplexity per word and byte of whole texts.
+The last two have data of their own, and alone leave out the run's. Both follow lm-evaluation-harness.
 
 Without --sources the run's own held-out text is scored. Overrides change the recorded config, as in
 --config.mesh.fsdp=4. With --mc_dropout=K the model predicts the mean of K passes with dropout on.
@@ -22,6 +27,7 @@ EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart --sources='text:other/*.txt'",
     "python -m experiments.evaluate --workdir=runs/rnn --mc_dropout=20",
     "python -m experiments.evaluate --workdir=runs/translation --tasks=bleu,chrf --beams=4 --length_penalty=0.6",
+    "python -m experiments.evaluate --workdir=runs/quickstart --tasks=multiple_choice:quiz.jsonl,rolling:text:new.txt",
 )
 
 
@@ -32,7 +38,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
     flags.DEFINE_integer("mc_dropout", 0, "passes with dropout to average, or 0", 0, flag_values=flag_values)
-    flags.DEFINE_list("tasks", [], "compare answers by bleu, chrf, exact_match, f1", flag_values=flag_values)
+    tasks = "bleu, chrf, exact_match, f1, multiple_choice:FILE.jsonl, rolling:SOURCE"
+    flags.DEFINE_list("tasks", [], f"what to measure: {tasks}", flag_values=flag_values)
     flags.DEFINE_integer("beams", 1, "hypotheses of the search for an answer", 1, flag_values=flag_values)
     flags.DEFINE_float("length_penalty", 0.0, "of --beams: above 0 favours longer answers", flag_values=flag_values)
     distributed.define_flags(flag_values)
@@ -43,26 +50,46 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    if flag_values.tasks:
-        from bigjax.evaluate import beam_search, writing
-        from bigjax.models import build
-
-        writing.check_scores(cfg, flag_values.tasks)
-        beam_search.check_beams(build(cfg.model), flag_values.beams, flag_values.length_penalty)
     from bigjax import runtime
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
     import jax
 
+    from bigjax import data
+    from bigjax.evaluate import beam_search, likelihood, tasks
+    from bigjax.models import build
+    from experiments import trained
+
+    asked = tasks.parse(cfg, flag_values.tasks)
+    if asked.scores:
+        beam_search.check_beams(build(cfg.model), flag_values.beams, flag_values.length_penalty)
+    run = trained.load(flag_values.workdir, cfg)
+    tokenizer = data.load_tokenizer(run.folder.path)
+    scores: dict[str, Any] = {"step": run.step}
+    if not asked.bring_data:
+        scores |= _on_text(run, tokenizer, flag_values)
+    with jax.set_mesh(run.mesh):
+        if asked.scores:
+            scores |= _answers(run, tokenizer, flag_values, asked.scores)
+        if asked.questions or asked.texts:
+            scorer = likelihood.Scorer(cfg, run.model, run.weights, tokenizer, run.layout)
+            scores |= tasks.measure(asked, scorer)
+    if jax.process_index() == 0:
+        print(json.dumps(scores))
+    return 0
+
+
+def _on_text(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[str, Any]:
+    """Return what the objective measures on the run's text or on --sources."""
+    import jax
+
     from bigjax import data, sharding, step
     from bigjax.evaluate import mc_dropout, reports
     from bigjax.evaluate.scoring import score
-    from experiments import trained
 
-    run = trained.load(flag_values.workdir, cfg)
+    cfg = run.cfg
     rows = sharding.local_rows(run.mesh, cfg.train.global_batch_size)
-    tokenizer = data.load_tokenizer(run.folder.path)
     if flag_values.sources:
         texts = data.open_documents(cfg, tuple(flag_values.sources), rows, tokenizer)
     else:
@@ -75,20 +102,15 @@ def main(flag_values: flags.FlagValues) -> int:
             eval_step = step.make_eval_step(cfg, run.model, run.layout)
             carried = jax.jit(lambda: step.fresh(cfg, run.model, run.layout))()
         batches = texts.batches(flag_values.batches)
-        scores: dict[str, Any] = {}
+        scores: dict[str, Any] = {"sources": [source.spec for source in texts.sources]}
         scores |= score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
         measured, said = reports.measure(cfg, run.model, run.weights, texts, run.layout, flag_values.batches)
-        scores |= measured
         if said and jax.process_index() == 0:
             print(said, file=sys.stderr)
-        if flag_values.tasks:
-            scores |= _answers(run, tokenizer, flag_values)
-    if jax.process_index() == 0:
-        print(json.dumps({"step": run.step, "sources": [source.spec for source in texts.sources], **scores}))
-    return 0
+    return scores | measured
 
 
-def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[str, float]:
+def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues, names: tuple[str, ...]) -> dict[str, float]:
     """Print some answers; return how all of them compare with the data."""
     from itertools import islice
 
@@ -109,7 +131,7 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[st
     written = writing.answer(cfg, run.model, run.weights, tokenizer, texts, **how)
     if jax.process_index() == 0:
         print(writing.peek(written, texts, wanted), file=sys.stderr)
-    return writing.score(written, wanted, flag_values.tasks)
+    return writing.score(written, wanted, names)
 
 
 if __name__ == "__main__":

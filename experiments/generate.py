@@ -79,7 +79,7 @@ def main(flag_values: flags.FlagValues) -> int:
             texts = generation.generate(run.model, run.weights, prompts, key=key, **settings, **common)
     if jax.process_index() == 0:
         before = "" if ends else prompt
-        print("\n--------\n".join(before + _until(tokenizer.decode(ids), flag_values.stop) for ids in texts))
+        print("\n--------\n".join(before + writing.until(tokenizer.decode(ids), flag_values.stop) for ids in texts))
     return 0
 
 
@@ -99,11 +99,6 @@ def _settings(flag_values: flags.FlagValues, tokenizer: Any) -> dict[str, Any]:
     if flag_values.beams:
         return length | {"beams": flag_values.beams, "length_penalty": flag_values.length_penalty}
     return length | drawn | {"stop": [tokenizer.encode(text).tolist() for text in flag_values.stop]}
-
-
-def _until(text: str, stops: list[str]) -> str:
-    """Cut a text before the first of `stops`, which other tokens than those of its own may spell."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 if __name__ == "__main__":

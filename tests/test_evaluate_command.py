@@ -60,6 +60,26 @@ def test_it_scores_other_sources_on_another_mesh(commands, workdir, tmp_path):
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
+def test_tasks_with_data_of_their_own_leave_out_the_text_of_the_run(commands, workdir, tmp_path):
+    quiz, text = tmp_path / "quiz.jsonl", tmp_path / "a.txt"
+    questions = [{"question": "To be,", "choices": ["or not", "été"], "answer": "or not"}] * 3
+    quiz.write_text("".join(json.dumps(one) + "\n" for one in questions))
+    text.write_text("Whether tis nobler in the mind to suffer " * 3)
+    tasks = f"multiple_choice:{quiz}", f"rolling:text:{text}"
+    arguments = (f"--workdir={workdir}", f"--tasks={','.join(tasks)}")
+    one = scores(commands.run(EVALUATE, *arguments))
+    assert set(one) == {"step", *tasks}
+    assert one[tasks[0]]["questions"] == 3 and one[tasks[0]]["acc"] in (0, 1)
+    assert one[tasks[0]]["acc_stderr"] == 0
+    rolled = one[tasks[1]]
+    assert rolled["byte_perplexity"] == pytest.approx(2 ** rolled["bits_per_byte"])
+    two = scores(commands.run(EVALUATE, *arguments, "--config.mesh.tensor=2", devices=2))
+    assert two[tasks[1]] == pytest.approx(rolled, rel=1e-5)
+    quiz.write_text('{"question": "To be,"}\n')
+    failed = commands.run(EVALUATE, *arguments, code=2)
+    assert failed.stderr == f"error: {quiz}, line 1 has no 'answer' and no 'choices'\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

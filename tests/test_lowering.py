@@ -60,8 +60,12 @@ def arrays_in(jaxpr: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_lowers_with_its_batch_split(name):
     cfg = CONFIGS[name]
-    if cfg.train.global_batch_size in (cfg.data.seq_len, cfg.model.num_heads):
-        # A shape must tell rows from positions and heads, below.
+    while cfg.train.global_batch_size in (
+        cfg.data.seq_len,
+        cfg.model.num_heads,
+        cfg.model.num_heads * cfg.model.head_dim,
+    ):
+        # A shape must tell rows from positions, heads and all their features, below.
         cfg = config.replace(cfg, train={"global_batch_size": 2 * cfg.train.global_batch_size})
     lowering = first_fit(cfg)
     traced = lowering.trace()

@@ -48,7 +48,7 @@ def top_2(g: np.ndarray) -> tuple[float, int, float, int]:
 def algorithm_1(g: np.ndarray, C: int, rnd: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, float]:
     """Lepikhin et al. 2020, algorithm 1, line by line; padding is no part of the group. Returns G and the loss."""
     tokens = np.flatnonzero(real)
-    G, c = np.zeros((S, E)), np.zeros(E, int)  # line 1
+    G, c = np.zeros(g.shape), np.zeros(g.shape[1], int)  # line 1
     m = g[tokens].mean(axis=0)  # 2, 3
     for s in tokens:  # 4
         g1, e1, g2, e2 = top_2(g[s])  # 5
@@ -301,9 +301,22 @@ def test_fields_that_clash_are_named(fields, message):
         Config(model=ModelConfig(moe=MoeConfig(**fields)))
 
 
+def test_both_stacks_of_an_encoder_decoder_are_checked():
+    moe_cfg = MoeConfig(num_experts=4, every=2, group_size=16)
+    model = ModelConfig(family="encdec", positions="none", num_layers=2, num_decoder_layers=3, moe=moe_cfg)
+    with pytest.raises(ConfigError) as caught:
+        Config(model=model, data=DataConfig(seq_len=32, target_len=24), train=TrainConfig(objective="span_corruption"))
+    assert str(caught.value).splitlines() == [
+        "model.num_decoder_layers=3 is not divisible by model.moe.every=2",
+        "data.target_len=24 is not divisible by model.moe.group_size=16",
+    ]
+
+
 def test_an_encoder_has_no_experts_yet():
     model = ModelConfig(family="encoder", moe=MoeConfig(num_experts=4))
-    with pytest.raises(ConfigError, match=r"model\.moe\.num_experts=4 needs model\.family='decoder', not 'encoder'"):
+    with pytest.raises(
+        ConfigError, match=r"model\.moe\.num_experts=4 needs model\.family='decoder' or 'encdec', not 'encoder'"
+    ):
         Config(model=model)
 
 

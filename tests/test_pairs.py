@@ -163,4 +163,5 @@ def test_a_table_is_translated(commands, tmp_path):
         failed = commands.run("experiments.generate", where, "--prompt=one", *flags, code=2)
         assert message in failed.stderr and "Traceback" not in failed.stderr
     failed = commands.run("experiments.evaluate", where, "--tasks=rouge", code=2)
-    assert failed.stderr == "error: --tasks: 'rouge' is none of bleu, chrf, exact_match, f1\n"
+    known = "bleu, chrf, exact_match, f1, multiple_choice:FILE.jsonl, rolling:SOURCE"
+    assert failed.stderr == f"error: --tasks: 'rouge' is none of {known}\n"

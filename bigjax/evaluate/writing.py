@@ -29,10 +29,7 @@ def prompt_of(cfg: Config, tokenizer: Tokenizer, text: str) -> tuple[list[int], 
 
 
 def check_scores(cfg: Config, names: Sequence[str]) -> None:
-    """Raise UserError unless the run has texts to compare with, and all the scores are known."""
-    unknown = [name for name in names if name not in SCORES]
-    if unknown:
-        raise UserError(f"--tasks: {unknown[0]!r} is none of {', '.join(SCORES)}")
+    """Raise UserError unless the run has texts to compare with."""
     if cfg.train.objective != "seq2seq":
         raise UserError(
             f"--tasks={','.join(names)} compares what a run with train.objective='seq2seq' writes, not "
@@ -82,6 +79,11 @@ def pairs(cfg: Config, sides: Sequence[SplitSource]) -> Iterator[tuple[str, str]
 def score(written: Sequence[str], references: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     """Return the named `SCORES`, and `texts`, how many were scored."""
     return {name: SCORES[name](written, references) for name in names} | {"texts": len(written)}
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+    """Cut a text before the first of `stops`, which other tokens than those of its own may spell."""
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def peek(written: Sequence[str], texts: Sequence[str], references: Sequence[str], count: int = 3) -> str:

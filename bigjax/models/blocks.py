@@ -88,10 +88,17 @@ def residual_norm_specs(cfg: ModelConfig, name: str, num_layers: int) -> dict[st
 
 def transformer_specs(cfg: ModelConfig, num_layers: int) -> dict[str, Any]:
     """Declare `num_layers` stacked blocks of self-attention and MLP or experts, as `transformer_block` reads them."""
-    sparse = num_layers // cfg.moe.every if cfg.moe.num_experts else 0
     return {
         **residual_norm_specs(cfg, "attn", num_layers),
         "attn": attention_specs(cfg, num_layers),
+        **feed_forward_specs(cfg, num_layers),
+    }
+
+
+def feed_forward_specs(cfg: ModelConfig, num_layers: int) -> dict[str, Any]:
+    """Declare the feed-forward halves of `num_layers` stacked blocks, dense or sparse, as `feed_forward` reads them."""
+    sparse = num_layers // cfg.moe.every if cfg.moe.num_experts else 0
+    return {
         **residual_norm_specs(cfg, "mlp", num_layers),
         **({"mlp": mlp_specs(cfg, num_layers - sparse)} if sparse < num_layers else {}),
         **({"moe": moe.specs(cfg, sparse)} if sparse else {}),
@@ -277,12 +284,21 @@ def transformer_block(
     def self_attention(h):
         return attention(h, h, p["attn"], cfg, layout, rope, attend)
 
-    def feed_forward(h):
+    x_BSD, kept = residual(x_BSD, "attn", p, cfg, layout, self_attention, outputs[0])
+    x_BSD, said = feed_forward(x_BSD, p, cfg, layout, outputs[1], route)
+    return x_BSD, (kept, said)
+
+
+def feed_forward(x_BSD, p: dict, cfg: ModelConfig, layout: Layout, drop, route: Callable | None = None):
+    """Take the feed-forward half of a block, dense or sparse; also return what a sparse one says of itself.
+
+    The arguments are those of `transformer_block`, and `drop` the dropout of the half's output.
+    """
+
+    def sublayer(h):
         if "moe" in p:
             assert route
             return route(h, p["moe"], cfg, layout)
         return mlp(h, p["mlp"], cfg, layout), {}
 
-    x_BSD, kept = residual(x_BSD, "attn", p, cfg, layout, self_attention, outputs[0])
-    x_BSD, said = residual(x_BSD, "mlp", p, cfg, layout, feed_forward, outputs[1])
-    return x_BSD, (kept, said)
+    return residual(x_BSD, "mlp", p, cfg, layout, sublayer, drop)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers, relative_positions, stacks
+from bigjax.models import attention, blocks, layers, moe, relative_positions, stacks
 from bigjax.models.attention import Mask
 from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.params import ParamSpec
@@ -31,8 +31,7 @@ def specs(cfg: ModelConfig) -> dict:
         "attn": blocks.attention_specs(cfg, count),
         **blocks.residual_norm_specs(cfg, "cross", count),
         "cross": blocks.attention_specs(cfg, count),
-        **blocks.residual_norm_specs(cfg, "mlp", count),
-        "mlp": blocks.mlp_specs(cfg, count),
+        **blocks.feed_forward_specs(cfg, count),
     }
     return {
         "embed": {"tokens": table},
@@ -57,20 +56,26 @@ def apply(
     *,
     inputs_BT: jax.Array,
     layout: Layout = UNSHARDED,
+    positions_BS: jax.Array | None = None,
     segments_BS: jax.Array | None = None,
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
+    written_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, layers.Aux]:
-    """Return the decoder's hidden states `(B, T, D)` in the compute dtype, as `logits` needs them; and nothing else.
+    """Return the decoder's hidden states `(B, T, D)` in the compute dtype, as `logits` needs them; and what sparse
+    layers say of themselves, as `moe.over_layers` joins it, one piece a row, the encoder's layers first.
 
     Args:
       params: as declared by `specs`; either `blocks` may also be a list of one tree per layer.
       tokens_BS: what is read. inputs_BT: what is written, each token before the one to predict.
-      segments_BS: 0 where what is read is padding. What is written is padded at the end, where nothing looks.
-      key: draws dropout; None turns dropout off. rows_B: the global row of each example, needed with `key`.
+      positions_BS, segments_BS: of what is read, as for `encode`; segments are 0 where that is padding. What is written
+        is padded at the end, where nothing looks. written_BT: 0 there, so that padding goes to no expert.
+      key: draws dropout and what routers draw; None turns them off. rows_B: the global row of each example, needed with
+        `key`.
     """
     rate = cfg.dropout if key is not None else 0.0
-    memory_BSD = encode(params, tokens_BS, cfg, layout=layout, segments_BS=segments_BS, key=key, rows_B=rows_B)
+    rows: dict[str, Any] = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
+    memory_BSD, read = encode(params, tokens_BS, cfg, layout=layout, key=key, **rows)
     if key is not None:
         key = jax.random.fold_in(key, cfg.num_layers + 1)  # the encoder uses the numbers below
     x_BTD = _embed(params, inputs_BT, None, cfg, layout)
@@ -92,14 +97,22 @@ def apply(
             mask = Mask(causal=False, key_segments_BT=segments_BS)
             return cross_attend(q, k, v, mask, dropout=second.probs, **common), None
 
-        p = layout.gather(layer, declared, cfg.dtype)
-        outputs = [*first.outputs, second.outputs[0]]
-        x, _ = _decoder_block(x, memory_BSD, p, cfg, layout, self_attend, attend_to_memory, outputs)
-        return x, {}
+        p = blocks.gathered(layer, declared, cfg, layout)
+        outputs, route = [*first.outputs, second.outputs[0]], blocks.route_of(key, 2 * index, rows_B, written_BT)
+        x, (_, said) = _decoder_block(x, memory_BSD, p, cfg, layout, self_attend, attend_to_memory, outputs, route)
+        return x, said
 
     common = {"softcap": cfg.attn_softcap, "layout": layout}
-    x_BTD, said = stacks.through(block, x_BTD, params["decoder"]["blocks"], cfg)
-    return _final(params["decoder"], x_BTD, cfg), said
+    x_BTD, written = stacks.through(block, x_BTD, params["decoder"]["blocks"], cfg)
+    real_BS = jnp.ones_like(tokens_BS) if segments_BS is None else segments_BS
+    real_BT = jnp.ones_like(inputs_BT) if written_BT is None else written_BT
+    return _final(params["decoder"], x_BTD, cfg), _joined(read, written, real_BS, real_BT)
+
+
+def _joined(read: layers.Aux, written: layers.Aux, segments_BS: jax.Array, written_BT: jax.Array) -> layers.Aux:
+    """Join what the layers of both stacks say, whose rows are of other lengths: a mean for each row and layer."""
+    both = moe.per_row(read, segments_BS), moe.per_row(written, written_BT)
+    return moe.over_layers(jax.tree.map(lambda *parts: jnp.concatenate(parts), *both))
 
 
 def encode(
@@ -112,10 +125,13 @@ def encode(
     segments_BS: jax.Array | None = None,
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
-) -> jax.Array:
-    """Return what the decoder attends to, `(B, S, D)`: the encoder's hidden states after its last norm.
+    dropless: bool = False,
+) -> tuple[jax.Array, layers.Aux]:
+    """Return what the decoder attends to, `(B, S, D)`: the encoder's hidden states after its last norm; and what its
+    sparse layers say, stacked.
 
-    Distances between tokens are those along the row; `positions_BS` count for absolute positions only.
+    Distances between tokens are those along the row; `positions_BS` count for absolute positions only. `dropless` is as
+    for `moe.apply`.
     """
     rate = cfg.dropout if key is not None else 0.0
     attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=False)
@@ -132,16 +148,19 @@ def encode(
             how = {"softcap": cfg.attn_softcap, "dropout": drops.probs, "bias_HST": bias, "layout": layout}
             return attend(q, k, v, mask, **how), None
 
-        p = layout.gather(layer, declared, cfg.dtype)
-        x, _ = blocks.transformer_block(x, p, cfg, layout, None, self_attend, drops.outputs)
-        return x, {}
+        p = blocks.gathered(layer, declared, cfg, layout)
+        route = partial(blocks.route_of(key, index, rows_B, segments_BS), dropless=dropless)
+        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, None, self_attend, drops.outputs, route)
+        return x, said
 
-    x_BSD, _ = stacks.through(block, x_BSD, params["encoder"]["blocks"], cfg)
-    return layout.place(blocks.final_norm(params["encoder"], x_BSD, cfg), "batch", "seq", "embed")
+    x_BSD, said = stacks.through(block, x_BSD, params["encoder"]["blocks"], cfg)
+    return layout.place(blocks.final_norm(params["encoder"], x_BSD, cfg), "batch", "seq", "embed"), said
 
 
-def _decoder_block(x_BTD, memory, p: dict, cfg: ModelConfig, layout: Layout, self_attend, cross_attend, outputs):
-    """Take one block of self-attention, attention to `memory` and an MLP; also return what `self_attend` keeps."""
+def _decoder_block(x_BTD, memory, p: dict, cfg: ModelConfig, layout: Layout, self_attend, cross_attend, outputs, route):
+    """Take one block of self-attention, attention to `memory` and an MLP or experts; also return what `self_attend`
+    keeps and what the block says of itself. The arguments are those of `blocks.transformer_block`.
+    """
 
     def self_attention(h):
         return blocks.attention(h, h, p["attn"], cfg, layout, None, self_attend)
@@ -149,13 +168,10 @@ def _decoder_block(x_BTD, memory, p: dict, cfg: ModelConfig, layout: Layout, sel
     def cross_attention(h):
         return blocks.attention(h, memory, p["cross"], cfg, layout, None, cross_attend)
 
-    def feed_forward(h):
-        return blocks.mlp(h, p["mlp"], cfg, layout), None
-
     x_BTD, kept = blocks.residual(x_BTD, "attn", p, cfg, layout, self_attention, outputs[0])
     x_BTD, _ = blocks.residual(x_BTD, "cross", p, cfg, layout, cross_attention, outputs[1])
-    x_BTD, _ = blocks.residual(x_BTD, "mlp", p, cfg, layout, feed_forward, outputs[2])
-    return x_BTD, kept
+    x_BTD, said = blocks.feed_forward(x_BTD, p, cfg, layout, outputs[2], route)
+    return x_BTD, (kept, said)
 
 
 def _embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
@@ -204,12 +220,13 @@ def prefill(
     """Read rows padded on the left and write `start_id`; return hidden states `(B, 1, D)` and the cache.
 
     The cache has room for `max_len` written tokens. Row b starts at position `starts_B[b]`; either `blocks` must be a
-    list of one tree per layer.
+    list of one tree per layer. Sparse layers drop nothing here and in `decode`, as those of a decoder.
     """
     B, S = tokens_BS.shape
     positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
     segments_BS = (jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32)
-    memory = encode(params, tokens_BS, cfg, layout=layout, positions_BS=positions_BS, segments_BS=segments_BS)
+    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS}
+    memory, _ = encode(params, tokens_BS, cfg, layout=layout, dropless=True, **rows)
     declared, memory_k, memory_v = specs(cfg)["decoder"]["blocks"]["cross"], [], []
     for layer in params["decoder"]["blocks"]:
         p = layout.gather(layer["cross"], declared, cfg.dtype)
@@ -253,9 +270,10 @@ def decode(
     x_B1D = _embed(params, tokens_B1, jnp.broadcast_to(index, tokens_B1.shape), cfg, layout)
     declared, kept = specs(cfg)["decoder"]["blocks"], []
     for number, layer in enumerate(stack["blocks"]):
-        p = layout.gather(layer, declared, cfg.dtype)
+        p = blocks.gathered(layer, declared, cfg, layout)
         attends = partial(self_attend, number), partial(attend_to_memory, number)
-        x_B1D, kv = _decoder_block(x_B1D, None, p, cfg, layout, *attends, [lambda y: y] * 3)
+        route = partial(moe.apply, dropless=True)
+        x_B1D, (kv, _) = _decoder_block(x_B1D, None, p, cfg, layout, *attends, [lambda y: y] * 3, route)
         kept.append(kv)
     k, v = zip(*kept, strict=True)
     return _final(stack, x_B1D, cfg), cache._replace(k=k, v=v, length=index + 1)

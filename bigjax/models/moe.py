@@ -9,7 +9,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.nn.initializers import normal
 from jax.sharding import PartitionSpec as P
 
 from bigjax.config import ModelConfig
@@ -22,9 +21,11 @@ def specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
     """Declare `num_layers` stacked sparse layers: a router, and experts without biases."""
     L, D, E, F = num_layers, cfg.d_model, cfg.moe.num_experts, cfg.moe.d_ff or cfg.d_ff
     router = ParamSpec(
-        (L, D, E), ("layers", "embed", "gates"), "matrix", normal(cfg.init_std), ("embed",), float32=True
+        (L, D, E), ("layers", "embed", "gates"), "matrix", layers.matrix_init(cfg, D), ("embed",), float32=True
     )
-    up = ParamSpec((L, E, D, F), ("layers", "experts", "embed", "mlp"), "matrix", normal(cfg.init_std), ("embed",))
+    up = ParamSpec(
+        (L, E, D, F), ("layers", "experts", "embed", "mlp"), "matrix", layers.matrix_init(cfg, D), ("embed",)
+    )
     down = ParamSpec(
         (L, E, F, D), ("layers", "experts", "mlp", "embed"), "matrix", layers.residual_init(cfg, F), ("mlp",)
     )
@@ -83,6 +84,21 @@ def over_layers(added: layers.Aux) -> layers.Aux:
     """
     joined = {name: x.sum(axis=0) if name == "loss" else x.mean(axis=0) for name, x in added.items()}
     return joined | ({"moe/load": jnp.moveaxis(added["moe/load"], 0, 2)} if "moe/load" in added else {})
+
+
+def per_row(added: layers.Aux, real_BS: jax.Array) -> layers.Aux:
+    """Average what `apply` returned, stacked, `(L, B, N, ...)`, over the groups of each row: `(L, B, 1, ...)`.
+
+    A group counts as many times as it has tokens that are not 0 in `real_BS`, which are padding.
+    """
+    out = {}
+    for name, x in added.items():
+        if name == "moe/load":  # (L, B, N, E)
+            x = jnp.moveaxis(x, -1, 0)
+        real_BN = (real_BS != 0).reshape(x.shape[-2], x.shape[-1], -1).sum(axis=-1)
+        mean = jnp.sum(x * real_BN, axis=-1, keepdims=True) / jnp.maximum(real_BN.sum(axis=-1, keepdims=True), 1)
+        out[name] = jnp.moveaxis(mean, 0, -1) if name == "moe/load" else mean
+    return out
 
 
 def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, mlp, scatter: bool):

@@ -124,8 +124,8 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
     return dataclasses.replace(
         model,
         vocab_size=_small(model.vocab_size, 64),
-        num_layers=min(model.num_layers, model.period * ceil(2 / model.period)),
-        num_decoder_layers=min(model.num_decoder_layers, 2),
+        num_layers=min(model.num_layers, (least := model.period * ceil(2 / model.period))),
+        num_decoder_layers=min(model.num_decoder_layers, least),
         d_model=d_model,
         num_heads=heads,
         num_kv_heads=kv_heads,

@@ -52,8 +52,8 @@ def model_flops_per_token(
 
 def _flops_per_row(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int) -> float:
     """Return the FLOPs of reading one row, keys and values of cross-attention included, and writing another."""
-    by_name = names(specs)
-    matrices = {name: spec.size for name, spec in by_name.items() if spec.kind in ("matrix", "head")}
+    used = {name: count(spec, experts=cfg.moe.experts_per_token) for name, spec in names(specs).items()}
+    matrices = {name: used[name] for name, spec in names(specs).items() if spec.kind in ("matrix", "head")}
     memory = ("decoder/blocks/cross/k", "decoder/blocks/cross/v")
     reading = sum(size for name, size in matrices.items() if name.startswith("encoder/") or name in memory)
     writing = sum(matrices.values()) - reading + (cfg.vocab_size * cfg.d_model if cfg.tie_embeddings else 0)
