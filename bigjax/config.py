@@ -54,6 +54,9 @@ class ModelConfig:
     but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated
     `config_checks.SAVEABLE`.
 
+    `mup` (Yang et al. 2022) keeps what is learned per step the same at every width: hyperparameters are those of
+    `mup_base_d_model`, whose heads have `mup_base_head_dim` dimensions, or `head_dim` where it is 0.
+
     An `rnn` reads `cell` and what follows it. Dropout is `variational`, the same at every time step, on word types, on
     the inputs of each layer, on the recurrent state and on the output, at rates that are `dropout` where they are None
     (Gal & Ghahramani 2016); or `naive`, drawn anew at every step, on inputs and output only (Zaremba et al. 2014).
@@ -102,6 +105,9 @@ class ModelConfig:
     output_dropout: float | None = bounded(None, minimum=0, below=1)
     init: Literal["normal", "fan_in"] = "normal"
     init_std: float = bounded(0.02, above=0)
+    parametrization: Literal["standard", "mup"] = "standard"
+    mup_base_d_model: int = bounded(0, minimum=0)
+    mup_base_head_dim: int = bounded(0, minimum=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
     layers: Literal["scan", "unroll"] = plumbing("scan")

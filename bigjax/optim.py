@@ -14,6 +14,7 @@ from bigjax.batch_ramp import BatchRamp
 from bigjax.config import OptimConfig
 from bigjax.matrices import axes_of, is_spec, per_matrix
 from bigjax.params import ParamSpec, kind_mask
+from bigjax.science import mup
 
 DECAYED_KINDS = ("embedding", "head", "matrix")
 """Weight decay spares norms and biases (Brown et al. 2020 follow Loshchilov & Hutter 2019; the custom since GPT-2)."""
@@ -78,6 +79,7 @@ def build(
     Weight decay is decoupled and scaled by the learning rate (AdamW, Adafactor, Lion, Muon), or added to the gradient
     as in PyTorch (SGD, Adam). Muon (Jordan et al. 2024) updates the parameters of kind `matrix` with `muon_lr`, on the
     same schedule, and AdamW all others with `lr`. Adafactor (Shazeer & Stern 2018) sees each layer's matrix by itself.
+    Under muP each parameter's learning rate has a factor of its own, which spares weight decay.
     """
     rate = rate or schedule(cfg, steps)
     coupled, decoupled = (partial(_with_decay, cfg, specs, rate, decoupled=which) for which in (False, True))
@@ -102,8 +104,19 @@ def build(
 def _with_decay(cfg: OptimConfig, specs: Any, rate, direction: optax.GradientTransformation, *, decoupled: bool) -> Any:
     """Add weight decay to what `direction` returns (decoupled, Loshchilov & Hutter 2019) or to what it is given."""
     decay = optax.add_decayed_weights(cfg.weight_decay, kind_mask(specs, DECAYED_KINDS))
+    direction = _at_width(direction, cfg.name, specs)
     parts = (direction, decay) if decoupled else (decay, direction)
     return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def _at_width(direction: optax.GradientTransformation, name: str, specs: Any) -> optax.GradientTransformation:
+    """Scale what `direction` returns by the factors of muP, if there are any."""
+    if all(spec.width == 1 for spec in jax.tree.leaves(specs)):
+        return direction
+    # Muon's partition masks parameters of the other part.
+    scale = lambda spec, u: u * mup.learning_rate(spec, name) if _is_array(u) else u  # noqa: E731
+    scaled = optax.stateless(lambda updates, _: jax.tree.map(scale, specs, updates, is_leaf=is_spec))
+    return optax.chain(direction, scaled)
 
 
 def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
@@ -124,7 +137,7 @@ def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
         optax.stateless(lambda updates, _: jax.tree.map(_scale_by_shape, specs, updates, is_leaf=is_spec)),
     )
     matrices = optax.chain(
-        _on_auto_axes(orthogonal),
+        _at_width(_on_auto_axes(orthogonal), cfg.name, specs),
         optax.add_decayed_weights(cfg.weight_decay),
         optax.scale_by_learning_rate(lambda t: rate(t) * (cfg.muon_lr / cfg.lr)),
     )

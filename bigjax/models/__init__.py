@@ -7,6 +7,7 @@ from typing import Any
 
 from bigjax.config import ModelConfig
 from bigjax.models import decoder, encdec, encoder, rnn
+from bigjax.science import mup
 
 FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder, "encdec": encdec, "rnn": rnn}
 
@@ -21,7 +22,7 @@ class Model:
     @cached_property
     def specs(self) -> Any:
         """The nested dict of `ParamSpec`."""
-        return self.family.specs(self.cfg)
+        return mup.parametrized(self.family.specs(self.cfg), self.cfg)
 
 
 def build(cfg: ModelConfig) -> Model:

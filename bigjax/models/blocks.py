@@ -18,6 +18,7 @@ from bigjax.models import attention as attention_backends
 from bigjax.models import layers, moe
 from bigjax.models.attention_mask import ProbsDropout
 from bigjax.params import Initializer, ParamSpec
+from bigjax.science import mup
 from bigjax.sharding import Layout
 
 Attend = Callable[..., tuple[jax.Array, Any]]
@@ -159,8 +160,8 @@ def attention(
     """
     q = _project(h_BSD, "q", p, cfg, layout, rope)
     k, v = (None, None) if memory_BTD is None else keys_and_values(memory_BTD, p, cfg, layout, rope)
-    if cfg.attn_scale is not None:
-        q = q * (cfg.attn_scale * cfg.head_dim**0.5)  # the back ends multiply by head_dim ** -0.5
+    if (scale := mup.attention_scale(cfg)) is not None:
+        q = q * (scale * cfg.head_dim**0.5)  # the back ends multiply by head_dim ** -0.5
     q, k, v = checkpoint_name((q, k, v), "qkv")
     mixed, aux = attend(q, k, v)
     mixed = checkpoint_name(mixed, "attn_mixed")

@@ -13,6 +13,7 @@ from bigjax.config import ModelConfig
 from bigjax.models import blocks, layers, stacks
 from bigjax.models.lm_head import head_specs, unembedding
 from bigjax.params import ParamSpec
+from bigjax.science import mup
 from bigjax.sharding import UNSHARDED, Layout
 
 Params = Any
@@ -153,6 +154,8 @@ def class_logits(
     x_BD = layers.dropout(pooled(params, x_BSD, cfg, layout), rate, key, rows_B)
     where = layout.act("batch", "classes")
     out = jnp.einsum("BD,CD->BC", x_BD, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
+    if cfg.parametrization == "mup":  # as `unembedding`
+        out = out / mup.width(cfg)
     return out + p["classes_bias"].astype(jnp.float32)
 
 

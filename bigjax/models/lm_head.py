@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from bigjax.config import ModelConfig
 from bigjax.models import layers
 from bigjax.params import Initializer, ParamSpec
+from bigjax.science import mup
 from bigjax.sharding import UNSHARDED, Layout
 
 Params = Any
@@ -28,9 +29,14 @@ def head_specs(cfg: ModelConfig, init: Initializer) -> dict[str, dict[str, Param
 
 
 def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    """Return the output matrix `(V, D)` in the compute dtype: the token table if tied, else the head."""
+    """Return the output matrix `(V, D)` in the compute dtype: the token table if tied, else the head.
+
+    Under muP it is divided by the width, which multiplies the logits (Yang et al. 2022, table 8).
+    """
     owner = "embed" if cfg.tie_embeddings else "head"
     w_VD = params[owner]["tokens"].astype(cfg.dtype)
+    if cfg.parametrization == "mup":
+        w_VD = w_VD / mup.width(cfg)
     return layout.place(w_VD, "vocab", "embed")
 
 

@@ -1,0 +1,155 @@
+"""muP against the tables of Yang et al. (2022), and what it is for: updates that do not depend on width."""
+
+import dataclasses
+from math import sqrt
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigjax import models, optim, params, strict
+from bigjax.config import Config, ModelConfig, OptimConfig, replace
+from bigjax.config_moe import MoeConfig
+from bigjax.science import mup
+
+WIDTHS = (64, 256)
+SMALL = ModelConfig(vocab_size=32, num_layers=2, d_model=64, num_heads=4, max_seq_len=16, tie_embeddings=False)
+FAMILIES = {
+    "decoder": {},
+    "tied": {"tie_embeddings": True},
+    "encoder": {"family": "encoder"},
+    "encdec": {"family": "encdec", "positions": "sinusoidal"},
+    "moe": {"moe": MoeConfig(num_experts=4)},
+}
+
+
+def at(width: int, parametrization: str = "mup", *, grow: str = "heads", **fields) -> ModelConfig:
+    """Return a model of `width` whose base is 64 wide with 4 heads of 16; heads grow in number or in size."""
+    heads = {"num_heads": width // 16, "head_dim": 16} if grow == "heads" else {"num_heads": 4, "head_dim": width // 4}
+    base = {"mup_base_d_model": 64, "mup_base_head_dim": 16} if parametrization == "mup" else {}
+    sizes = {"d_model": width, "d_ff": 4 * width, "num_kv_heads": 0, **heads}
+    return dataclasses.replace(SMALL, parametrization=parametrization, **sizes, **base, **fields)
+
+
+# At four times the base width; by hand from tables 8 (embedding, head, hidden, bias) and 3 (router).
+TABLE = {  # name: standard deviation, SGD, Adam, Muon
+    "embed/tokens": (1, 4, 1, 1),
+    "head/tokens": (1, 4, 1, 1),
+    "blocks/attn/q": (1 / 2, 1, 1 / 4, 1),
+    "blocks/attn/o": (1 / 2, 1, 1 / 4, 1),
+    "blocks/moe/up": (1 / 2, 1, 1 / 4, 1),
+    "blocks/moe/down": (1 / 2, 1, 1 / 4, 1),
+    "blocks/moe/router": (1 / 4, 1 / 4, 1 / 4, 1 / 2),
+    "blocks/attn/q_bias": (None, 4, 1, 1),
+    "final_norm/scale": (None, 4, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_table(name):
+    std, sgd, adam, muon = TABLE[name]
+    spec = params.names(models.build(at(256, **FAMILIES["moe"])).specs)[name]
+    if std is not None:
+        residual = sqrt(4) if name.endswith(("/o", "/down")) else 1
+        drawn = np.asarray(spec.init(jax.random.key(0), spec.shape, jnp.float32))
+        # The standard deviation of n normal numbers is known to 1/sqrt(2n); five of these.
+        assert drawn.std() == pytest.approx(0.02 * std / residual, rel=5 / sqrt(2 * spec.size))
+    assert [mup.learning_rate(spec, one) for one in ("sgd", "adam", "adamw", "muon")] == [sgd, adam, adam, muon]
+
+
+@pytest.mark.parametrize(("optimizer", "column"), [("sgd", 1), ("adam", 2), ("adamw", 2), ("muon", 3)])
+def test_the_optimizer_applies_the_table_but_not_to_weight_decay(optimizer, column):
+    wide = models.build(at(256, **FAMILIES["moe"])).specs
+    plain = jax.tree.map(lambda spec: dataclasses.replace(spec, width=1.0), wide)
+    decay = 0.1 if optimizer in ("adamw", "muon") else 0.0
+    cfg = OptimConfig(name=optimizer, schedule="constant", weight_decay=decay, grad_clip=None)
+    start = params.init(wide, jax.random.key(0))
+    gradient = params.init(wide, jax.random.key(1))
+
+    def update(specs, cfg):
+        tx = optim.build(cfg, specs, 10)
+        return params.names(tx.update(gradient, tx.init(start), start)[0])
+
+    without = dataclasses.replace(cfg, weight_decay=0.0)
+    mine, theirs, bare = update(wide, cfg), update(plain, cfg), update(plain, without)
+    for name, row in TABLE.items():
+        expected = (theirs[name] - bare[name]) + row[column] * bare[name]
+        np.testing.assert_allclose(mine[name], expected, rtol=1e-5, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_base_is_the_standard_model(family):
+    standard, based = (models.build(at(64, how, **FAMILIES[family])) for how in ("standard", "mup"))
+    ours, theirs = (params.init(model.specs, jax.random.key(0)) for model in (based, standard))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    np.testing.assert_array_equal(*(outputs(model, ours) for model in (based, standard)))
+
+
+def outputs(model: models.Model, p) -> jax.Array:
+    """Return logits `(B, S, V)` of one fixed batch."""
+    tokens = jax.random.randint(jax.random.key(2), (4, 16), 0, 32)
+    written = {"inputs_BT": tokens} if model.cfg.family == "encdec" else {}
+    x, _ = model.family.apply(p, tokens, model.cfg, **written)
+    if model.cfg.family == "encoder":
+        return model.family.masked_logits(p, x, jnp.broadcast_to(jnp.arange(16), (4, 16)), model.cfg)
+    return model.family.logits(p, x, model.cfg)
+
+
+def change_of_logits(cfg: ModelConfig, lr: float = 3e-3) -> float:
+    """Return the root mean square of what three updates change in the logits."""
+    model = models.build(cfg)
+    tx = optim.build(
+        OptimConfig(name="adam", lr=lr, schedule="constant", weight_decay=0, grad_clip=None),
+        model.specs, 3,
+    )  # fmt: skip
+    labels = jax.random.randint(jax.random.key(3), (4, 16), 0, 32)
+
+    @jax.jit
+    def step(p, state):
+        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(outputs(model, p), labels).mean()  # noqa: E731
+        updates, state = tx.update(jax.grad(loss)(p), state, p)
+        return optax.apply_updates(p, updates), state, outputs(model, p)
+
+    p = jax.jit(lambda: params.init(model.specs, jax.random.key(0)))()
+    state, seen = tx.init(p), []
+    for _ in range(4):
+        p, state, before = step(p, state)
+        seen.append(before)
+    return float(jnp.sqrt(jnp.mean(jnp.square(seen[3] - seen[0]))))
+
+
+def slope(parametrization: str, **fields) -> float:
+    """Return the exponent of width in the change of the logits."""
+    changes = [change_of_logits(at(width, parametrization, **fields)) for width in WIDTHS]
+    return float(np.polyfit(np.log(WIDTHS), np.log(changes), 1)[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_updates_are_flat_in_width_under_mup_only(family):
+    assert abs(slope("mup", **FAMILIES[family])) < 0.25 < 0.5 < slope("standard", **FAMILIES[family])
+
+
+def test_scores_are_divided_by_head_dim_where_heads_grow():
+    assert mup.attention_scale(at(256, grow="size")) == sqrt(16) / 64
+    assert mup.attention_scale(at(64, grow="size")) is None is mup.attention_scale(at(256))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "said"),
+    [
+        ({"mup_base_d_model": 64}, {"name": "lion"}, "no rule for optim.name='lion'"),
+        ({"mup_base_d_model": 64}, {"name": "sgd"}, "optim.weight_decay=0.1"),
+        ({}, {}, "needs model.mup_base_d_model"),
+        ({"mup_base_d_model": 64, "init": "fan_in"}, {}, "leave out model.init='fan_in'"),
+        ({"mup_base_d_model": 64, "scale_embeddings": True}, {}, "leave out model.scale_embeddings"),
+    ],
+)
+def test_what_has_no_rule_is_refused(model, changes, said):
+    with pytest.raises(strict.ConfigError, match=said):
+        replace(Config(), model={"parametrization": "mup", **model}, optim=changes)
+
+
+def test_the_default_has_the_fingerprint_it_had():
+    assert strict.fingerprint(replace(Config(), model={"parametrization": "standard"})) == strict.fingerprint(Config())
