@@ -157,6 +157,8 @@ def _mup_problems(model: Any, optim: Any) -> Iterator[str]:
     said = "model.parametrization='mup'"
     if model.family == "rnn":
         yield f"{said} has no rules for model.family='rnn'"
+    if model.head not in ("lm", "classification", "pooler"):
+        yield f"{said} has no output multiplier for model.head={model.head!r}"
     if not model.mup_base_d_model:
         yield f"{said} needs model.mup_base_d_model, the width whose hyperparameters these are"
     if optim.name in ("adafactor", "lion"):

@@ -126,7 +126,7 @@ def slope(parametrization: str, **fields) -> float:
     return float(np.polyfit(np.log(WIDTHS), np.log(changes), 1)[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["decoder", "tied", "encoder"])
 def test_updates_are_flat_in_width_under_mup_only(family):
     assert abs(slope("mup", **FAMILIES[family])) < 0.25 < 0.5 < slope("standard", **FAMILIES[family])
 
