@@ -51,7 +51,7 @@ def run(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     os.environ["JAX_PLATFORMS"] = "cpu"  # the devices at hand are not used, and stay free
     from bigjax.preflight import resume
-    from bigjax.preflight.equivalence import parse
+    from bigjax.preflight.meshes import parse
 
     base, *others = [parse(text) for text in flag_values.meshes.split(";") if text.strip()] or [parse("data=1")]
     steps = min(flag_values.steps, cfg.train.steps)

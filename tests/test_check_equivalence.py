@@ -15,10 +15,10 @@ from jax.sharding import PartitionSpec as P
 from bigjax import config, losses, objectives, sharding, step, strict
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, TrainConfig
 from bigjax.models import attention, blocks, decoder, moe_routing
-from bigjax.preflight import equivalence, error_bounds
+from bigjax.preflight import equivalence, error_bounds, meshes
 from bigjax.preflight.equivalence import Check, Reference, Report
 from bigjax.sharding import Layout
-from experiments import check, config_source
+from experiments import check_equivalence, config_source
 from tests.commands import ROOT
 
 FEW = ("data=8", "fsdp=4,tensor=2,shard_sequence", "data=2,fsdp=2,tensor=2")
@@ -42,7 +42,7 @@ def tiny(**model) -> Reference:
 
 def on(mesh: str, **model) -> Check:
     """Return the check of the tiny config on one mesh."""
-    return equivalence.compare(tiny(**model), equivalence.parse(mesh))
+    return equivalence.compare(tiny(**model), meshes.parse(mesh))
 
 
 def first(found: Check) -> str:
@@ -51,7 +51,7 @@ def first(found: Check) -> str:
     assert Report("tiny", (found,), (tiny(),)).exit_code == 4
     one = found.differences[0]
     assert not one.error <= one.bound
-    line = "\n".join(check._lines(found))
+    line = "\n".join(check_equivalence.lines(found))
     assert "DIFFERS" in line and found.mesh in line and one.tensor in line
     return f"{one.quantity} {one.tensor}"
 
@@ -62,21 +62,21 @@ def tensors(found: Check, quantity: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("source", "meshes", "dtypes"),
+    ("source", "on_meshes", "dtypes"),
     [
         ("configs/quickstart.py", FEW[1:2], ["float32"]),
         ("configs/llama.py:1b", FEW[2:], ["float32", "bfloat16"]),
         ("configs/gpt.py:d12", FEW[1:2], ["float32"]),
     ],
 )
-def test_sound_configs_pass(source, meshes, dtypes, monkeypatch):
+def test_sound_configs_pass(source, on_meshes, dtypes, monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = config.replace(strict.from_dict(Config, config_source.load(source)), model={"num_layers": 1})
     runs = {small.model.dtype: small for small in equivalence.small(cfg)}
     for dtype in dtypes:
         expected = equivalence.reference(runs[dtype])
-        for mesh in meshes:
-            found = equivalence.compare(expected, equivalence.parse(mesh))
+        for mesh in on_meshes:
+            found = equivalence.compare(expected, meshes.parse(mesh))
             assert found.status == "same", found
             # A bound that nothing comes near would find nothing; one that all come near would cry wolf.
             assert 1e-3 < found.largest_ratio < 0.5, found
@@ -274,13 +274,13 @@ def test_meshes_that_do_not_fit_say_why():
 
 
 def test_all_factorisations():
-    names = [equivalence.mesh_name(mesh) for mesh in equivalence.factorisations(8)]
+    names = [meshes.mesh_name(mesh) for mesh in meshes.factorisations(8)]
     # 8 = 2^3 over three axes: C(5, 2) = 10, of which 6 have a tensor axis.
     assert len(set(names)) == len(names) == 16
-    assert [equivalence.mesh_name(equivalence.parse(name)) for name in names] == names
+    assert [meshes.mesh_name(meshes.parse(name)) for name in names] == names
     # Over four axes: C(6, 3) = 20, of which 10 have a tensor axis.
-    assert len(set(equivalence.factorisations(8, sparse=True))) == 30
-    assert equivalence.parse("fsdp=4, tensor=2") == MeshConfig(data=1, fsdp=4, tensor=2)
+    assert len(set(meshes.factorisations(8, sparse=True))) == 30
+    assert meshes.parse("fsdp=4, tensor=2") == MeshConfig(data=1, fsdp=4, tensor=2)
 
 
 def test_a_wrong_copy_counts_though_the_first_is_right():

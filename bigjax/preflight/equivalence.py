@@ -12,8 +12,6 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
-from math import prod
 from typing import Any, Literal
 
 import jax
@@ -25,14 +23,9 @@ from bigjax.config import Config, MeshConfig, replace
 from bigjax.data.random_batch import random_batch
 from bigjax.errors import UserError
 from bigjax.preflight import error_bounds
+from bigjax.preflight.meshes import MAX_DEVICES, devices, mesh_name
 from bigjax.preflight.observation import MeshFailure, Observation, Stage, distance, whole
 from bigjax.preflight.shrink import shrink
-
-AXES = ("data", "fsdp", "expert", "tensor")
-"""The mesh axes that are combined, `expert` for sparse models only."""
-
-MAX_DEVICES = 8
-"""A shrunk config has rows for so many devices."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +37,14 @@ class Difference:
     error: float
     bound: float
 
+    @property
+    def what(self) -> str:
+        """Its name in words."""
+        return f"{self.quantity} {self.tensor}"
+
     def __str__(self) -> str:
         allowed = "must be equal bit for bit" if self.bound == 0 else f"bound {self.bound:.1e}"
-        return f"{self.quantity} {self.tensor}: off by {self.error:.1e}, {allowed}"
+        return f"{self.what}: off by {self.error:.1e}, {allowed}"
 
 
 @dataclass(frozen=True)
@@ -91,55 +89,14 @@ class Reference:
     scales: dict[str, float]
     eps: float
 
-
-def mesh_name(mesh: MeshConfig) -> str:
-    """Return e.g. `data=2,fsdp=2,tensor=2,shard_sequence`, which `parse` reads."""
-    sizes = [f"{axis}={getattr(mesh, axis)}" for axis in AXES if getattr(mesh, axis) != 1] or ["data=1"]
-    return ",".join([*sizes, *(["shard_sequence"] if mesh.shard_sequence else [])])
-
-
-def parse(text: str) -> MeshConfig:
-    """Return the mesh that text such as `fsdp=4,tensor=2,shard_sequence` means.
-
-    Raises:
-      UserError: it means none.
-    """
-    sizes: dict[str, Any] = {"data": 1}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        axis, _, size = part.partition("=")
-        if part == "shard_sequence":
-            sizes[part] = True
-        elif axis in AXES and size.isdigit() and int(size):
-            sizes[axis] = int(size)
-        else:
-            raise UserError(f"--meshes: {part!r} is not AXIS=SIZE with an axis of {', '.join(AXES)}, or shard_sequence")
-    return MeshConfig(**sizes)
+    def allowed(self) -> dict[str, float]:
+        """Return the 2-norm by which each gradient may be off."""
+        total = np.sqrt(sum(scale**2 for scale in self.scales.values()))
+        return {name: self.bounds.relative * s + self.bounds.floor * total for name, s in self.scales.items()}
 
 
-def factorisations(num_devices: int, sparse: bool = False) -> Iterator[MeshConfig]:
-    """Yield every mesh of so many devices over `AXES`, with and without a split sequence where `tensor` is above 1."""
-    divisors = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
-    for tensor, expert, fsdp in product(divisors, divisors if sparse else [1], divisors):
-        data, left = divmod(num_devices, tensor * expert * fsdp)
-        for split in (False, True) if tensor > 1 else (False,):
-            if not left:
-                yield MeshConfig(data=data, fsdp=fsdp, expert=expert, tensor=tensor, shard_sequence=split)
-
-
-def devices(mesh: MeshConfig) -> list[Any]:
-    """Return as many devices as the mesh has places.
-
-    Raises:
-      UserError: there are fewer.
-    """
-    places, found = prod(getattr(mesh, axis) for axis in AXES), jax.devices()
-    if places > len(found):
-        raise UserError(f"mesh {mesh_name(mesh)} needs {places} devices, but there are {len(found)}")
-    return found[:places]
-
-
-def reference(cfg: Config) -> Reference:
-    """Compute on one device what all meshes are compared with.
+def reference(cfg: Config, weights: Mapping[str, np.ndarray] | None = None) -> Reference:
+    """Compute on one device what all others are compared with, from given weights or from the perturbed initial ones.
 
     Raises:
       UserError: the config does not run here, even on one device.
@@ -150,7 +107,7 @@ def reference(cfg: Config) -> Reference:
     batch = random_batch(cfg)
     try:
         initial = {name: whole(pieces, specs[name].shape) for name, pieces in stage.initial().items()}
-        values = perturbed(initial, cfg.model.d_model**-0.5)
+        values = perturbed(initial, cfg.model.d_model**-0.5) if weights is None else dict(weights)
         first = stage.observe(values, batch, 1.0)
         grads = _whole(first.grads, specs)
         eps = float(max(np.abs(g).max() for g in grads.values()))
@@ -238,23 +195,23 @@ def compare(expected: Reference, mesh: MeshConfig) -> Check:
     except MeshFailure as error:
         reason = f"fails to {error.stage}: {error}"
         return dataclasses.replace(found, status="fails", reason=reason, seconds=time.monotonic() - started)
+    found = judged(found, _compared(expected, initial, seen))
+    return dataclasses.replace(found, seconds=time.monotonic() - started)
+
+
+def judged(check: Check, comparisons: Iterable[Difference]) -> Check:
+    """Return `check` with what exceeds its bound, and what comes nearest to it."""
     differences, ratio, at = [], 0.0, ""
-    for one in _judged(expected, initial, seen):
+    for one in comparisons:
         if not one.error <= one.bound:
             differences.append(one)
         if one.bound and not one.error <= ratio * one.bound:
-            ratio, at = one.error / one.bound, f"{one.quantity} {one.tensor}"
-    return dataclasses.replace(
-        found,
-        status="differs" if differences else "same",
-        differences=tuple(differences),
-        largest_ratio=ratio,
-        largest_at=at,
-        seconds=time.monotonic() - started,
-    )
+            ratio, at = one.error / one.bound, one.what
+    status = "differs" if differences else "same"
+    return dataclasses.replace(check, status=status, differences=tuple(differences), largest_ratio=ratio, largest_at=at)
 
 
-def _judged(expected: Reference, initial: Mapping[str, list], seen: Observation) -> Iterator[Difference]:
+def _compared(expected: Reference, initial: Mapping[str, list], seen: Observation) -> Iterator[Difference]:
     """Yield every comparison, the first in the order of the computation first."""
     limits = expected.bounds
     for name, value in expected.batch.items():
@@ -265,8 +222,7 @@ def _judged(expected: Reference, initial: Mapping[str, list], seen: Observation)
     for name in ("loss", "nll", "z_loss"):
         value = expected.losses[name]
         yield Difference("mean", name, distance(seen.losses[name], value), limits.relative * abs(float(value)))
-    total = np.sqrt(sum(scale**2 for scale in expected.scales.values()))
-    allowed = {name: limits.relative * scale + limits.floor * total for name, scale in expected.scales.items()}
+    allowed = expected.allowed()
     for name in expected.order:
         yield Difference("gradient", name, distance(seen.grads[name], expected.grads[name]), allowed[name])
     for name in expected.order:
@@ -330,16 +286,3 @@ def small(cfg: Config) -> list[Config]:
     shrunk = shrink(cfg)
     exact = replace(shrunk, model={"dtype": "float32"})
     return [exact] if shrunk == exact else [exact, shrunk]
-
-
-def meshes(num_devices: int, sparse: bool = False) -> Iterable[MeshConfig]:
-    """Return all meshes of the largest power of two of devices that the rows of a shrunk config allow.
-
-    `sparse`: whether the model has experts to split.
-
-    Raises:
-      UserError: there is only one device.
-    """
-    if num_devices < 2:
-        raise UserError("there is one device, and one mesh: JAX_PLATFORMS=cpu gives 8 virtual devices")
-    return factorisations(min(2 ** (num_devices.bit_length() - 1), MAX_DEVICES), sparse)
