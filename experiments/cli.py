@@ -24,7 +24,7 @@ from bigjax.interop.hf_config import PREFIX
 from bigjax.run_folder import RunFolder
 from experiments import config_source, show_config
 
-_OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]+)(?:=(.*))?$", re.DOTALL)
+_OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
 
 def main(

@@ -108,6 +108,8 @@ def _architecture(values: dict[str, Any], place: str) -> Architecture:
     if not covered:
         kinds = ", ".join(dict.fromkeys(each.model_type for each in ARCHITECTURES))
         raise HuggingFaceError(f"{place}: the architecture {kind!r} is not covered; covered are {kinds}")
+    if not isinstance(classes, list):
+        raise HuggingFaceError(f"{place}: architectures={classes!r} is not a list of names")
     for name in classes:
         if name not in [each.class_name for each in covered]:
             raise Settings(values, place).uncovered("architectures", name, [each.class_name for each in covered])
@@ -116,9 +118,13 @@ def _architecture(values: dict[str, Any], place: str) -> Architecture:
 
 def class_names(folder: Path) -> tuple[str, ...]:
     """Return the names of the classes that a folder tells apart, in their order; none if they are only numbered."""
-    labels = read_json(folder.expanduser() / CONFIG).get(LABELS) or {}
-    named = tuple(labels[number] for number in sorted(labels, key=int))
-    return () if all(re.fullmatch(r"LABEL_\d+", name) for name in named) else named
+    place = folder.expanduser() / CONFIG
+    try:
+        labels = read_json(place).get(LABELS) or {}
+        named = tuple(labels[number] for number in sorted(labels, key=int))
+        return () if all(re.fullmatch(r"LABEL_\d+", name) for name in named) else named
+    except (TypeError, ValueError, AttributeError):
+        raise HuggingFaceError(f"{place}: {LABELS} is not a table of a name for each number") from None
 
 
 def read_json(path: Path) -> Any:
@@ -138,7 +144,7 @@ def _read(architecture: Architecture, values: dict[str, Any], place: str) -> Mod
             raise settings.uncovered(key, value, [covered])
     fields: dict[str, Any] = dict(architecture.fixed)
     fields |= {name: settings.take(key, default) for name, (key, default) in architecture.fields.items()}
-    stored = {values.get(key) for key in ("dtype", "torch_dtype")}
+    stored = [values.get(key) for key in ("dtype", "torch_dtype")]
     fields["dtype"] = "bfloat16" if "bfloat16" in stored else "float32"
     try:
         fields |= architecture.read(settings, fields)
