@@ -1,10 +1,11 @@
 """Commands as a user types them, in processes of their own, on runs so small that starting is most of the time."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -109,6 +110,19 @@ def finish(process: subprocess.Popen, code: int) -> subprocess.CompletedProcess:
     out, err = process.communicate()
     assert process.returncode == code, f"exit status {process.returncode}, not {code}\n{out}\n{err}"
     return subprocess.CompletedProcess(process.args, code, out, err)
+
+
+@contextlib.contextmanager
+def mounted(place: Path, *arguments: str) -> Iterator[Path]:
+    """Mount something on a new folder `place` for a while; skip the test where this user may not."""
+    place.mkdir()
+    done = subprocess.run(["mount", *arguments, str(place)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this user may not mount: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def rows(workdir: Path) -> list[dict]:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.commands import ROOT, TINY, read, shared_cache
+from tests.commands import ROOT, TINY, Commands, mounted, read, shared_cache
 
 HARD = {
     "no home, a plain locale, nobody else may read": ({"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, 0o077),
@@ -37,3 +37,13 @@ def test_a_run_in_a_hard_place(tmp_path_factory, tmp_path, variables, umask):
     assert "Warning" not in said
     assert read(workdir / "result.json")["steps"] == 8
     assert (workdir / "result.json").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_source_tree_that_nobody_can_write_to(tmp_path_factory, tmp_path):
+    with mounted(tmp_path / "source", "--bind", "-o", "ro", str(ROOT)) as source:
+        commands = Commands(shared_cache(tmp_path_factory))
+        with pytest.raises(OSError, match="Read-only"):
+            (source / "new").touch()
+        where = {"cwd": source, "variables": {"PYTHONPATH": str(source)}}
+        done = commands.run("experiments.train", *TINY, f"--workdir={tmp_path}/run", **where)
+    assert "Traceback" not in done.stderr and read(tmp_path / "run" / "result.json")["steps"] == 8

@@ -2,6 +2,7 @@
 
 import resource
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -9,7 +10,7 @@ from bigjax.checkpoint import Checkpoints
 from bigjax.checkpoint_digests import complete_steps
 from bigjax.config import CheckpointConfig
 from bigjax.lenient_saves import LenientSaves
-from tests.commands import rows
+from tests.commands import mounted, rows
 from tests.finished_runs import RUN, commands
 
 __all__ = ["commands"]
@@ -40,6 +41,29 @@ def test_saves_fail_while_the_disk_is_full_and_succeed_later(tmp_path):
         "warning: the checkpoint of step 3",
     ]
     assert all("File too large" in line for line in said)
+
+
+def test_a_disk_that_is_full_and_has_room_again(tmp_path):
+    state, said = {"x": jnp.arange(10_000) * 7919 % 10_007}, []
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=4m", "none") as disk:
+        with Checkpoints(disk / "run", CheckpointConfig(keep_last=1)) as checkpoints:
+            saves = LenientSaves(checkpoints, said.append)
+            saves.save(1, state, {}, {})
+            saves.wait()
+            with pytest.raises(OSError, match="No space left"), (disk / "other").open("wb", buffering=0) as other:
+                while True:
+                    other.write(bytes(2**12))
+            saves.save(2, state, {}, {})
+            saves.wait()
+            assert (saves.failures, saves.last_failed, checkpoints.steps()) == (1, True, [1])
+            (disk / "other").unlink()
+            saves.save(3, state, {}, {})
+            saves.wait()
+            assert (saves.failures, saves.last_failed, checkpoints.steps()) == (1, False, [3])
+            found = checkpoints.restore({"x": jax.ShapeDtypeStruct((10_000,), jnp.int32, sharding=state["x"].sharding)})
+        assert jnp.array_equal(found.state["x"], state["x"])
+    (line,) = said
+    assert line.startswith("warning: the checkpoint of step 2 could") and "No space left" in line
 
 
 def test_an_error_is_not_hidden_by_that_of_a_failed_save(tmp_path, monkeypatch, capsys):
