@@ -50,13 +50,13 @@ def main(flag_values: flags.FlagValues) -> int:
     counts = _counts(flag_values.sweep_chips)
     # Nothing runs here, and a device at hand may be busy.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from bigjax.preflight import candidates, devices
+    from bigjax.preflight import analytic, candidates, devices
     from bigjax.preflight.planner import Planner, exit_code
     from bigjax.sharding import ReplicationError
 
     topology = devices.parse(text, flag_values.num_slices)
     if not flag_values.analytic:
-        devices.check_installed(topology.platform)
+        devices.check_installed(topology.platform, analytic.covers(cfg))
     source = cli.config_of(sys.argv) or ""
     cfg = candidates.pinned(cfg, topology)
     steps_per_epoch = None if flag_values.analytic else _steps_per_epoch(cfg)

@@ -84,8 +84,8 @@ def test_gpt3_sizes(name, parameters, layers, d_model, heads, head_dim, batch_to
     rate = optim.schedule(cfg.optim, cfg.train.steps, ramp)
     warm, half, low = (ramp.steps_for(round(n / 2048)) for n in (375e6, 375e6 + (260e9 - 375e6) / 2, 260e9))
     assert float(rate(warm)) == pytest.approx(lr, rel=1e-3)
-    # It starts with a full batch's part, the step that has seen so much may have seen a batch more, and a warmup of whole
-    # batches is off by up to half of one, of which 0.4 count here.
+    # It starts with a full batch's part, the step that has seen so much may have seen a batch more, and a warmup of
+    # whole batches is off by up to half of one, of which 0.4 count here.
     early, part = float(rate(ramp.steps_for(round(0.4 * 375e6 / 2048)))), lr / cfg.optim.warmup_steps
     assert 0.4 * lr + 0.8 * part <= early <= 0.4 * lr + 2.2 * part
     assert float(rate(half)) == pytest.approx(0.55 * lr, rel=1e-3)

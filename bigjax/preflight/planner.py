@@ -44,7 +44,8 @@ class Planner:
             return self._judge(built, None)
         outcome = compiler.start(cfg, self.topology, quick=quick).wait(self.timeout_s)
         if outcome.failure:
-            raise UserError(f"{outcome.failure}; --analytic plans without the compiler")
+            hint = "; --analytic plans without the compiler" if analytic.covers(cfg) else ""
+            raise UserError(f"{outcome.failure}{hint}")
         return self._judge(built, outcome)
 
     def judge(self, cfg: Config, outcome: Outcome | None) -> dict[str, Any]:
