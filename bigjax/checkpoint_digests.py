@@ -129,7 +129,8 @@ def set_aside(checkpoints: Path, step: int) -> Path:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Return the path of every file in a step folder but the digests, by its relative name."""
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    found = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: path for name, path in found.items() if name not in (DIGESTS, f"{DIGESTS}.tmp")}
 
 
@@ -141,6 +142,8 @@ def _entry(path: Path) -> dict[str, Any]:
 
 def _problem(path: Path, size: int, sha256: str) -> str | None:
     """Say what is wrong with a file, or None."""
+    if path.is_symlink():  # it may lead anywhere
+        return "is a link"
     try:
         found = path.stat().st_size
         if found != size:

@@ -1,10 +1,14 @@
 """JSON that every reader accepts, written so that no reader sees half of it."""
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from bigjax.errors import UserError
 
 
 def dumps(value: Any) -> str:
@@ -16,6 +20,18 @@ def dumps(value: Any) -> str:
         TypeError: `value` holds something that JSON cannot, such as an array.
     """
     return json.dumps(_finite(value), allow_nan=False)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make whatever is wrong with a file that is read and taken apart here a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is damaged ({error!r})"
+        raise UserError(f"{path} cannot be read: {reason}; put the file back") from error
 
 
 def write_json(path: Path, value: Any) -> None:

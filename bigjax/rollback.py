@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from bigjax.json_files import write_json
+from bigjax.json_files import reading, write_json
 from bigjax.run_folder import RunFolder
 
 P = ParamSpec("P")
@@ -58,4 +58,10 @@ def leave_out(folder: RunFolder, batch: int, step: int | None, kind: str) -> Non
 
 def _entries(folder: RunFolder) -> list[dict[str, Any]]:
     """Return `{"batch": its number, "step": that took it, "kind": why it is left out}` for each."""
-    return json.loads(folder.left_out.read_text())["batches"] if folder.left_out.is_file() else []
+    if not folder.left_out.exists():
+        return []
+    with reading(folder.left_out):
+        entries = json.loads(folder.left_out.read_text())["batches"]
+        if not all(isinstance(entry["batch"], int) for entry in entries):
+            raise TypeError("a batch that is no number")
+        return entries

@@ -18,7 +18,7 @@ from typing import Any
 from bigjax import strict
 from bigjax.config import Config
 from bigjax.errors import ConfigError, UserError
-from bigjax.json_files import write_json
+from bigjax.json_files import reading, write_json
 from bigjax.run_lock import LOCK
 
 PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers")
@@ -145,10 +145,17 @@ class RunFolder:
             # No process may take what process 0 writes below for what was there before.
             multihost_utils.sync_global_devices("run folder checked")
         if jax.process_index() == 0:
-            self.write_config(config)
-            sessions = json.loads(self.environment.read_text())["sessions"] if self.environment.is_file() else []
-            write_json(self.environment, {"sessions": [*sessions, describe_session() | {"changed": changed}]})
+            sessions = self._sessions()
+            try:
+                self.write_config(config)
+                write_json(self.environment, {"sessions": [*sessions, describe_session() | {"changed": changed}]})
+            except OSError as error:
+                raise UserError(f"{self.path} cannot be written to: {error.strerror}") from error
         return existing
+
+    def _sessions(self) -> list[dict[str, Any]]:
+        with reading(self.environment):
+            return [*json.loads(self.environment.read_text())["sessions"]] if self.environment.exists() else []
 
     def write_config(self, config: Config) -> None:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
@@ -167,7 +174,7 @@ class RunFolder:
             cfg = strict.from_dict(Config, record["config"])
         except ConfigError as error:
             raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{self.config} cannot be read: {error!r}") from error
         fingerprint = strict.fingerprint(cfg)
         if record.get("fingerprint", fingerprint) != fingerprint:
@@ -206,7 +213,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     A last line that a crash cut short is left out.
     """
-    with path.open(encoding="utf-8") as file:
+    with reading(path), path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
                 row = json.loads(line)

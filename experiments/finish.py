@@ -10,6 +10,7 @@ from bigjax import metrics, params, plots, rollback, strict
 from bigjax.config import Config
 from bigjax.data import TextData
 from bigjax.evaluate import generation
+from bigjax.json_files import reading
 from bigjax.models import Model
 from bigjax.run_folder import RunFolder
 from bigjax.science.flops import run_flops_per_token
@@ -119,7 +120,11 @@ def _prompt(cfg: Config, text: TextData) -> list[int]:
 
 def summary(folder: RunFolder) -> str:
     """Return one line about a finished run."""
-    result = json.loads(folder.result.read_text())
+    with reading(folder.result):
+        return _summary(json.loads(folder.result.read_text()))
+
+
+def _summary(result: dict[str, Any]) -> str:
     line = f"{result['steps']:,} steps, {result['tokens']:,} tokens in {result['wall_s']:.0f} s"
     if result["eval_loss"] is None:
         return line

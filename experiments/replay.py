@@ -9,6 +9,7 @@ import jax
 
 from bigjax import checkpoint, data, forensics, models, optim, sharding, step
 from bigjax.errors import UserError
+from bigjax.json_files import reading
 from bigjax.run_folder import RunFolder
 from experiments import trained
 
@@ -62,7 +63,8 @@ def _read_event(folder: RunFolder, name: str) -> dict[str, Any]:
     if not path.is_file():
         there = sorted(found.parent.name for found in folder.forensics.glob(f"*/{forensics.EVENT}"))
         raise UserError(f"{folder.path} has no event {name!r}; it has {', '.join(there) or 'none'}")
-    return json.loads(path.read_text())
+    with reading(path):
+        return json.loads(path.read_text())
 
 
 def _newest_before(last: int, checkpoints: checkpoint.Checkpoints, abstract: Any) -> checkpoint.Restored | None:

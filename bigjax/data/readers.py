@@ -169,7 +169,7 @@ def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, st
 
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from None
     with file:
         columns = file.schema_arrow.names
@@ -178,7 +178,7 @@ def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, st
         if file.metadata.num_rows == 0:
             raise DataError(f"{path} is empty: it has no rows")
         row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[text_key]):
+        for batch in _batches(file, path, text_key):
             column = batch.column(0)
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
                 raise DataError(f"{path}: column {text_key!r} holds {column.type}, not strings")
@@ -188,3 +188,17 @@ def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, st
                     raise DataError(f"{path}, row {row}: {text_key!r} is null")
                 yield f"{name}:{row}", decode(value, f"{path}, row {row},")
                 row += 1
+
+
+def _batches(file: Any, path: Path, text_key: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    batches = file.iter_batches(batch_size=1024, columns=[text_key])
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:  # a page that is damaged, of a file whose end is not
+            raise DataError(f"{path} cannot be read as Parquet: {error}") from None
+        if batch is None:
+            return
+        yield batch

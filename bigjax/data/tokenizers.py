@@ -131,19 +131,26 @@ class JsonTokenizer:
         self.eos_id = None if eos_token is None else vocabulary[eos_token]
         self.vocab_size = max(vocabulary.values()) + 1
         self._vocabulary = vocabulary
+        self._place = place
         self._set_tables(json.loads(definition), place)
         self.digest = hashlib.sha256(json.dumps([definition, eos_token]).encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._encode(self._backend.encode_batch_fast, texts)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
     def encode_spans(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self._encode(self._backend.encode_batch, texts)
         return [(np.array(e.ids, np.int32), np.array(e.offsets, np.int64).reshape(-1, 2)) for e in encodings]
+
+    def _encode(self, encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
+        try:
+            return encode(list(texts), add_special_tokens=False)
+        except Exception as error:  # a definition that can be read, but not applied, such as one without unknown token
+            raise DataError(f"{self._place} cannot encode the text: {error}") from None
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
@@ -226,7 +233,9 @@ def load_file(path: Path) -> Tokenizer:
         raise DataError(f"{path} or the {CONFIG_FILE} beside it is not JSON: {error}") from None
     if content == {"kind": "bytes"}:
         return ByteTokenizer()
-    eos_token = config.get("eos_token")
+    eos_token = config.get("eos_token") if isinstance(config, dict) else config
     if isinstance(eos_token, dict):  # an added token, spelled out
         eos_token = eos_token.get("content")
+    if not isinstance(config, dict) or not (eos_token is None or isinstance(eos_token, str)):
+        raise DataError(f"{config_path} names no eos_token: it is {eos_token!r}")
     return JsonTokenizer(definition, eos_token, str(path))
