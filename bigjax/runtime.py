@@ -61,8 +61,8 @@ def _keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    # <malloc.h>: no block of its own for a large request, nothing trimmed, one arena for all threads.
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):
+    # <malloc.h>: no block of its own for a large request, nothing trimmed (-1: however much), one arena for all threads.
+    for option, value in ((-4, 0), (-1, -1), (-8, 1)):
         mallopt(option, value)
 
 
