@@ -64,7 +64,13 @@ class ModelConfig:
 
     family: Literal["decoder", "encoder", "encdec", "rnn"] = "decoder"
     head: Literal[
-        "lm", "lm_next_sentence", "classification", "token_classification", "question_answering", "pooler"
+        "lm",
+        "lm_next_sentence",
+        "next_sentence",
+        "classification",
+        "token_classification",
+        "question_answering",
+        "pooler",
     ] = "lm"
     num_classes: int = bounded(0, minimum=0)
     token_types: int = bounded(0, minimum=0)

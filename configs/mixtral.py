@@ -4,7 +4,8 @@
         --config.data.tokenizer=hf:PATH/tokenizer.json --config.mesh.expert=8 --workdir=runs/mixtral
 
 Shapes as released: 8x7b (the default; Jiang et al. 2024, table 1) has 46,702,792,704 parameters, of which a token uses
-12,879,925,248; 8x22b has 140,620,634,112 and 39,152,031,744. Each token sees 2 of 8 experts, with renormalised weights
+12,879,925,248; 8x22b has 140,620,634,112 and 39,152,031,744 (its instruction-tuned
+variant, with 32,768 pieces, 140,630,071,296 in all). Each token sees 2 of 8 experts, with renormalised weights
 and no capacity: nothing is dropped. The weight of the balancing loss, 0.02 for 8x7b and 0.001 for 8x22b, is that of the
 released configs. Batch, length and learning rate were not published: they are those of Llama 2's models of nearest
 active size (Touvron et al. 2023, table 1), in rows of 8,192 tokens.

@@ -84,8 +84,8 @@ def _function(source: str, name: str, what: str) -> Callable[..., Any]:
 def _finetuning(source: str, folder: Path) -> Config:
     """Return a run that starts from the model of a Hugging Face folder, with its tokenizer if it has one.
 
-    The objective is the first that trains such a model: causal_lm, masked_lm, classification or seq2seq. An encoder
-    without a head gets a new one for masked tokens. The learning rate is that of instruction tuning of a 7B model
+    The objective is the first that trains such a model. An encoder without a head that an objective trains gets a new
+    one for masked tokens. The learning rate is that of instruction tuning of a 7B model
     (Taori et al. 2023), smaller models bear more; and the least of those for BERT (Devlin et al. 2019, appendix A.3).
     An encoder-decoder is tuned as T5 was (Raffel et al. 2020, section 3.1.2).
     """
@@ -100,7 +100,8 @@ def _finetuning(source: str, folder: Path) -> Config:
         seq_len=length,
         target_len=length // 4 if model.family == "encdec" else 0,
         tokenizer=f"hf:{tokenizer}" if tokenizer.is_file() else "bytes",
-        classes=hf_config.class_names(folder) if head == "classification" else (),
+        doc_stride=min(DataConfig().doc_stride, max(1, length // 2 - 1)),
+        classes=hf_config.class_names(folder) if model.num_classes else (),
     )
     optim = OptimConfig(lr=2e-5, warmup_steps=30, weight_decay=0.0)
     if model.family == "encdec":

@@ -1,7 +1,8 @@
 """Score a trained run with its newest checkpoint: loss in nats per token, perplexity and bits per byte, or what else
 its objective measures; for classification, of texts or of words, also precision, recall and F1 of every class and the
 confusion matrix; for words whose tags are BIO the same of entities; for question answering exact match and F1 as SQuAD
-measures them.
+measures them. Where some questions have no answer, a question is left without one if that scores higher than the best
+answer by more than --no_answer_threshold, and the thresholds that would have been best are reported.
 
 --tasks measures what it names. exact_match, f1 (of words), bleu and chrf compare an encoder-decoder's answers with
 those of the data. multiple_choice:FILE.jsonl has lines of question, choices and answer (its place from 0, or its text),
@@ -19,6 +20,7 @@ from typing import Any
 
 from absl import flags
 
+from bigjax.errors import UserError
 from experiments import cli, distributed
 
 EXAMPLES = (
@@ -38,6 +40,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_list("sources", None, "sources to score instead of the run's text", flag_values=flag_values)
     flags.DEFINE_integer("batches", 0, "batches to score, 0 for all", 0, flag_values=flag_values)
     flags.DEFINE_integer("mc_dropout", 0, "passes with dropout to average, or 0", 0, flag_values=flag_values)
+    said = "by how much no answer to a question must score higher than one"
+    flags.DEFINE_float("no_answer_threshold", None, said, flag_values=flag_values)
     tasks = "bleu, chrf, exact_match, f1, multiple_choice:FILE.jsonl, rolling:SOURCE"
     flags.DEFINE_list("tasks", [], f"what to measure: {tasks}", flag_values=flag_values)
     flags.DEFINE_integer("beams", 1, "hypotheses of the search for an answer", 1, flag_values=flag_values)
@@ -62,6 +66,8 @@ def main(flag_values: flags.FlagValues) -> int:
     from experiments import trained
 
     asked = tasks.parse(cfg, flag_values.tasks)
+    if flag_values.no_answer_threshold is not None and cfg.train.objective != "question_answering":
+        raise UserError(f"--no_answer_threshold is for question_answering, not train.objective={cfg.train.objective!r}")
     if asked.scores:
         beam_search.check_beams(build(cfg.model), flag_values.beams, flag_values.length_penalty)
     run = trained.load(flag_values.workdir, cfg)
@@ -104,7 +110,9 @@ def _on_text(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[st
         batches = texts.batches(flag_values.batches)
         scores: dict[str, Any] = {"sources": [source.spec for source in texts.sources]}
         scores |= score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
-        measured, said = reports.measure(cfg, run.model, run.weights, texts, run.layout, flag_values.batches)
+        threshold = flag_values.no_answer_threshold
+        options = {} if threshold is None else {"no_answer_threshold": threshold}
+        measured, said = reports.measure(cfg, run.model, run.weights, texts, run.layout, flag_values.batches, **options)
         if said and jax.process_index() == 0:
             print(said, file=sys.stderr)
     return scores | measured

@@ -3,7 +3,7 @@
     from lm_eval import simple_evaluate
     from experiments.harness import RunLM
 
-    print(simple_evaluate(RunLM("runs/quickstart"), tasks=["lambada_openai"])["results"])
+    print(simple_evaluate(RunLM("runs/quickstart"), tasks=["lambada_openai"])["results"])  # downloads its data
 
 `hf:PATH` of a Hugging Face folder may stand for the run. Nothing is put before a text, no start token either, and there
 are no chat templates.

@@ -110,6 +110,21 @@ def test_a_sound_launcher_passes_on_the_same_mesh_and_elsewhere(environment, run
             assert 0 <= found.error <= found.bound < 1e-3
 
 
+@pytest.mark.exhaustive
+def test_a_batch_that_grows_is_resumed_by_two_processes(environment, config, tmp_path):
+    """In the middle of the ramp: 4 rows a step for 6 steps, then 8."""
+    ramp = {"ramp_batch_size": 2, "ramp_tokens": 999}
+    grows = dataclasses.replace(config, train=dataclasses.replace(config.train, **ramp))
+    (small,) = resume.small(grows, STEPS, KILL_AT, HERE)
+    runs = Runs(small, KILL_AT - 1, tmp_path, check_resume.LAUNCHER)
+    trace, _ = runs.straight()
+    drawn = [sum(id_ >= 0 for id_ in trace.batches[step]["ids"]) for step in sorted(trace.batches)]
+    assert drawn == [4] * 6 + [8] * 3
+    for found in runs.disturbed(trace, resume.cases(HERE, [], 2)):
+        assert found.status == "same", found
+    assert (found.start, found.processes) == (RESUMED_AFTER, 2)
+
+
 @pytest.mark.parametrize(
     ("bug", "quantity", "step"),
     [

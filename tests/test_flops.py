@@ -29,6 +29,13 @@ def test_the_head_of_an_encoder_counts_where_it_is_applied(model, train, head, p
     assert model_flops_per_token(cfg.model, specs, S) == 6 * (BELOW + head) + KEYS
 
 
+def test_pairs_are_pooled_once_a_row():
+    model = ModelConfig(**SIZES, head="lm_next_sentence", token_types=2)
+    cfg = Config(model, DataConfig(seq_len=S), TrainConfig(objective="masked_lm_next_sentence"))
+    per_row = 6 * (S * BELOW + 6 * (D * D + V * D) + 1 * (D * D + 2 * D)) + S * KEYS
+    assert run_flops_per_token(cfg, build(model).specs) * S == pytest.approx(per_row)
+
+
 def test_the_head_of_a_decoder_counts_everywhere():
     cfg = Config(ModelConfig(**SIZES | {"family": "decoder"}), DataConfig(seq_len=S))
     specs = build(cfg.model).specs

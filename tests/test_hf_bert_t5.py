@@ -21,6 +21,9 @@ from experiments import config_source
 from tests.conftest import mesh_of
 from tests.test_hf_weights import BERT, T5, T5_V1_1, assert_same_bits, random_params
 
+PAIRS = dataclasses.replace(BERT, head="lm_next_sentence")
+TAGGER = dataclasses.replace(BERT, head="token_classification", num_classes=3)
+READER = dataclasses.replace(BERT, head="question_answering")
 CLASSIFIER = dataclasses.replace(BERT, head="classification", num_classes=3)
 BARE = dataclasses.replace(BERT, head="pooler")
 
@@ -62,13 +65,44 @@ def with_pooler(tensors):
     tensors["bert.pooler.dense.bias"] = np.full(24, 7, np.float32)
 
 
-@pytest.mark.parametrize("class_name", ["BertForMaskedLM", "BertForPreTraining"])
-def test_bert_as_it_was_released(tmp_path, class_name):
+def test_bert_as_it_was_released(tmp_path):
+    """Whether its heads are both asked for, or the one for masked tokens: `architectures` says it."""
     params = export(BERT, tmp_path)
-    edit(tmp_path, as_released, architectures=[class_name], position_embedding_type="absolute", directionality="bidi")
+    names_of_old = {"position_embedding_type": "absolute", "directionality": "bidi"}
+    edit(tmp_path, as_released, architectures=["BertForMaskedLM"], **names_of_old)
     found, imported = hf.import_checkpoint(tmp_path)
     assert found.head == "lm"
     assert_same_bits(imported, params)
+    edit(tmp_path, lambda tensors: None, architectures=["BertForPreTraining"])
+    found, imported = hf.import_checkpoint(tmp_path)
+    assert found.head == "lm_next_sentence"
+    pooler, classes = np.arange(24 * 24, dtype=np.float32).reshape(24, 24).T, np.ones((2, 24), np.float32)
+    added = {"pooler": pooler, "pooler_bias": np.full(24, 7, np.float32), "classes": classes}
+    added["classes_bias"] = np.ones(2, np.float32)
+    assert_same_bits(imported, params | {"head": params["head"] | added})
+
+
+def test_of_both_heads_of_pre_training_none_may_be_missing(tmp_path):
+    export(PAIRS, tmp_path)
+    edit(tmp_path, lambda tensors: tensors.pop("cls.seq_relationship.weight"))
+    with pytest.raises(hf.HuggingFaceError, match=r"lacks cls.seq_relationship.weight$"):
+        hf.import_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "said", "message"),
+    [
+        (READER, {"id2label": {"0": "a", "1": "b", "2": "c"}}, "id2label has 3 labels, but an answer has 2 ends"),
+        (TAGGER, {"id2label": {"0": "a"}}, "id2label has one label, a regression, which is not covered"),
+        (TAGGER, {"id2label": {"0": "a", "1": "b"}}, r"classifier.weight has \(3, 24\), not \(2, 24\) by config"),
+        (TAGGER, {"classifier_dropout": 0.5}, "classifier_dropout=0.5 is not covered, only 0.1"),
+    ],
+)
+def test_labels_that_do_not_suit_the_head_are_named(tmp_path, cfg, said, message):
+    export(cfg, tmp_path)
+    edit(tmp_path, lambda tensors: None, **said)
+    with pytest.raises(hf.HuggingFaceError, match=message):
+        hf.import_checkpoint(tmp_path)
 
 
 def test_t5_as_it_was_released(tmp_path):
@@ -123,6 +157,12 @@ STARTS = {
     "as released": (BERT, as_released, CLASSIFIER, {"pooler", "pooler_bias"}),
     "other classes": (dataclasses.replace(CLASSIFIER, num_classes=5), None, CLASSIFIER, {"pooler", "pooler_bias"}),
     "the same classes": (CLASSIFIER, None, CLASSIFIER, {"classes", "classes_bias", "pooler", "pooler_bias"}),
+    "both heads, for masked tokens": (PAIRS, None, BERT, {"dense", "dense_bias", "norm", "bias"}),
+    "both heads, for classes": (PAIRS, None, CLASSIFIER, {"pooler", "pooler_bias"}),
+    "masked tokens, for both heads": (BERT, None, PAIRS, {"dense", "dense_bias", "norm", "bias"}),
+    "classes of texts, for those of words": (CLASSIFIER, None, TAGGER, set()),
+    "classes of words, for answers": (TAGGER, None, READER, set()),
+    "masked tokens, for answers": (BERT, as_released, READER, set()),
     "classes, for masked tokens": (CLASSIFIER, None, BERT, set()),
 }
 
@@ -139,8 +179,9 @@ def test_a_run_with_another_head_starts_below_it(tmp_path, name):
     assert set(loaded.get("head", {})) == kept
     for part in ("embed", "blocks"):
         assert_same_bits(jax.device_get(loaded[part]), params[part])
-    if "pooler" in params["head"] and kept:
-        np.testing.assert_array_equal(loaded["head"]["pooler"], params["head"]["pooler"])
+    known = {part: array for part, array in params["head"].items() if part in kept}
+    if known:
+        assert_same_bits(jax.device_get({part: loaded["head"][part] for part in known}), known)
     elif kept:
         np.testing.assert_array_equal(loaded["head"]["pooler"], np.arange(24 * 24).reshape(24, 24).T)
     for leaf, place in names(wanted).items():
@@ -178,8 +219,10 @@ def run_of(source) -> Config:
 
 def test_a_folder_is_a_config_for_the_task_of_its_head(tmp_path):
     wanted = {"lm": (BERT, "masked_lm"), "bare": (BARE, "masked_lm"), "classes": (CLASSIFIER, "classification")}
+    wanted |= {"tags": (TAGGER, "token_classification"), "answers": (READER, "question_answering")}
+    wanted |= {"pairs": (PAIRS, "masked_lm_next_sentence")}
     for name, (model, objective) in (wanted | {"t5": (T5, "seq2seq")}).items():
-        how = {"classes": ("sea", "sky", "air")} if model is CLASSIFIER else {}
+        how = {"classes": ("sea", "sky", "air")} if model.num_classes else {}
         export(model, tmp_path / name, **how)
         cfg = run_of(f"hf:{tmp_path}/{name}")
         assert (cfg.train.objective, cfg.init_from) == (objective, f"hf:{tmp_path}/{name}")

@@ -101,6 +101,13 @@ CASES: dict[str, tuple[str, ModelConfig]] = {
         "BertForSequenceClassification",
         dataclasses.replace(BERT, head="classification", num_classes=3, activation="gelu_tanh"),
     ),
+    "bert of words": (
+        "BertForTokenClassification",
+        dataclasses.replace(BERT, head="token_classification", num_classes=5),
+    ),
+    "bert of answers": ("BertForQuestionAnswering", dataclasses.replace(BERT, head="question_answering")),
+    "bert of pairs": ("BertForNextSentencePrediction", dataclasses.replace(BERT, head="next_sentence")),
+    "bert as pre-trained": ("BertForPreTraining", dataclasses.replace(BERT, head="lm_next_sentence")),
     "bert without a head": ("BertModel", dataclasses.replace(BERT, head="pooler", token_types=1, activation="relu")),
     "t5": ("T5ForConditionalGeneration", T5),
     "t5 v1.1": ("T5ForConditionalGeneration", T5_V1_1),

@@ -135,6 +135,20 @@ def test_mixtral_has_13b_active_parameters():
     assert "params_active" not in params.counts(models.build(dense).specs, 2)
 
 
+def test_mixtral_8x22b_of_either_vocabulary():
+    """The base model has 32,000 pieces, the instruction-tuned one 32,768: 140,630,071,296, by transformers' classes."""
+    cfg = dataclasses.replace(model_config("mixtral", "8x22b"), vocab_size=32768)
+    assert count(cfg) == 140_630_071_296 == count(model_config("mixtral", "8x22b")) + 2 * 768 * 6144
+    torch = pytest.importorskip("torch", reason="counting transformers' parameters needs PyTorch")
+    import transformers
+
+    sizes = {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56}
+    sizes |= {"num_attention_heads": 48, "num_key_value_heads": 8, "num_local_experts": 8}
+    with torch.device("meta"):
+        theirs = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, vocab_size=32768))
+    assert sum(w.numel() for w in theirs.parameters()) == count(cfg)
+
+
 def transformers_count(cfg: ModelConfig) -> int:
     torch = pytest.importorskip("torch", reason="counting transformers' parameters needs PyTorch")
     from transformers import AutoModelForCausalLM

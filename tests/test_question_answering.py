@@ -98,7 +98,7 @@ def test_characters_of_several_bytes_are_counted_as_characters(tmp_path):
     assert bytes(arrays["tokens"][0, first : last + 1].tolist()).decode() == "丹麦"
     logits = np.zeros((1, 2, 64))
     logits[0, 0, first] = logits[0, 1, last] = 5
-    assert question_answering.answers(logits, rows) == {0: "丹麦"}
+    assert question_answering.answers(logits, rows) == {0: ("丹麦", -10.0)}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,7 @@ def test_characters_of_several_bytes_are_counted_as_characters(tmp_path):
         ({"answer": "Rome"}, "the answer 'Rome' does not stand at character 15"),
         ({"answer": "", "answer_start": 0}, "the answer '' does not stand at character 0"),
         ({"answer": []}, "an answer is a string and where it starts a number, or both are lists as long"),
+        ({"answer": [], "answer_start": [], "context": " "}, "data.jsonl:1: the context is empty"),
         ({"answer_start": "15"}, "an answer is a string and where it starts a number"),
         ({"question": None}, "context and question must be strings"),
     ],
@@ -152,9 +153,93 @@ def test_scores_are_those_of_squad():
     assert measured == {"exact_match": pytest.approx(1 / 3), "f1": pytest.approx((1 + 0.5 + 0) / 3), "questions": 3}
 
 
+UNANSWERED = {"context": "Lear lives.", "question": "Where is Lear?", "answer": [], "answer_start": []}
+
+
+def test_no_answer_is_learned_as_the_first_place_of_a_row(tmp_path):
+    rows = build(f"jsonl:{jsonl(tmp_path, [EXAMPLES[0], UNANSWERED])}", tmp_path / "cache")
+    arrays = rows.arrays(np.arange(2), np.arange(2))
+    assert arrays["targets"][1].tolist() == [0, 0] and arrays["targets"][0].all()
+    assert arrays["weights"].tolist() == [[1, 1]] * 2
+    assert rows.examples[1].answers == ()
+
+
+def test_no_answer_of_a_long_text_scores_as_its_least_piece(tmp_path):
+    """run_squad.py of Devlin et al. 2019 takes the minimum: `[CLS]` of a piece speaks of this piece only."""
+    record = {"context": "abcdefghij" * 3, "question": "q", "answer": [], "answer_start": []}
+    rows = build(f"jsonl:{jsonl(tmp_path, [record])}", tmp_path / "cache", seq_len=24, doc_stride=10)
+    assert len(rows) == 2
+    logits = np.full((2, 2, 24), -9.0)
+    logits[:, :, 0] = [[3, 4], [1, 2]]
+    logits[0, :, 3], logits[1, :, 5] = 0.5, 2  # the best of the spans is "c" in the second piece, which starts at 10
+    assert question_answering.answers(logits, rows) == {0: ("c", 3.0 - 4.0)}
+
+
+def official(texts, wanted, doubts, threshold):
+    """SQuAD 2.0's definition, question by question: means in all, of those with an answer and without, and the best."""
+
+    def score(text, rights):
+        golds = [words for words in (question_answering.normalise(right).split() for right in rights) if words] or [[]]
+        words, f1s = question_answering.normalise(text).split(), []
+        for gold in golds:
+            common = sum(min(words.count(word), gold.count(word)) for word in set(words))
+            empty = not words or not gold
+            f1s.append(float(words == gold) if empty else 2 * common / (len(words) + len(gold)))
+        return float(any(words == gold for gold in golds)), max(f1s)
+
+    def means(limit, chosen):
+        answered = [("" if doubts[i] > limit else texts[i], wanted[i]) for i in chosen]
+        return np.mean([score(*one) for one in answered], axis=0).tolist()
+
+    everyone = range(len(texts))
+    sides = [[i for i in everyone if bool(wanted[i]) == kind] for kind in (True, False)]
+    bests = np.max([means(limit, everyone) for limit in [-1e9, *doubts]], axis=0).tolist()
+    return [means(threshold, side) for side in (everyone, *sides)], bests
+
+
+@pytest.mark.parametrize("threshold", [-1.5, 0.0, 1.0])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_scores_are_those_of_squad_2(seed, threshold):
+    rng = np.random.default_rng(seed)
+    words = ["Verona", "the old town", "a", "Athens.", "old town", "Town of Athens"]
+    texts = rng.choice(words, 40).tolist()
+    wanted = [tuple(rng.choice(words, rng.integers(1, 3))) if rng.random() < 0.6 else () for _ in texts]
+    doubts = rng.integers(-3, 4, 40).astype(float).tolist()  # so that many are equal
+    found = [question_answering.Found(*one) for one in zip(texts, doubts, strict=True)]
+    measured = question_answering.report(question_answering.said(found, threshold), wanted)
+    groups, bests = official(texts, wanted, doubts, threshold)
+    for side, group in zip((measured, measured["has_answer"], measured["no_answer"]), groups, strict=True):
+        assert [side["exact_match"], side["f1"]] == pytest.approx(group)
+    assert measured["questions"] == measured["has_answer"]["questions"] + measured["no_answer"]["questions"] == 40
+    best = question_answering.best_thresholds(found, wanted)
+    assert [best["best_exact_match"], best["best_f1"]] == pytest.approx(bests)
+    for name in ("exact_match", "f1"):
+        chosen = question_answering.said(found, best[f"best_{name}_threshold"])
+        assert question_answering.report(chosen, wanted)[name] == pytest.approx(best[f"best_{name}"])
+
+
+def test_a_worked_example_of_no_answers():
+    """Two with an answer, one of which is doubted, and two without: one is doubted, one answered all the same."""
+    found = [question_answering.Found(*one) for one in (("Rome", -2), ("in Troy", 1), ("Rome", 2), ("Rome", -1))]
+    wanted = [("Rome",), ("Troy",), (), ()]
+    assert question_answering.said(found, 0.0) == ["Rome", "", "", "Rome"]
+    measured = question_answering.report(question_answering.said(found, 0.0), wanted)
+    assert (measured["exact_match"], measured["f1"]) == (0.5, 0.5)
+    assert measured["has_answer"] == {"exact_match": 0.5, "f1": 0.5, "questions": 2}
+    assert measured["no_answer"] == {"exact_match": 0.5, "f1": 0.5, "questions": 2}
+    best = question_answering.best_thresholds(found, wanted)
+    # Doubting all but the first is right three times; "in Troy" has an F1 of 2/3, too little for a wrong "Rome".
+    assert best == {
+        "best_exact_match": 0.75,
+        "best_exact_match_threshold": -2,
+        "best_f1": 0.75,
+        "best_f1_threshold": -2,
+    }
+
+
 def test_from_questions_to_answers(tmp_path, tmp_path_factory):
     run = commands.Commands(commands.shared_cache(tmp_path_factory)).run
-    path, unseen = jsonl(tmp_path), jsonl(tmp_path, [example("Oberon", "Athens")], "unseen")
+    path, unseen = jsonl(tmp_path, [*EXAMPLES, UNANSWERED]), jsonl(tmp_path, [example("Oberon", "Athens")], "unseen")
     tiny = (
         "--config=configs/finetune_question_answering.py",
         "--config.model.num_layers=2",
@@ -179,5 +264,6 @@ def test_from_questions_to_answers(tmp_path, tmp_path_factory):
     run("experiments.train", *tiny, devices=2)
     evaluated = run("experiments.evaluate", f"--workdir={tmp_path}/run", "--split=train")
     scores = json.loads(evaluated.stdout)
-    assert (scores["questions"], scores["exact_match"], scores["f1"]) == (len(EXAMPLES), 1.0, 1.0)
+    assert (scores["questions"], scores["exact_match"], scores["f1"]) == (len(EXAMPLES) + 1, 1.0, 1.0)
+    assert (scores["no_answer"]["questions"], scores["no_answer"]["f1"], scores["best_f1"]) == (1, 1.0, 1.0)
     assert "found: 'Verona', right: 'Verona'" in evaluated.stderr

@@ -160,9 +160,9 @@ def test_from_two_columns_to_entities(tmp_path, tmp_path_factory):
         "--config.model.d_ff=64",
         "--config.model.num_heads=2",
         "--config.model.dropout=0.0",
-        "--config.model.vocab_size=260",
+        "--config.model.vocab_size=300",
         "--config.model.num_classes=4",
-        "--config.data.tokenizer=bytes",
+        "--config.data.tokenizer=bpe:270",
         "--config.data.seq_len=40",
         f"--config.data.sources=conll:{path}",
         f"--config.data.eval_sources=conll:{unseen}",
@@ -182,3 +182,10 @@ def test_from_two_columns_to_entities(tmp_path, tmp_path_factory):
     assert scores["entities"]["micro"]["f1"] == 1.0
     assert scores["entities"]["kinds"]["PER"]["entities"] == len(SENTENCES)
     assert "entities" in evaluated.stderr
+    run("experiments.export", f"--workdir={tmp_path}/run", f"--out={tmp_path}/hf")
+    told = json.loads((tmp_path / "hf/config.json").read_text())
+    assert told["architectures"] == ["BertForTokenClassification"]
+    assert told["id2label"] == {"0": "B-LOC", "1": "B-PER", "2": "I-LOC", "3": "O"}
+    left = ("--config.data.seq_len=40", f"--config.data.sources=conll:{path}", f"--sources=conll:{path}")
+    again = json.loads(run("experiments.evaluate", f"--workdir=hf:{tmp_path}/hf", *left).stdout)
+    assert (again["classification"], again["entities"]) == (scores["classification"], scores["entities"])

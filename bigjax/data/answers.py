@@ -22,7 +22,8 @@ class Example:
     """A question, the text that answers it, and the answers, of which the first is trained on.
 
     Attributes:
-      starts: where each answer starts in the context, in characters.
+      answers: none where the text does not answer the question (Rajpurkar et al. 2018, SQuAD 2.0). starts: where each
+        starts in the context, in characters.
     """
 
     context: str
@@ -32,10 +33,10 @@ class Example:
 
 
 def read_examples(side: SplitSource) -> Iterator[Example]:
-    """Yield the examples of a side; answer and start are a string and a number, or a list of each.
+    """Yield the examples of a side; answer and start are a string and a number, or a list of each, which may be empty.
 
     Raises:
-      DataError: a value is of another kind, there is no answer, or it does not stand where it should.
+      DataError: a value is of another kind, or an answer does not stand where it should.
     """
     for name, record in side.documents():
         context, question, answers, starts = json.loads(record)
@@ -44,7 +45,9 @@ def read_examples(side: SplitSource) -> Iterator[Example]:
             answers, starts = [answers], [starts]
         if not isinstance(context, str) or not isinstance(question, str):
             raise DataError(f"{place}: context and question must be strings")
-        if not _is_list(answers, str) or not _is_list(starts, int) or len(answers) != len(starts) or not answers:
+        if not context.strip():
+            raise DataError(f"{place}: the context is empty")
+        if not _is_list(answers, str) or not _is_list(starts, int) or len(answers) != len(starts):
             raise DataError(f"{place}: an answer is a string and where it starts a number, or both are lists as long")
         for answer, start in zip(answers, starts, strict=True):
             if not answer.strip() or start < 0 or context[start : start + len(answer)] != answer:
@@ -61,11 +64,13 @@ class AnswerSpans:
     """Rows `[CLS] question [SEP] piece of the context [SEP]`, padded, and where in them the answer starts and ends.
 
     A question takes at most half of a row and is cut off there; pieces start every `stride` tokens, until one ends with
-    the context. Where a piece does not hold the whole answer, both ends are `[CLS]` (Devlin et al. 2019, run_squad.py).
+    the context. Where a piece does not hold the whole answer, or there is none, both ends are `[CLS]` (Devlin et al.
+    2019, section 4.3 and run_squad.py).
 
     Attributes:
       examples: what is asked. questions, contexts: their tokens. spans: (n, 2) of each context, the characters that its
-        tokens stand for. ends: (examples, 2) the first and last token of the answer in the context.
+        tokens stand for. ends: (examples, 2) the first and last token of the answer in the context, -1 where there is
+        none.
       pieces: (rows, 3) the example of each row, and where in the context's tokens its piece starts and ends.
     """
 
@@ -97,9 +102,7 @@ class AnswerSpans:
         for number, one in enumerate(examples):
             room = data.seq_len - 3 - len(questions[number])
             pieces += [(number, *piece) for piece in _pieces(len(contexts[number]), room, data.doc_stride)]
-            stop = one.starts[0] + len(one.answers[0])
-            first = int(np.searchsorted(spans[number][:, 1], one.starts[0], side="right"))
-            last = int(np.searchsorted(spans[number][:, 0], stop, side="left")) - 1
+            first, last = _ends(one, spans[number])
             if first > last:
                 raise DataError(f"{side.source.spec!r}: the tokenizer has no token for the answer {one.answers[0]!r}")
             ends.append((first, last))
@@ -163,6 +166,15 @@ class AnswerSpans:
             "targets": targets_B2,
             "weights": weights_B2,
         }
+
+
+def _ends(one: Example, spans: np.ndarray) -> tuple[int, int]:
+    """Return the first and last token of the answer, given the characters that each token stands for."""
+    if not one.answers:
+        return -1, -1
+    stop = one.starts[0] + len(one.answers[0])
+    first, after = np.searchsorted(spans[:, 1], one.starts[0], side="right"), np.searchsorted(spans[:, 0], stop)
+    return int(first), int(after) - 1
 
 
 def _pieces(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

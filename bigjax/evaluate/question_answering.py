@@ -1,11 +1,13 @@
-"""How well answers are found in texts: exact match and F1 of words, as SQuAD measures them (Rajpurkar et al. 2016).
+"""How well answers are found in texts: exact match and F1 of words, as SQuAD measures them (Rajpurkar et al. 2016),
+also where some questions have no answer (Rajpurkar et al. 2018, SQuAD 2.0).
 
 Legend: N rows, S sequence.
 """
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,9 +38,25 @@ def best_span(logits_2S: np.ndarray, first: int, stop: int) -> tuple[float, int,
     return best
 
 
-def answers(logits_N2S: np.ndarray, source: AnswerSpans) -> dict[int, str]:
-    """Return the best answer to each example of a source, by number, over the rows of it that were scored."""
+class Found(NamedTuple):
+    """The best answer to a question.
+
+    Attributes:
+      doubt: by how much the score of no answer, both ends at `[CLS]`, exceeds that of the answer.
+    """
+
+    text: str
+    doubt: float
+
+
+def answers(logits_N2S: np.ndarray, source: AnswerSpans) -> dict[int, Found]:
+    """Return the best answer to each example of a source, by number, over the rows of it that were scored.
+
+    The score of no answer is the least of those of the rows, as each of the others holds a part of the text only
+    (Devlin et al. 2019, run_squad.py).
+    """
     best: dict[int, tuple[float, str]] = {}
+    none: dict[int, float] = {}
     for row, logits_2S in enumerate(logits_N2S):
         example, start, stop = source.pieces[row].tolist()
         if stop == start:
@@ -49,22 +67,71 @@ def answers(logits_N2S: np.ndarray, source: AnswerSpans) -> dict[int, str]:
         text = source.examples[example].context[spans[first - place, 0] : spans[last - place, 1]]
         if example not in best or score > best[example][0]:
             best[example] = score, text
-    return {example: text for example, (_, text) in best.items()}
+        none[example] = min(none.get(example, np.inf), float(logits_2S[:, 0].astype(np.float64).sum()))
+    return {example: Found(text, none[example] - score) for example, (score, text) in best.items()}
 
 
-def report(found: Sequence[str], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return `exact_match` and `f1` of answers, each against the best of those that would be right, and how many."""
+def said(found: Iterable[Found], threshold: float) -> list[str]:
+    """Return the answers, empty where the doubt exceeds a threshold (Devlin et al. 2019, section 4.3)."""
+    return ["" if one.doubt > threshold else one.text for one in found]
+
+
+def report(texts: Sequence[str], wanted: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return `exact_match` and `f1` of answers, each against the best of those that would be right, and how many.
+
+    Where some questions have no answer, the same of them, `no_answer`, and of the others, `has_answer`: as in the
+    evaluation script of SQuAD 2.0, no answer is right if it is empty.
+    """
+    exact, overlap = _scores(texts, wanted)
+    sides = {"no_answer": np.array([not rights for rights in wanted])}
+    sides["has_answer"] = ~sides["no_answer"]
+    measured: dict[str, Any] = _means(exact, overlap)
+    if sides["no_answer"].any():
+        measured |= {name: _means(exact[side], overlap[side]) for name, side in sides.items() if side.any()}
+    return measured
+
+
+def best_thresholds(found: Sequence[Found], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the highest `best_exact_match` and `best_f1` that any threshold gives, and which threshold does.
+
+    It is chosen on the data that it is measured on, as in the evaluation script of SQuAD 2.0.
+    """
+    kept = _scores([one.text for one in found], wanted)
+    without = _scores([""] * len(found), wanted)[0]  # no words are all right or all wrong
+    order = np.argsort([one.doubt for one in found], kind="stable")
+    doubts = np.array([one.doubt for one in found])[order]
+    # One threshold answers all questions up to some doubt, that one included.
+    last = np.append(np.diff(doubts) > 0, True)
+    measured = {}
+    for name, scores in zip(("exact_match", "f1"), kept, strict=True):
+        totals = np.cumsum((scores - without)[order])[last] + without.sum()
+        best = int(np.argmax(totals))
+        total, threshold = float(totals[best]), float(doubts[last][best])
+        if without.sum() > total:  # answering nothing
+            total, threshold = float(without.sum()), float(np.nextafter(doubts[0], -np.inf))
+        measured |= {f"best_{name}": total / len(found), f"best_{name}_threshold": threshold}
+    return measured
+
+
+def _scores(texts: Sequence[str], wanted: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return exact match and F1 of each answer."""
     exact, overlap = [], []
-    for text, rights in zip(found, wanted, strict=True):
+    for text, rights in zip(texts, wanted, strict=True):
         words = normalise(text).split()
-        exact.append(max(normalise(text) == normalise(right) for right in rights))
-        overlap.append(max(bag_f1(words, normalise(right).split()) for right in rights))
+        normal = [normalise(right).split() for right in rights]
+        normal = [right for right in normal if right] or [[]]
+        exact.append(float(words in normal))
+        overlap.append(max(bag_f1(words, right) for right in normal))
+    return np.array(exact), np.array(overlap)
+
+
+def _means(exact: np.ndarray, overlap: np.ndarray) -> dict[str, float]:
     return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap)), "questions": len(exact)}
 
 
-def peek(found: Sequence[str], wanted: Sequence[Sequence[str]], questions: Sequence[str], count: int = 5) -> str:
+def peek(texts: Sequence[str], wanted: Sequence[Sequence[str]], questions: Sequence[str], count: int = 5) -> str:
     """Return some questions with what was found and what is right."""
-    lines = zip(questions, found, wanted, strict=True)
+    lines = list(zip(questions, texts, wanted, strict=True))[:count]
     return "\n".join(
-        f"{question}\n  found: {text!r}, right: {rights[0]!r}" for question, text, rights in list(lines)[:count]
+        f"{question}\n  found: {text!r}, right: {rights[0] if rights else ''!r}" for question, text, rights in lines
     )

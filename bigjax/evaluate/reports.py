@@ -13,13 +13,15 @@ from bigjax.evaluate import classification, entities, question_answering
 from bigjax.models import Model
 from bigjax.sharding import Layout
 
-Report = Callable[[np.ndarray, np.ndarray, EvalSet], tuple[dict[str, Any], str]]
+Report = Callable[..., tuple[dict[str, Any], str]]
 
 
 def measure(
-    cfg: Config, model: Model, weights: Any, texts: EvalSet, layout: Layout, limit: int = 0
+    cfg: Config, model: Model, weights: Any, texts: EvalSet, layout: Layout, limit: int = 0, **options: Any
 ) -> tuple[dict[str, Any], str]:
     """Return what is measured on a split, or its first `limit` batches, as JSON-able values and as text to read.
+
+    `options` are those of the objective's report below.
 
     Every process must call this; all get the same. Empty for an objective that has no report.
     """
@@ -39,7 +41,7 @@ def measure(
         targets, weighted = (np.asarray(jax.reshard(arrays[name], jax.P())) for name in ("targets", "weights"))
         found.append(np.asarray(everywhere(weights, arrays))[weighted > 0])
         true.append(targets[weighted > 0])
-    return report(np.concatenate(found), np.concatenate(true), texts)
+    return report(np.concatenate(found), np.concatenate(true), texts, **options)
 
 
 def _classes(logits_NC: np.ndarray, true_N: np.ndarray, texts: EvalSet) -> tuple[dict[str, Any], str]:
@@ -60,10 +62,18 @@ def _tags(logits_NC: np.ndarray, true_N: np.ndarray, texts: EvalSet) -> tuple[di
     return measured, said
 
 
-def _answers(logits_NS: np.ndarray, true_N: np.ndarray, texts: EvalSet) -> tuple[dict[str, Any], str]:
-    """`exact_match` and `f1` over the questions of which a row was scored."""
+def _answers(
+    logits_NS: np.ndarray, true_N: np.ndarray, texts: EvalSet, no_answer_threshold: float | None = None
+) -> tuple[dict[str, Any], str]:
+    """`exact_match` and `f1` over the questions of which a row was scored.
+
+    Args:
+      no_answer_threshold: above it, the doubt of an answer makes it empty. None is 0 where a question has no answer,
+        and otherwise gives an answer to all.
+    """
     del true_N
-    logits_N2S, found, examples = logits_NS.reshape(-1, 2, logits_NS.shape[-1]), [], []
+    logits_N2S, examples = logits_NS.reshape(-1, 2, logits_NS.shape[-1]), []
+    found: list[question_answering.Found] = []
     sources: Any = texts.sources
     for source in sources:
         answered = question_answering.answers(logits_N2S[: len(source)], source)
@@ -71,8 +81,13 @@ def _answers(logits_NS: np.ndarray, true_N: np.ndarray, texts: EvalSet) -> tuple
         found += answered.values()
         examples += [source.examples[number] for number in answered]
     right = [one.answers for one in examples]
-    said = question_answering.peek(found, right, [one.question for one in examples])
-    return question_answering.report(found, right), said
+    some_without = not all(right)
+    threshold = (0.0 if some_without else np.inf) if no_answer_threshold is None else no_answer_threshold
+    written = question_answering.said(found, threshold)
+    measured = question_answering.report(written, right)
+    if some_without:
+        measured |= question_answering.best_thresholds(found, right)
+    return measured, question_answering.peek(written, right, [one.question for one in examples])
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -91,7 +91,7 @@ def export_checkpoint(
         stored = {str(each) for each in dtypes.values()}
         values |= {"dtype": stored.pop() if len(stored) == 1 else "float32", "use_cache": True}
         values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no token of another vocabulary
-        values |= labels(classes) if classes and cfg.head == "classification" else {}
+        values |= labels(classes) if classes and cfg.num_classes else {}
         special, copied = export_tokenizer(tokenizer_from, folder, cfg) if tokenizer_from else ({}, [])
         values |= special
         write_json(folder / CONFIG, values)

@@ -1,7 +1,7 @@
-"""BERT (Devlin et al. 2019) at Hugging Face: with a head for masked tokens, with one for classes, or without.
+"""BERT (Devlin et al. 2019) at Hugging Face: with the heads of pre-training, together or one of them, with one for
+classes of texts, of words or of places in a text, or without any.
 
-Of `BertForPreTraining` the head for masked tokens is read, and the one for next sentences is left. A bare `BertModel`
-has a pooler, which classification goes on from.
+A bare `BertModel` has a pooler, which classification goes on from.
 """
 
 from collections.abc import Sequence
@@ -50,6 +50,8 @@ MASKED = {
 }
 POOLER = {"head/pooler": "bert.pooler.dense.weight", "head/pooler_bias": "bert.pooler.dense.bias"}
 CLASSES = {"head/classes": "classifier.weight", "head/classes_bias": "classifier.bias"}
+ENDS = {"head/classes": "qa_outputs.weight", "head/classes_bias": "qa_outputs.bias"}
+FOLLOWS = {"head/classes": "cls.seq_relationship.weight", "head/classes_bias": "cls.seq_relationship.bias"}
 
 LABELS, TYPES = "id2label", "type_vocab_size"
 
@@ -70,7 +72,8 @@ def _write(cfg: ModelConfig) -> dict[str, Any]:
 
 def _read_classes(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     found = _read(settings, fields)
-    for key, covered in (("problem_type", "single_label_classification"), ("classifier_dropout", found["dropout"])):
+    single = {"problem_type": "single_label_classification"} if fields["head"] == "classification" else {}
+    for key, covered in (single | {"classifier_dropout": found["dropout"]}).items():
         if (value := settings.take(key, covered)) != covered:
             raise settings.uncovered(key, value, [covered])
     count = len(settings.take(LABELS, {})) or 2
@@ -79,14 +82,23 @@ def _read_classes(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     return found | {"num_classes": count}
 
 
+def _read_ends(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
+    if (count := len(settings.take(LABELS, {})) or 2) != 2:
+        raise HuggingFaceError(f"{settings.place}: {LABELS} has {count} labels, but an answer has 2 ends")
+    return _read(settings, fields)
+
+
 def labels(classes: Sequence[str]) -> dict[str, Any]:
     """Return the keys that name classes, given in their order."""
     return {LABELS: {str(i): name for i, name in enumerate(classes)}, "label2id": {x: i for i, x in enumerate(classes)}}
 
 
 def _write_classes(cfg: ModelConfig) -> dict[str, Any]:
-    numbered = labels([f"LABEL_{i}" for i in range(cfg.num_classes)])
-    return _write(cfg) | numbered | {"problem_type": "single_label_classification"}
+    return _write(cfg) | labels([f"LABEL_{i}" for i in range(cfg.num_classes)])
+
+
+def _write_class(cfg: ModelConfig) -> dict[str, Any]:
+    return _write_classes(cfg) | {"problem_type": "single_label_classification"}
 
 
 def _architecture(class_name: str, head: str, tensors: dict[str, str], **others: Any) -> Architecture:
@@ -120,18 +132,27 @@ def _architecture(class_name: str, head: str, tensors: dict[str, str], **others:
 
 
 MASKED_LM = _architecture("BertForMaskedLM", "lm", TENSORS | MASKED)
-PRETRAINING = _architecture("BertForPreTraining", "lm", TENSORS | MASKED)
+PRETRAINING = _architecture("BertForPreTraining", "lm_next_sentence", TENSORS | MASKED | POOLER | FOLLOWS)
+NEXT_SENTENCE = _architecture("BertForNextSentencePrediction", "next_sentence", TENSORS | POOLER | FOLLOWS)
 CLASSIFICATION = _architecture(
     "BertForSequenceClassification",
     "classification",
     TENSORS | POOLER | CLASSES,
     read=_read_classes,
+    write=_write_class,
+)
+TOKENS = _architecture(
+    "BertForTokenClassification",
+    "token_classification",
+    TENSORS | CLASSES,
+    read=_read_classes,
     write=_write_classes,
 )
+ANSWERS = _architecture("BertForQuestionAnswering", "question_answering", TENSORS | ENDS, read=_read_ends)
 BARE = _architecture(
     "BertModel",
     "pooler",
     {ours: theirs.removeprefix("bert.") for ours, theirs in (TENSORS | POOLER).items()},
     prefix="",
 )
-BERT = (MASKED_LM, PRETRAINING, CLASSIFICATION, BARE)
+BERT = (MASKED_LM, PRETRAINING, NEXT_SENTENCE, CLASSIFICATION, TOKENS, ANSWERS, BARE)

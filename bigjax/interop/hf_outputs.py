@@ -78,7 +78,7 @@ def _masked_logits(model: Model, params: Any, given: Inputs) -> jax.Array:
     return logits_BMV * given["mask"][..., None]
 
 
-def _their_masked_logits(model: Any, given: Mapping[str, Any]) -> Any:
+def _their_token_logits(model: Any, given: Mapping[str, Any]) -> Any:
     return _theirs(model, given).logits * given["mask"][..., None]
 
 
@@ -88,6 +88,31 @@ def _class_logits(model: Model, params: Any, given: Inputs) -> jax.Array:
 
 def _their_class_logits(model: Any, given: Mapping[str, Any]) -> Any:
     return _theirs(model, given).logits
+
+
+def _token_logits(model: Model, params: Any, given: Inputs) -> jax.Array:
+    logits_BSC = model.family.token_logits(params, _hidden(model, params, given), model.cfg)
+    return logits_BSC * given["mask"][..., None]
+
+
+def _their_span_logits(model: Any, given: Mapping[str, Any]) -> Any:
+    import torch
+
+    out = _theirs(model, given)
+    return torch.stack([out.start_logits, out.end_logits], dim=-1) * given["mask"][..., None]
+
+
+def _logits_of_pairs(model: Model, params: Any, given: Inputs) -> jax.Array:
+    logits = _masked_logits(model, params, given), _class_logits(model, params, given)
+    return jnp.concatenate([each.ravel() for each in logits])
+
+
+def _their_logits_of_pairs(model: Any, given: Mapping[str, Any]) -> Any:
+    import torch
+
+    out = _theirs(model, given)
+    masked = out.prediction_logits * given["mask"][..., None]
+    return torch.cat([masked.flatten(), out.seq_relationship_logits.flatten()])
 
 
 def _states(model: Model, params: Any, given: Inputs) -> jax.Array:
@@ -106,8 +131,12 @@ def _their_states(model: Any, given: Mapping[str, Any]) -> Any:
 COMPARISONS = {
     ("decoder", "lm"): Comparison("logits", _decoder_logits, _their_decoder_logits),
     ("encdec", "lm"): Comparison("logits", _encdec_logits, _their_encdec_logits),
-    ("encoder", "lm"): Comparison("logits", _masked_logits, _their_masked_logits),
+    ("encoder", "lm"): Comparison("logits", _masked_logits, _their_token_logits),
+    ("encoder", "lm_next_sentence"): Comparison("logits", _logits_of_pairs, _their_logits_of_pairs),
+    ("encoder", "next_sentence"): Comparison("logits", _class_logits, _their_class_logits),
     ("encoder", "classification"): Comparison("logits", _class_logits, _their_class_logits),
+    ("encoder", "token_classification"): Comparison("logits", _token_logits, _their_token_logits),
+    ("encoder", "question_answering"): Comparison("logits", _token_logits, _their_span_logits),
     ("encoder", "pooler"): Comparison("hidden states", _states, _their_states),
 }
 """By `model.family` and `model.head`."""

@@ -66,6 +66,7 @@ def _classes(cfg: ModelConfig, number: int) -> dict[str, ParamSpec]:
 _HEADS = {
     "lm": _lm_head,
     "lm_next_sentence": lambda cfg: {**_lm_head(cfg), **_pooler(cfg), **_classes(cfg, 2)},
+    "next_sentence": lambda cfg: {**_pooler(cfg), **_classes(cfg, 2)},
     "classification": lambda cfg: {**_pooler(cfg), **_classes(cfg, cfg.num_classes)},
     "token_classification": lambda cfg: _classes(cfg, cfg.num_classes),
     "question_answering": lambda cfg: _classes(cfg, 2),

@@ -19,7 +19,6 @@ def run_flops_per_token(cfg: Config, specs: Any) -> float:
     """Return `model_flops_per_token` of a run: of its rows, and with its head where the objective applies it."""
     data = cfg.data
     masked = num_predictions(data.seq_len, data.mask_rate)
-    # The pooler of pairs, a hundredth of the head, counts as if it were applied at every masked token, too.
     positions = {"masked_lm": masked, "masked_lm_next_sentence": masked, "classification": 1}
     applied = positions.get(cfg.train.objective)
     return model_flops_per_token(cfg.model, specs, data.seq_len, data.target_len, head_positions=applied)
@@ -34,7 +33,8 @@ def model_flops_per_token(
     included and look-ups left out, plus `12 * heads * head_dim` for every key of every layer; causality is not
     deducted, a sliding window is. Recomputation is not counted. Of the experts those count that the router chooses for
     a token. An encoder's head counts at `head_positions` of each row, the tokens to predict or the one position that is
-    classified, and every token has its share of that; choosing them is a look-up. None is all. For an encoder-decoder
+    classified, its pooler and what follows that at one, and every token has its share of that; choosing them is a
+    look-up. None is all. For an encoder-decoder
     the tokens are those it reads, and each comes with its share of the `target_len` tokens that are written for
     `seq_len` read.
     """
@@ -42,12 +42,16 @@ def model_flops_per_token(
         return _flops_per_row(cfg, specs, seq_len, target_len) / seq_len
     below = {name: spec for name, spec in specs.items() if name != "head"}
     matmul_params = count(below, LOOKED_UP, experts=cfg.moe.experts_per_token)
-    head_params = count(specs.get("head", {}), LOOKED_UP)
+    head = specs.get("head", {})
+    after_pooler = ("pooler", "classes") if "pooler" in head else ()
+    once = count({name: head[name] for name in after_pooler if name in head}, LOOKED_UP)
+    head_params = count(head, LOOKED_UP) - once
     if cfg.tie_embeddings and cfg.head.startswith("lm"):
         head_params += cfg.vocab_size * cfg.d_model
-    share = 1.0 if head_positions is None else head_positions / seq_len
+    share, of_row = (1.0, 1.0) if head_positions is None else (head_positions / seq_len, 1 / seq_len)
     keys = sum(min(seq_len, window or seq_len) for window in cfg.windows)
-    return 6.0 * (matmul_params + share * head_params) + 12.0 * cfg.num_heads * cfg.head_dim * keys
+    products = matmul_params + share * head_params + of_row * once
+    return 6.0 * products + 12.0 * cfg.num_heads * cfg.head_dim * keys
 
 
 def _flops_per_row(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int) -> float:

@@ -270,8 +270,10 @@ def test_every_size_counts_as_transformers_do(name):
         intermediate_size=4 * d_model,
     )
     with torch.device("meta"):
-        peers = transformers.BertForMaskedLM(hf_cfg), transformers.BertModel(hf_cfg)
-    with_head, with_pooler = (sum(w.numel() for w in one.parameters()) for one in peers)
+        peers = [getattr(transformers, kind)(hf_cfg) for kind in ("BertForMaskedLM", "BertModel", "BertForPreTraining")]
+    with_head, with_pooler, with_both = (sum(w.numel() for w in one.parameters()) for one in peers)
+    paired = dataclasses.replace(bert.model(*bert.SHAPES[name]), head="lm_next_sentence")
+    assert params.count(models.build(paired).specs) == with_both
     specs = models.build(bert.model(*bert.SHAPES[name])).specs
     assert params.count(specs) == with_head
     # What classification keeps: all below the head, and a pooler.
