@@ -6,9 +6,8 @@ tasks that nobody waits for. Here each becomes an `UnreadableCheckpoint`.
 """
 
 import asyncio
-import contextlib
 import dataclasses
-import gc
+import functools
 import importlib.metadata
 import logging
 import sys
@@ -118,42 +117,45 @@ def _read(path: Path, call: Callable[[], Any]) -> tuple[Any, list[str]]:
     Raises:
       UnreadableCheckpoint: for whatever Orbax raises.
     """
-    with _orbax_silenced() as logged:
-        try:
-            return call(), logged
-        except Exception as error:
-            causes = list(_causes(error))
-            if any(not isinstance(cause, Exception) or isinstance(cause, NOT_THE_FILES) for cause in causes):
-                raise
-            reason = f"{type(causes[-1]).__name__}: {causes[-1]}"
-            del causes
-        gc.collect()  # tasks of Orbax complain when they go, if nobody has looked at their errors
-    raise UnreadableCheckpoint(path, _shortened(reason))
-
-
-@contextlib.contextmanager
-def _orbax_silenced() -> Iterator[list[str]]:
-    """Yield the list of what Orbax logs meanwhile; neither that nor the complaints of its tasks reach the terminal."""
+    _ignore_what_is_left_over()
     logged: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
-        of_orbax = "orbax" in Path(record.pathname).parts and record.levelno >= logging.WARNING
-        if of_orbax:
+        if of_orbax := "orbax" in Path(record.pathname).parts and record.levelno >= logging.WARNING:
             logged.append(record.getMessage())
-        return not of_orbax and record.name != asyncio.__name__
+        return not of_orbax
 
-    loggers, hook = [logging.getLogger(name) for name in ("absl", asyncio.__name__)], sys.unraisablehook
-    for logger in loggers:
-        logger.addFilter(keep)
-    sys.unraisablehook = lambda _: None
+    logging.getLogger("absl").addFilter(keep)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield logged
+        return call(), logged
+    except Exception as error:
+        causes = list(_causes(error))
+        if any(not isinstance(cause, Exception) or isinstance(cause, NOT_THE_FILES) for cause in causes):
+            raise
+        reason = f"{type(causes[-1]).__name__}: {causes[-1]}"
     finally:
-        sys.unraisablehook = hook
-        for logger in loggers:
-            logger.removeFilter(keep)
+        logging.getLogger("absl").removeFilter(keep)
+    raise UnreadableCheckpoint(path, _shortened(reason))
+
+
+@functools.cache
+def _ignore_what_is_left_over() -> None:
+    """From now on, say nothing of the reads that Orbax gives up when another one fails.
+
+    TensorStore ends them at any later time. Then asyncio logs that nobody looked at their errors, and the interpreter
+    that they could not be raised or were never awaited, each with a traceback. Nothing else here uses asyncio.
+    """
+    hook = sys.unraisablehook
+
+    def unraisable(found: "sys.UnraisableHookArgs") -> None:
+        code, closed = getattr(found.object, "cr_code", None), str(found.exc_value) == "Event loop is closed"
+        if not closed and (code is None or "orbax" not in Path(code.co_filename).parts):
+            hook(found)
+
+    sys.unraisablehook = unraisable
+    warnings.filterwarnings("ignore", r"coroutine '_read_\w+' was never awaited", RuntimeWarning)
+    never = "Task exception was never retrieved"
+    logging.getLogger(asyncio.__name__).addFilter(lambda record: not record.getMessage().startswith(never))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
