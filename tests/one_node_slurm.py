@@ -20,6 +20,9 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scan
 CPUS = 4
 """What the node says it has: jobs wait for a processor, not for a core."""
 
+EXPIRES_S = 10
+"""How long a permit to start a job lasts, by default 120; a job that is queued again waits until its old one is over."""
+
 CONFIG = """\
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
@@ -28,7 +31,7 @@ SlurmdPort={ports[1]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire={expires_s}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -65,7 +68,8 @@ def running() -> Iterator[Path]:
         conf, key = folder / "slurm.conf", folder / "munge.key"
         host = socket.gethostname().partition(".")[0]
         ports = (free_port(), free_port())
-        conf.write_text(CONFIG.format(host=host, ports=ports, user=getpass.getuser(), folder=folder, cpus=CPUS))
+        values = {"host": host, "ports": ports, "user": getpass.getuser(), "folder": folder}
+        conf.write_text(CONFIG.format(**values, cpus=CPUS, expires_s=EXPIRES_S))
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(64))
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}

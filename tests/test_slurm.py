@@ -92,7 +92,7 @@ def test_bad_input_ends_the_job_at_once(slurm, tmp_path, tmp_path_factory):
 
 @pytest.mark.parametrize("ending", ["lost", "preempted"])
 def test_a_job_that_ends_early_is_queued_again_and_goes_on(slurm, tmp_path, tmp_path_factory, ending):
-    workdir, steps = tmp_path / "run", 400
+    workdir, steps = tmp_path / "run", 200
     long = (f"--config.train.steps={steps}", "--config.checkpoint.every_steps=50", f"--workdir={workdir}")
     pushed = []
 
@@ -109,7 +109,7 @@ def test_a_job_that_ends_early_is_queued_again_and_goes_on(slurm, tmp_path, tmp_
 
     submitted = submission(slurm, tmp_path, shared_cache(tmp_path_factory), *RUN, *long)
     subprocess.run(**submitted, check=True)
-    one_node_slurm.until(tmp_path, disturb, 300)
+    one_node_slurm.until(tmp_path, disturb, 200)
     one_node_slurm.until(tmp_path, lambda: not call(slurm, "squeue", "--noheader"), 60)
     said = (tmp_path / "job.log").read_text()
     assert read(workdir / "result.json")["steps"] == steps, said
