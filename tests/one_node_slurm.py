@@ -21,7 +21,7 @@ CPUS = 4
 """What the node says it has: jobs wait for a processor, not for a core."""
 
 EXPIRES_S = 10
-"""How long a permit to start a job lasts, by default 120; a job that is queued again waits until its old one is over."""
+"""How long a permit to start a job lasts, by default 120; one that is queued again waits for its end."""
 
 CONFIG = """\
 ClusterName=one
