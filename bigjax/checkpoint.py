@@ -1,20 +1,18 @@
 """Saving a run and finding it again: train state, data position and identity, together in one step folder."""
 
 import contextlib
-import dataclasses
 import logging
 import shutil
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
-import jax.numpy as jnp
-from jax import tree_util
 
 from bigjax import checkpoint_digests as digests
+from bigjax.checkpoint_reading import load_part, load_state, read_metadata, require_match
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
 from bigjax.processes import of_all, raise_together
@@ -23,17 +21,9 @@ if TYPE_CHECKING:
     from orbax.checkpoint import v1 as ocp
 
 State = TypeVar("State")
-Path_ = tuple[str, ...]
-
-MAX_LINES = 20
-"""The most differences an error lists."""
 
 REMOVING = ".removing"
 """What the name of a step folder ends with while it is deleted."""
-
-
-class CheckpointMismatch(UserError):
-    """A checkpoint holds other arrays than the config asks for; the message has one line a difference."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +119,15 @@ class Checkpoints:
         Raises:
             UserError: there is no such checkpoint, or it is damaged, or all are; the message lists what is wrong.
             CheckpointMismatch: a path, shape or dtype differs.
+            UnreadableCheckpoint: its digests agree and Orbax cannot read it; nothing is renamed, for it is not damaged.
         """
-        from orbax.checkpoint import v1 as ocp
-
         self.wait()
         self._close_writer()  # it would still count a step that is set aside
         step = self._sound(step)
         path = self.folder / str(step)
-        saved = ocp.checkpointables_metadata(str(path))
-        _require_match(path, saved.metadata["state"], abstract_state)
-        beside: Any = saved.custom_metadata
-        return Restored(step, _load_state(path, abstract_state), beside["data_state"], beside["identity"])
+        saved = read_metadata(path)
+        require_match(path, saved.state, abstract_state)
+        return Restored(step, load_state(path, abstract_state), saved.data_state, saved.identity)
 
     def wait(self) -> None:
         """Block until the last save is complete on all processes; raise its error if it failed.
@@ -248,46 +236,21 @@ def restore_part(folder: Path, part: str, abstract: Any, without: tuple[str, ...
     Raises:
       UserError: there is no complete checkpoint, or all are damaged.
       CheckpointMismatch: a path, shape or dtype differs.
+      UnreadableCheckpoint: its digests agree and Orbax cannot read it.
     """
-    from orbax.checkpoint import v1 as ocp
-
     folder = Path(folder).absolute()
     step, unsound = digests.newest_sound(folder, digests.complete_steps(folder))
     for report in unsound:
         if jax.process_index() == 0:
             _warn(f"checkpoint {report}; step {step} is used")
     path = folder / str(step)
-    saved = ocp.checkpointables_metadata(str(path)).metadata["state"][part]
+    state = read_metadata(path).state
+    saved = state.get(part, {}) if isinstance(state, dict) else {}
     if without:
         trees: Any = (saved, abstract)
         saved, abstract = ({name: x for name, x in tree.items() if name not in without} for tree in trees)
-    _require_match(path, saved, abstract)
-    return step, _load_part(path, {part: abstract})[part]
-
-
-def _load_state(path: Path, abstract: State) -> State:
-    """Load a whole state. A field that is None takes nothing, so it may have been unknown when the state was saved."""
-    names = [field.name for field in dataclasses.fields(abstract)] if dataclasses.is_dataclass(abstract) else []
-    wanted = {name: getattr(abstract, name) for name in names if getattr(abstract, name) is not None}
-    loaded: Any = _load_part(path, wanted or abstract)
-    return dataclasses.replace(cast(Any, abstract), **loaded) if wanted else loaded
-
-
-def _load_part(path: Path, abstract: Any) -> Any:
-    from orbax.checkpoint import v1 as ocp
-
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-        return ocp.load_checkpointables(str(path), {"state": abstract})["state"]
-
-
-def read_data_state(folder: Path, step: int) -> dict[str, Any]:
-    """Return where the data stood at checkpoint `step`, without loading any array; no digest is compared."""
-    from orbax.checkpoint import v1 as ocp
-
-    beside: Any = ocp.checkpointables_metadata(str(Path(folder, str(step)).absolute())).custom_metadata
-    return beside["data_state"]
+    require_match(path, saved, abstract)
+    return step, load_part(path, {part: abstract})[part]
 
 
 def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
@@ -301,49 +264,3 @@ def _raise_together(error: BaseException | None) -> None:
 
 def _warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr, flush=True)
-
-
-def _require_match(path: Path, saved: Any, wanted: Any) -> None:
-    lines = _differences(_arrays(saved), _arrays(wanted))
-    if len(lines) > MAX_LINES:
-        lines = [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES} more"]
-    if lines:
-        listed = "\n  ".join(lines)
-        raise CheckpointMismatch(f"the checkpoint {path} does not hold what this config needs:\n  {listed}")
-
-
-def _arrays(tree: Any) -> dict[Path_, str]:
-    """Return path -> `dtype[shape]`, with the same path for an attribute, a named-tuple field and a dict key."""
-    found = {}
-    for path, leaf in tree_util.tree_leaves_with_path(tree):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            # A key array is stored as its bits.
-            leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-        names = tuple(tree_util.keystr((entry,), simple=True) for entry in path)
-        found[names] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-    return found
-
-
-def _differences(saved: dict[Path_, str], wanted: dict[Path_, str]) -> list[str]:
-    changed = [
-        f"{'/'.join(path)}: checkpoint has {saved[path]}, config wants {wanted[path]}"
-        for path in wanted
-        if path in saved and saved[path] != wanted[path]
-    ]
-    missing = [f"{what}: config wants it, checkpoint has none" for what in _only_in(wanted, saved)]
-    extra = [f"{what}: checkpoint has it, config wants none" for what in _only_in(saved, wanted)]
-    return changed + missing + extra
-
-
-def _only_in(these: dict[Path_, str], those: dict[Path_, str]) -> list[str]:
-    """Name what only `these` have; a subtree of which those have nothing is one line."""
-    shared = {path[:depth] for path in those for depth in range(len(path) + 1)}
-    groups: dict[Path_, list[str]] = {}
-    for path, array in these.items():
-        if path not in those:
-            depths = (depth for depth in range(1, len(path)) if path[:depth] not in shared)
-            groups.setdefault(path[: next(depths, len(path))], []).append(array)
-    return [
-        f"{'/'.join(path)} ({arrays[0] if len(arrays) == 1 else f'{len(arrays)} arrays'})"
-        for path, arrays in groups.items()
-    ]

@@ -41,7 +41,7 @@ def main(flag_values: flags.FlagValues) -> None:
     from bigjax import runtime
 
     runtime.configure_jax()
-    from bigjax import checkpoint
+    from bigjax import checkpoint_reading
     from bigjax.interop import hf
     from experiments import trained
 
@@ -49,7 +49,7 @@ def main(flag_values: flags.FlagValues) -> None:
     run = trained.load(flag_values.workdir, cfg)
     classes = cfg.data.classes
     if not classes and run.step:  # those that training found
-        classes = checkpoint.read_data_state(run.folder.checkpoints, run.step).get("classes", ())
+        classes = checkpoint_reading.read_data_state(run.folder.checkpoints, run.step).get("classes", ())
     report = hf.export_checkpoint(
         run.weights,
         cfg.model,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from bigjax import checkpoint, data, forensics, models, optim, sharding, step
+from bigjax.checkpoint_reading import CheckpointMismatch
 from bigjax.errors import UserError
 from bigjax.json_files import reading
 from bigjax.run_folder import RunFolder
@@ -73,7 +74,7 @@ def _newest_before(last: int, checkpoints: checkpoint.Checkpoints, abstract: Any
     for saved in reversed([found for found in checkpoints.steps() if found < last]):
         try:
             return checkpoints.restore(abstract, saved)
-        except checkpoint.CheckpointMismatch:
+        except CheckpointMismatch:
             raise
         except UserError:  # damaged: an earlier one only takes longer
             continue

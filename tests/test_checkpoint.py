@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 
-from bigjax.checkpoint import CheckpointMismatch, Checkpoints, restore_part
+from bigjax.checkpoint import Checkpoints, restore_part
+from bigjax.checkpoint_reading import CheckpointMismatch
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
 

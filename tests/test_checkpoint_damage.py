@@ -1,8 +1,11 @@
 """Damaged checkpoints: a run goes on from its newest sound one and says so, and sets the others aside untouched."""
 
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,13 +14,15 @@ import pytest
 
 from bigjax import models, optim, sharding, step
 from bigjax.checkpoint import Checkpoints, restore_part
-from bigjax.checkpoint_digests import DIGESTS, verify
+from bigjax.checkpoint_digests import DIGESTS, verify, write_digests
+from bigjax.checkpoint_reading import UnreadableCheckpoint
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
 from bigjax.run_folder import RunFolder
 from tests.commands import contents
 from tests.conftest import mesh_of
 from tests.finished_runs import RUN, STEPS, assert_same_run, commands, finished
+from tests.saver import state_after
 
 __all__ = ["commands", "finished"]
 
@@ -166,3 +171,66 @@ def test_the_same_step_may_be_set_aside_again(tmp_path):
                 checkpoints.restore(abstract, 2)
             assert checkpoints.restore(abstract).step == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.damaged", "2.damaged-2"]
+
+
+def agree_again(checkpoints: Path, step: int) -> None:
+    """Write the digests of a damaged step folder anew, as if what it holds had been saved."""
+    (checkpoints / str(step) / DIGESTS).unlink()
+    write_digests(checkpoints, step)
+
+
+def blank(path: Path) -> None:
+    path.write_bytes(b"{}")
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("spoil", [blank, halve, Path.unlink])
+def test_files_that_orbax_cannot_read_though_their_digests_agree_are_one_sentence(tmp_path, spoil, capfd):
+    cfg = CheckpointConfig(keep_last=2, asynchronous=False)
+    with Checkpoints(tmp_path / "sound", cfg) as checkpoints:
+        for number in (1, 2):
+            checkpoints.save(number, {"params": state_after(number)}, {}, {})
+    abstract = jax.eval_shape(lambda: state_after(1))
+    abstract = jax.tree.map(lambda x: x.update(sharding=jnp.zeros(()).sharding), abstract)
+    folder, unreadable = tmp_path / "sound" / "2", Counter()
+    for name in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.name not in (DIGESTS, "d")):
+        if not (folder / name).is_file():
+            continue
+        copy = shutil.copytree(tmp_path / "sound", tmp_path / name.as_posix().replace("/", "_"))
+        spoil(copy / "2" / name)
+        agree_again(copy, 2)
+        before = contents(copy)
+        with Checkpoints(copy, cfg) as checkpoints:
+            whole = partial(checkpoints.restore, {"params": abstract})
+            for restore in (
+                lambda whole=whole: whole().state["params"],
+                lambda copy=copy: restore_part(copy, "params", abstract)[1],
+            ):
+                try:
+                    loaded = restore()
+                except UnreadableCheckpoint as error:
+                    unreadable[name.name] += 1
+                    assert f"the checkpoint {copy}/2 cannot be read, though its digests agree: " in str(error)
+                    assert len(str(error).splitlines()) == 1 and len(str(error)) < 800
+                else:  # Orbax does without the file
+                    assert all(bool((x == 2).all()) for x in jax.tree.leaves(loaded)), name
+        assert contents(copy) == before
+    assert unreadable["_METADATA"] == 2 and unreadable["manifest.ocdbt"] == 2
+    assert unreadable["_CHECKPOINT_METADATA"] == 2
+    assert capfd.readouterr().err == ""
+
+
+def test_a_run_whose_checkpoint_orbax_cannot_read_ends_with_one_sentence(commands, run):
+    folder = run / "checkpoints"
+    halve(biggest(folder / "40"))
+    agree_again(folder, 40)
+    before = contents(folder)
+    done = commands.run("experiments.train", *RUN, f"--workdir={run}", code=2)
+    said = [line for line in done.stderr.splitlines() if not re.match("(bigjax|model|mesh|data): ", line)]
+    assert len(said) == 1
+    assert said[0].startswith(f"error: the checkpoint {folder}/40 cannot be read, though its digests agree: ")
+    assert said[0].endswith("to go on from an older one, rename it to 40.unreadable")
+    assert contents(folder) == before

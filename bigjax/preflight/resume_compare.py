@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from bigjax.checkpoint import read_data_state
 from bigjax.checkpoint_digests import complete_steps
+from bigjax.checkpoint_reading import read_data_state
 from bigjax.metrics import read_rows
 from bigjax.preflight.witness import read_lines
 from bigjax.run_folder import RunFolder
