@@ -65,6 +65,10 @@ class ReplicationError(ShardingError):
     """A large parameter would be whole on every device although the mesh could split it."""
 
 
+class PaddingError(ShardingError):
+    """Devices can hold even parts of a parameter only if one of its dimensions is padded."""
+
+
 def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     """Return the size of every mesh axis, with -1 replaced by all that is left of `num_devices`.
 
@@ -182,8 +186,9 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     parameter over them; a sparse model can use `expert`.
 
     Raises:
-      ShardingError: for a reserved axis the model does not support, a logical axis without a rule, an axis that does
-        not divide a dimension, or a parameter above 1 MiB that `fsdp` leaves whole on every device.
+      ShardingError: for a reserved axis the model does not support, or a logical axis without a rule.
+      PaddingError: for an axis that does not divide a dimension.
+      ReplicationError: for a parameter above 1 MiB that `fsdp` leaves whole on every device.
     """
     sizes = dict(mesh.shape)
     splitting = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
@@ -205,7 +210,7 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
                 continue
             clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(rules[axis], sizes)}"
             if axis not in REPLICATE_IF_INDIVISIBLE and axis not in cfg.allow_replicated:
-                raise ShardingError(
+                raise PaddingError(
                     f"{clash}; change the mesh or the size, or leave it whole with mesh.allow_replicated=('{axis}',)"
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")

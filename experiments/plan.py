@@ -3,7 +3,8 @@
 The train step is compiled by the real compiler for devices that need not be here; nothing is run. --topology is
 CHIP:AxBxC for TPUs (v4, v5e, v5p, v6e, tpu7x), CHIP:HOSTSxGPUS for GPUs (a100, h100, h200, b200, gb200) or cpu:N.
 
-Exit status: 0 it fits; 1 a bug; 2 bad input; 3 something is silently replicated; 5 it does not fit.
+Exit status: 0 it fits; 1 a bug; 2 bad input; 3 something is silently replicated or
+padded; 5 it does not fit.
 """
 
 import os
@@ -52,7 +53,7 @@ def main(flag_values: flags.FlagValues) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from bigjax.preflight import analytic, candidates, devices
     from bigjax.preflight.planner import Planner, exit_code
-    from bigjax.sharding import ReplicationError
+    from bigjax.sharding import PaddingError, ReplicationError
 
     topology = devices.parse(text, flag_values.num_slices)
     if not flag_values.analytic:
@@ -74,7 +75,7 @@ def main(flag_values: flags.FlagValues) -> int:
         if flag_values.compare:
             other_cfg = candidates.pinned(cli.load_config(config_source.load(flag_values.compare)), topology)
             other = replace(planner, source=flag_values.compare).plan(other_cfg)
-    except ReplicationError as error:
+    except (PaddingError, ReplicationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     _show(found, other, out)

@@ -119,6 +119,15 @@ def test_a_mesh_axis_that_splits_nothing_is_named(call, monkeypatch):
     assert status == 3 and "silent replication: mesh.tensor=4 splits nothing" in page
 
 
+def test_a_parameter_that_would_be_padded_is_named(call):
+    # 8 key-value heads over 16 devices; a batch that does not divide is the user's mistake, see below.
+    status, page, err = call(
+        LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=1", "--config.mesh.tensor=16"
+    )
+    assert status == 3 and not page
+    assert err.startswith("error: blocks/attn/k: axis kv_heads of size 8 is not divisible by mesh.tensor=16")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

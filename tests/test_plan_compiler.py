@@ -1,5 +1,6 @@
 """What the plan takes from the compiler: memory equals the live arrays, and no fate of the compiler ends the plan."""
 
+import dataclasses
 import os
 import stat
 
@@ -11,6 +12,7 @@ from bigjax import optim, sharding, step
 from bigjax.config import Config, replace
 from bigjax.preflight import compiler, devices, links, program, report
 from bigjax.preflight.compiled import compile_and_read
+from bigjax.preflight.planner import Planner, exit_code
 from bigjax.preflight.traffic import Collective
 from tests.conftest import mesh_of
 
@@ -50,6 +52,24 @@ def test_memory_is_that_of_the_live_arrays(num_devices, axes):
     total = analysed.argument_size_in_bytes + analysed.output_size_in_bytes - analysed.alias_size_in_bytes
     total += analysed.temp_size_in_bytes + analysed.generated_code_size_in_bytes
     assert found.needed_bytes == total
+
+
+def test_what_the_compiler_pads_is_named():
+    mesh_cfg, mesh = mesh_of(8, data=1, fsdp=2, tensor=4)
+    built = program.build(replace(CFG, mesh=vars(mesh_cfg)), mesh)
+    _, found = compile_and_read(built.trace().lower(), dict(mesh.shape))
+    assert report.padding(built, found) == []
+    arguments = {**found.arguments, "state.params['blocks']['attn']['q']": (2, 32, 2, 16), "batch['tokens']": (9, 32)}
+    padded = dataclasses.replace(found, arguments=arguments)
+    assert report.padding(built, padded) == [
+        "state.params['blocks']['attn']['q']: axis 2 of size 4 over mesh.tensor=4 is padded: a device takes 2, "
+        "an even share is 1",
+        "batch['tokens']: axis 0 of size 16 over mesh.fsdp=2 is padded: a device takes 9, an even share is 8",
+    ]
+    planner = Planner(devices.parse("cpu:8"), "padded")
+    for compiled, status in ((found, 0), (padded, 3)):
+        judged = planner.judge(built.cfg, compiler.Outcome(compiled=compiled))
+        assert exit_code(judged) == status
 
 
 @pytest.fixture

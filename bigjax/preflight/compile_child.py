@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     text = lowered.as_text()
     versions = run_folder.versions(PACKAGES)
-    named = [text, request["topology"], request["num_slices"], os.environ.get("JAX_OPTIMIZATION_LEVEL", ""), versions]
+    level, kept = os.environ.get("JAX_OPTIMIZATION_LEVEL", ""), [field.name for field in fields(compiled.Compiled)]
+    named = [text, request["topology"], request["num_slices"], level, versions, kept]
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
     path = Path(request["cache"], f"{key}.json")
     if path.is_file():

@@ -17,6 +17,7 @@ class Compiled:
         arguments are both argument and output, and counted in alias.
       flops: of matrix products, loops counted as often as they run.
       bytes_accessed: operands and results of every instruction, an estimate of the traffic with device memory.
+      arguments: name -> the shape of each array that goes in, one device's part, padding included.
       uncounted_calls: kernels whose work the compiler does not state.
       compile_s: seconds of compilation, tracing excluded.
     """
@@ -30,6 +31,7 @@ class Compiled:
     bytes_accessed: int
     collectives: list[Collective]
     largest_buffers: list[dict[str, Any]]
+    arguments: dict[str, tuple[int, ...]]
     uncounted_calls: list[str]
     compile_s: float
 
@@ -42,7 +44,8 @@ class Compiled:
     def from_dict(mapping: dict[str, Any]) -> "Compiled":
         """Undo `dataclasses.asdict`."""
         collectives = [Collective(**{**one, "mesh_axes": tuple(one["mesh_axes"])}) for one in mapping["collectives"]]
-        return Compiled(**{**mapping, "collectives": collectives})
+        arguments = {name: tuple(shape) for name, shape in mapping["arguments"].items()}
+        return Compiled(**{**mapping, "collectives": collectives, "arguments": arguments})
 
 
 def read(compiled: Any, mesh_shape: dict[str, int], compile_s: float) -> Compiled:
@@ -59,6 +62,7 @@ def read(compiled: Any, mesh_shape: dict[str, int], compile_s: float) -> Compile
         bytes_accessed=hlo.bytes_accessed(module),
         collectives=hlo.collectives(module, mesh_shape),
         largest_buffers=[asdict(buffer) for buffer in hlo.largest_buffers(module)],
+        arguments=hlo.arguments(module),
         uncounted_calls=list(module.uncounted_calls),
         compile_s=round(compile_s, 2),
     )

@@ -12,7 +12,7 @@ from bigjax.preflight.hlo_collectives import collectives
 from bigjax.preflight.hlo_module import Array, Computation, Instruction, Module, Shape, leaves, result
 from bigjax.preflight.hlo_text import parse
 
-__all__ = ["Buffer", "Module", "bytes_accessed", "collectives", "flops", "largest_buffers", "parse"]
+__all__ = ["Buffer", "Module", "arguments", "bytes_accessed", "collectives", "flops", "largest_buffers", "parse"]
 
 NO_TRAFFIC = {"parameter", "constant", *NO_BUFFER}
 """Instructions that move no array themselves."""
@@ -35,6 +35,12 @@ def bytes_accessed(module: Module) -> int:
     of a TPU are free, and so is padding.
     """
     return _total(module, lambda computation, i: _traffic(module, computation, i), into_fusions=False)
+
+
+def arguments(module: Module) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays that go in, one device's part of each, by the names that the traced code has."""
+    entry = (i for i in module.computations[module.entry] if i.opcode == "parameter" and i.op_name)
+    return {i.op_name: i.shape.dims for i in entry if isinstance(i.shape, Array)}
 
 
 def _total(module: Module, cost: Callable[[Computation, Instruction], int], into_fusions: bool) -> int:

@@ -9,7 +9,8 @@ not state), `versions`, `compile_s`;
 `hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`, `optimizer_bytes_per_chip`,
 `gradient_bytes_per_chip` (like the parameters), `temporary_bytes_per_chip` (gradients and activations included),
 `program_bytes_per_chip`, `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
-`parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence], `notes`;
+`parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence, also about what
+is padded], `notes`;
 `params_total`, `params_non_embedding`, of a sparse model also `params_active`;
 `model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
 (the last two null where no kernel or compiler states them and the analytic model does not know the model);
@@ -77,7 +78,7 @@ def build(
         "uncounted_calls": compiled.uncounted_calls if compiled else [],
     }
     report |= _memory(program, topology, estimate, outcome, per_chip)
-    report |= _sharding(program, per_chip)
+    report |= _sharding(program, compiled, per_chip)
     report |= _work(program, topology, estimate, compiled, per_chip)
     return report | _arithmetic(program, topology, report, run_tokens, steps_per_epoch)
 
@@ -118,7 +119,7 @@ def _memory(
     }
 
 
-def _sharding(program: Program, per_chip: int) -> dict[str, Any]:
+def _sharding(program: Program, compiled: Compiled | None, per_chip: int) -> dict[str, Any]:
     specs, stored = param_tree.names(program.model.specs), param_tree.names(program.state.params)
     rows = []
     for name, spec in specs.items():
@@ -136,7 +137,7 @@ def _sharding(program: Program, per_chip: int) -> dict[str, Any]:
         )
     return {
         "parameters": rows,
-        "silent_replication": silent_replication(program),
+        "silent_replication": silent_replication(program) + (padding(program, compiled) if compiled else []),
         "notes": list(program.layout.notes),
         **param_tree.counts(program.model.specs, program.cfg.model.moe.experts_per_token),
     }
@@ -146,7 +147,7 @@ def silent_replication(program: Program) -> list[str]:
     """Return a sentence for everything that the mesh repeats on several devices without being told to.
 
     A mesh axis that splits neither the batch nor a parameter; an array of the state above the limit that `fsdp` leaves
-    whole; a dimension that its mesh axes do not divide, and that would be padded.
+    whole.
     """
     sizes, problems, used = dict(program.mesh.shape), [], set()
     for array in program.batch.values():
@@ -160,12 +161,29 @@ def silent_replication(program: Program) -> list[str]:
         allowed = any(name.endswith(f"/{allowed}") for allowed in program.cfg.mesh.allow_replicated)
         if sizes["fsdp"] > 1 and size > REPLICATION_LIMIT_BYTES and not any(entries) and not allowed:
             problems.append(f"{name} ({size / 2**20:.1f} MiB) is whole on every device")
-        for dimension, entry in zip(x.shape, entries, strict=False):
-            ways = prod(sizes[axis] for axis in entry)
-            if dimension % ways:
-                problems.append(f"{name}: a dimension of {dimension} would be padded to split it {ways} ways")
     idle = [axis for axis, size in sizes.items() if size > 1 and axis not in used]
     problems += [f"mesh.{axis}={sizes[axis]} splits nothing: its devices repeat each other's work" for axis in idle]
+    return problems
+
+
+def padding(program: Program, compiled: Compiled) -> list[str]:
+    """Return a sentence for every array of the state and the batch of which the compiled step takes more than a share.
+
+    A layout that pads is refused before anything is compiled; this is about what the compiler made of the layout.
+    """
+    problems, sizes = [], dict(program.mesh.shape)
+    for tree, root in ((program.state, "state"), (program.batch, "batch")):
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            name = root + jax.tree_util.keystr(path)
+            taken, share = compiled.arguments.get(name), x.sharding.shard_shape(x.shape)
+            for axis, (mine, even) in enumerate(zip(taken or (), share, strict=False)):
+                if mine > even:
+                    entry = axes_of_entry(x.sharding.spec[axis])
+                    over = " * ".join(f"mesh.{a}={sizes[a]}" for a in entry) or "one device"
+                    problems.append(
+                        f"{name}: axis {axis} of size {x.shape[axis]} over {over} is padded: a device takes {mine}, "
+                        f"an even share is {even}"
+                    )
     return problems
 
 
