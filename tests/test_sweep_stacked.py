@@ -141,6 +141,14 @@ def test_a_point_that_diverges_ends_alone(tmp_path):
     assert list((tmp_path / rows[1]["run"] / "forensics").iterdir())
 
 
+def test_points_whose_options_allow_no_default_decay_are_one_program():
+    # Under muP Adam takes no weight decay, whose default is 0.1.
+    mup = {"parametrization": "mup", "mup_base_d_model": TINY.model.d_model}
+    base = replace(TINY, model=mup, optim={"name": "adam", "weight_decay": 0.0})
+    first, second = (sweeps.without_scalars(point.cfg) for point in points(base, grid({"optim.lr": [1e-3, 1e-2]})))
+    assert first == second
+
+
 def test_points_are_shared_out_evenly_over_the_devices():
     shapes = {count: make_mesh(count) for count in (1, 3, 8, 9, 13, 16, 17)}
     assert {count: (mesh.shape["data"], room) for count, (mesh, room) in shapes.items()} == {

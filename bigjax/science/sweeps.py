@@ -244,6 +244,7 @@ def without_scalars(cfg: Config) -> Config:
     for path in SCALARS:
         section, name = path.split(".")
         nested[section][name] = defaults[section][name]
+    nested["optim"]["weight_decay"] = 0.0  # the only value that every optimizer takes under muP
     nested["model"]["dropout"] = 0.5 if cfg.model.dropout else 0.0
     return strict.from_dict(Config, nested)
 
