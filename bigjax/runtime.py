@@ -61,7 +61,7 @@ def _keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    # <malloc.h>: no block of its own for a large request, nothing trimmed (-1: however much), one arena for all threads.
+    # <malloc.h>: no block of its own for a large request, nothing trimmed, however much it is, one arena for all.
     for option, value in ((-4, 0), (-1, -1), (-8, 1)):
         mallopt(option, value)
 
