@@ -39,6 +39,15 @@ class BatchRamp:
         stage = bisect.bisect_right(self.rows, rows) - 1
         return self.steps[stage] + -(-(rows - self.rows[stage]) // self.sizes[stage])
 
+    def full_steps(self, steps: int, global_batch_size: int, microbatches: int) -> float:
+        """Return how many steps with a full batch are as much work as the first `steps`; see `place`."""
+        ends = (*self.steps[1:], steps)
+        work = 0.0
+        for size, start, end in zip(self.sizes, self.steps, ends, strict=True):
+            filled = -(-size * microbatches // global_batch_size)
+            work += max(min(end, steps) - start, 0) * filled / microbatches
+        return work
+
 
 def build(cfg: Config) -> BatchRamp:
     """Return the ramp of a run: a single stage where there is none."""

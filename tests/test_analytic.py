@@ -9,7 +9,17 @@ import pytest
 
 from benchmarks import analytic_memory as benchmark
 from bigjax import models, optim, params, sharding, step
-from bigjax.config import MESH_AXES, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig, replace
+from bigjax.config import (
+    MESH_AXES,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    MoeConfig,
+    OptimConfig,
+    TrainConfig,
+    replace,
+)
 from bigjax.models.attention_blocked import _Options
 from bigjax.preflight import analytic_memory
 from bigjax.preflight.analytic import estimate
@@ -58,10 +68,39 @@ def real_bytes(tree: Any) -> int:
     return sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 
+FAMILIES: dict[str, Any] = {
+    "experts": {"moe": MoeConfig(num_experts=4, capacity_factor=1.0)},
+    "encoder": {"family": "encoder", "token_types": 2, "norm_placement": "post"},
+    "encdec": {"family": "encdec", "positions": "relative", "num_decoder_layers": 2},
+    "rnn": {"family": "rnn", "num_heads": 4, "max_seq_len": 1024, "tie_embeddings": False},  # the defaults of both
+}
+
+
+def of_family(name: str, mesh: dict[str, Any] | None = None, **model) -> Config:
+    """A small model of a family; an encoder-decoder writes 64 tokens for 256 that it reads."""
+    objective = {"encoder": "masked_lm", "encdec": "span_corruption"}.get(name, "causal_lm")
+    sizes: dict[str, Any] = {"vocab_size": 1024, "num_layers": 2, "d_model": 256, "num_heads": 8, "max_seq_len": 256}
+    return Config(
+        model=ModelConfig(**{**sizes, **FAMILIES[name], **model}),
+        data=DataConfig(seq_len=256, target_len=64 if name == "encdec" else 0),
+        train=TrainConfig(global_batch_size=32, objective=objective),
+        mesh=MeshConfig(**{"data": 1, **(mesh or {})}),
+    )
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 4}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_state_of_every_family_is_what_the_arrays_take(axes, family):
+    check_state(of_family(family, axes))
+
+
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "adafactor", "muon"])
 def test_state_is_what_the_arrays_take(axes, name):
-    cfg = small(axes, optim=OptimConfig(name=name, ema_decay=0.9 if name == "lion" else None))
+    check_state(small(axes, optim=OptimConfig(name=name, ema_decay=0.9 if name == "lion" else None)))
+
+
+def check_state(cfg: Config) -> None:
     sizes = sizes_of(cfg)
     mesh = sharding.abstract_mesh(sizes)
     model = models.build(cfg.model)
@@ -69,6 +108,32 @@ def test_state_is_what_the_arrays_take(axes, name):
     state = step.abstract_state(cfg, model, optim.build(cfg.optim, model.specs, 10), layout, mesh)
     assert found(cfg).params_bytes == real_bytes(state.params)
     assert found(cfg).optimizer_bytes == real_bytes((state.opt_state, state.ema))
+
+
+def test_experts_exchange_their_buffers_and_keep_their_gradients():
+    cfg = of_family("experts", {"expert": 4}, tie_embeddings=False)
+    # 8 rows a device; 256 tokens fill 4 experts of 64 places each. Two layers send them, and back, in both directions.
+    places = 8 * 256
+    traffic = sent(cfg)
+    assert traffic["all-to-all", ("expert",)] == pytest.approx(2 * 4 * places * 256 * 4 * 3 / 4)
+    specs = models.build(cfg.model).specs
+    own = params.count({name: specs["blocks"]["moe"][name] for name in ("up", "down")})
+    assert traffic["all-reduce", ("expert",)] == pytest.approx(2 * 4 * (params.count(specs) - own) * 3 / 4, abs=1)
+
+
+def test_recurrent_layers_sum_gradients_at_every_step():
+    cfg = of_family("rnn", {"data": 8})
+    specs = models.build(cfg.model).specs
+    recurrent = 4 * specs["blocks"]["recurrent"].size
+    once = 4 * params.count(specs) - recurrent
+    assert sent(cfg) == {("all-reduce", ("data",)): pytest.approx(2 * (256 * recurrent + once) * 7 / 8, abs=1)}
+
+
+@pytest.mark.parametrize("family", ["encdec", "rnn"])
+def test_flops_of_a_family_are_those_of_the_model_where_nothing_is_recomputed(family):
+    for mesh in ({}, {"data": 2, "tensor": 4}):
+        estimated = found(of_family(family, mesh))
+        assert estimated.compiled_flops == pytest.approx(estimated.model_flops)
 
 
 def test_data_parallelism_sends_every_gradient_twice_round_the_ring():

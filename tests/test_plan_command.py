@@ -78,6 +78,33 @@ def test_compiled_plan_of_virtual_devices(call, tmp_path):
     assert json.loads(out.read_text())["compile_s"] == first_compile_s  # from the cache
 
 
+def test_a_batch_that_grows_counts_its_own_tokens_and_microbatches(call, tmp_path):
+    out = tmp_path / "plan.json"
+    # 4, 8, 12 and 16 rows of 1,024 tokens: of 4 microbatches of 4 rows they fill 1, 2, 3 and 4.
+    ramp = ("--config.train.global_batch_size=16", "--config.train.microbatches=4", "--config.train.ramp_batch_size=4")
+    ramp += ("--config.train.ramp_tokens=49152", "--config.mesh.data=4", "--config.optim.warmup_steps=1")
+    asked = ("--config=configs/gpt.py:d12", "--topology=v5e:2x2", "--analytic", f"--out={out}", *ramp)
+    # Stages start at 0, 16, 32 and 48 rows of the 48 that the ramp takes: after 4, 2 and (16 by 12) 2 steps, at 56.
+    for how, steps, seen, work in (
+        (("--config.train.steps=10",), 10, 56 + 2 * 16, (4 * 1 + 2 * 2 + 2 * 3 + 2 * 4) / 4),
+        ((f"--tokens={30 * 1024}",), 6, 16 + 2 * 8, (4 * 1 + 2 * 2) / 4),
+    ):
+        call(*asked, *how)
+        found = json.loads(out.read_text())
+        assert (found["steps"], found["run_tokens"]) == (steps, seen * 1024)
+        assert found["days"] * 86400 == pytest.approx(work * found["step_seconds_estimate"]["mid"])
+        assert found["chip_hours"] == pytest.approx(found["days"] * 24 * 4)
+
+
+def test_an_analytic_plan_counts_epochs_of_packaged_bytes_only(call):
+    tiny = [argument for argument in TINY if "attention" not in argument]
+    status, page, err = call(*tiny, "--topology=v5e:1x1", "--analytic")
+    assert status == 0 and re.search(r"= [\d.e-]+ epochs", page) and not err
+    assert "less than 1 second, less than 1 chip-second" in page  # 8 steps of a tiny model
+    _, page, _ = call(*tiny, "--topology=v5e:1x1", "--analytic", "--config.data.tokenizer=bpe:300")
+    assert "epochs not known: the text was not read" in page
+
+
 def test_too_large_a_model_says_what_would_help(call, tmp_path):
     out = tmp_path / "plan.json"
     status, page, _ = call(

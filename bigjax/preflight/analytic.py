@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from bigjax import models
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.params import ParamSpec
 from bigjax.preflight import analytic_flops, analytic_memory, analytic_traffic
 from bigjax.preflight.analytic_share import Share, share
 from bigjax.preflight.traffic import Collective
-from bigjax.science.flops import model_flops_per_token
+from bigjax.science.flops import run_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,21 @@ class Estimate:
         return held + self.gradient_bytes + self.activation_bytes + self.temporary_bytes
 
 
+COVERED = ("decoder", "encoder", "encdec", "rnn")
+"""The families, sparse or not, that `benchmarks.analytic_memory` has compared with a compiler."""
+
+
 class NotCovered(UserError):
     """The analytic model does not know the model."""
 
 
 def covers(cfg: Config) -> bool:
-    """Return whether the model is one that the analytic model knows: a dense decoder."""
+    """Return whether the model is one that the analytic model knows."""
     return not _uncovered(cfg)
 
 
 def _uncovered(cfg: Config) -> str:
-    if cfg.model.family != "decoder":
-        return f"model.family={cfg.model.family!r}"
-    return f"model.moe.num_experts={cfg.model.moe.num_experts}" if cfg.model.moe.num_experts else ""
+    return "" if cfg.model.family in COVERED else f"model.family={cfg.model.family!r}"
 
 
 def check_covered(cfg: Config) -> None:
@@ -90,6 +94,7 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     peak = analytic_memory.peak(mine)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
+    model_flops = run_flops_per_token(cfg, models.build(cfg.model).specs) * tokens
     saved = cfg.train.microbatches * analytic_memory.saved_bytes(mine)
     return Estimate(
         params_bytes=params,
@@ -98,7 +103,7 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
         activation_bytes=peak.activations,
         temporary_bytes=peak.temporaries,
         peak=peak.moment,
-        model_flops=model_flops_per_token(cfg.model, mine.specs, cfg.data.seq_len) * tokens / prod(mesh_sizes.values()),
+        model_flops=model_flops / prod(mesh_sizes.values()),
         compiled_flops=analytic_flops.compiled_flops(mine),
         hbm_bytes=_moved_bytes(mine, params, optimizer),
         hbm_bytes_min=float(2 * params + optimizer + saved),
@@ -113,21 +118,32 @@ def _moved_bytes(share: Share, params: int, optimizer: int) -> float:
     forward one is repeated. Scores and logits go through memory three times in each direction: written, normalised,
     multiplied. The optimizer reads gradients, and reads and writes parameters and its own state.
     """
-    model, item, tokens = share.cfg.model, share.item, share.tokens
-    elements = 0.0
-    for spec in share.specs.values():
-        if spec.kind == "matrix":
-            layers, used = spec.shape[0], share.used(spec)
-            contracted = prod(size for size, axis in zip(spec.shape, spec.axes, strict=True) if axis in spec.contracts)
-            split = share.ways(*(m for axis in spec.contracts for m in share.layout.activations[axis]))
-            inputs = contracted // split
-            elements += used + layers * tokens * (inputs + used / layers / inputs)
-    again = share.cfg.model.remat not in ("none", "dots")
-    scores = share.rows * share.heads * share.scores * model.num_layers if share.stored_scores else 0
-    blocks = (3 + again) * item * elements + (6 + 3 * again) * 4 * scores
-    stream = 8 * model.num_layers * share.rows * share.residual_len * model.d_model * item
-    loss = 6 * 4 * tokens * share.vocab + 3 * item * share.vocab * model.d_model
+    model, item, micro = share.cfg.model, share.item, share.cfg.train.microbatches
+    again = model.remat not in ("none", "dots")
+    blocks = 0.0
+    for stack in share.stacks:
+        elements = sum(_elements(name, spec, stack) for name, spec in stack.specs.items() if spec.kind == "matrix")
+        scores = stack.rows * stack.heads * stack.scores * stack.num_layers if stack.stored_scores else 0
+        if model.family == "rnn":
+            scores = 0
+        blocks += (3 + again) * item * elements + (6 + 3 * again) * 4 * scores
+        blocks += 8 * stack.num_layers * stack.rows * stack.residual_len * model.d_model * item
+    output = share.vocab * model.d_model if share.loss_len else 0
+    loss = 6 * 4 * share.loss_tokens * share.vocab + 3 * item * output
     saved = 2 * analytic_memory.saved_bytes(share)
-    accumulated = 3 * params if share.cfg.train.microbatches > 1 else params
-    per_microbatch = blocks + stream + loss + saved + accumulated
-    return share.cfg.train.microbatches * per_microbatch + 3.0 * params + 2 * optimizer
+    accumulated = 3 * params if micro > 1 else params
+    return micro * (blocks + loss + saved + accumulated) + 3.0 * params + 2 * optimizer
+
+
+def _elements(name: str, spec: ParamSpec, stack: Share) -> float:
+    """Return the elements that the products of a parameter's layers with the activations read and write."""
+    contracted = prod(size for size, axis in zip(spec.shape, spec.axes, strict=True) if axis in spec.contracts)
+    split = stack.ways(*(m for axis in spec.contracts for m in stack.layout.activations[axis]))
+    held, inputs = stack.used(spec), contracted // split
+    copies = prod(spec.shape[: spec.copies])
+    if "experts" in spec.axes:
+        copies //= stack.ways(*stack.layout.over("experts"))
+    matrix = held // copies
+    # A recurrent matrix is read again at every step.
+    reads = stack.seq_len if name.endswith("/recurrent") else 1
+    return reads * held + copies * stack.tokens_of(name, spec) * (inputs + matrix / inputs)

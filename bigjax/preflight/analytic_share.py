@@ -1,13 +1,14 @@
-"""What one device holds of a decoder's training step, from the config and the layout alone: sizes, no arrays."""
+"""What one device holds of a training step, from the config and the layout alone: sizes, no arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm, prod
 from types import SimpleNamespace
 from typing import Any
 
 from bigjax import models, sharding
 from bigjax.config import BATCH_AXES, Config
+from bigjax.data.masking import num_predictions
 from bigjax.models.attention_blocked import block_count, query_blocks
 from bigjax.models.attention_kernels import SPLASH_BLOCKS
 from bigjax.models.layers import GATED
@@ -27,8 +28,11 @@ class Share:
     """One device's part of one microbatch; counts of rows, heads and features are those on the device.
 
     Attributes:
-      specs: every parameter by its name. item: bytes of a number in the compute dtype.
-      rows, seq_len: of tokens. residual_len: positions of the residual stream, fewer with `mesh.shard_sequence`.
+      specs: every parameter by its name, of a stack those of its blocks. item: bytes of a number in the compute dtype.
+      stacks: the stacks of layers that a token goes through, in this order: of an encoder-decoder two.
+      num_layers: of the stack. rows, seq_len: of the tokens that it sees. memory_len: of what it attends to besides.
+      loss_len: positions of a row that the output matrix is applied to.
+      residual_len: positions of the residual stream, fewer with `mesh.shard_sequence`.
       kv_heads: as projected. attended_kv_heads: as attention sees them, after `match_kv_heads`.
       scores: pairs of query and key that attention computes per head and row, in the mean over the layers; blocks above
         the diagonal are skipped by the back ends that can. layer_scores: those of the layer with the most.
@@ -39,8 +43,11 @@ class Share:
     layout: Layout
     specs: Mapping[str, ParamSpec]
     item: int
+    num_layers: int
     rows: int
     seq_len: int
+    memory_len: int
+    loss_len: int
     residual_len: int
     heads: int
     kv_heads: int
@@ -50,18 +57,51 @@ class Share:
     scores: int
     layer_scores: int
     largest_scores: int
+    stacks: "tuple[Share, ...]" = ()
 
     @property
     def tokens(self) -> int:
         """Tokens of one microbatch on this device."""
         return self.rows * self.seq_len
 
-    def tokens_of(self, spec: ParamSpec) -> float:
-        """Return how many tokens each matrix of a parameter multiplies, in one microbatch on this device.
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens on this device of what a stack attends to besides its own."""
+        return self.rows * self.memory_len
 
-        For an expert those are the places of its buffers, empty or not, that all devices along `expert` fill; without a
-        capacity, what is sent to it if all get as many.
+    @property
+    def loss_tokens(self) -> int:
+        """Positions of one microbatch on this device that the output matrix is applied to."""
+        return self.rows * self.loss_len
+
+    @property
+    def places(self) -> int:
+        """Places in the buffers of the experts on this device, taken or empty; without a capacity, for the worst case.
+
+        Without a capacity every device takes in the tokens of all that share the experts (`models.moe_exchange`).
         """
+        moe = self.cfg.model.moe
+        group = moe.group_size or self.seq_len
+        room = capacity(moe, group)
+        if room is None:
+            return self.tokens * self.ways(*self.layout.over("experts")) * moe.experts_per_token
+        return self.tokens // group * moe.num_experts * room
+
+    @property
+    def sparse_layers(self) -> int:
+        """How many of the stack's layers have experts."""
+        moe = self.cfg.model.moe
+        return self.num_layers // moe.every if moe.num_experts else 0
+
+    def tokens_of(self, name: str, spec: ParamSpec) -> float:
+        """Return how many tokens each matrix of a stack's parameter multiplies, in one microbatch on this device.
+
+        The keys and values of cross-attention are those of the memory. For an expert those are the places of its
+        buffers, empty or not, that all devices along `expert` fill; without a capacity, what is sent to it if all get
+        as many.
+        """
+        if name.endswith(("/cross/k", "/cross/v")):
+            return self.memory_tokens
         if "experts" not in spec.axes:
             return self.tokens
         moe = self.cfg.model.moe
@@ -111,25 +151,32 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
     Raises:
       ShardingError: as `sharding.fit`.
     """
-    model, train = cfg.model, cfg.train
+    model, train, data = cfg.model, cfg.train, cfg.data
     tree = models.build(model).specs
     mesh: Any = SimpleNamespace(shape=mesh_sizes)
     layout = sharding.fit(cfg, mesh, tree)
+    specs = names(tree)
 
     def local(size: int, axis: str) -> int:
         return size // prod(mesh_sizes[mesh_axis] for mesh_axis in layout.over(axis))
 
     split_alike = layout.over("heads") == layout.over("kv_heads")
     repeated = model.num_kv_heads if split_alike else lcm(model.num_kv_heads, mesh_sizes["tensor"])
-    pairs = {window: _pairs(cfg, window) for window in set(model.windows)}
-    return Share(
+    masked = num_predictions(data.seq_len, data.mask_rate)
+    applied = {"masked_lm": masked, "masked_lm_next_sentence": masked}.get(train.objective, data.seq_len)
+    read = "encoder/blocks/" if model.family == "encdec" else "blocks/"
+    pairs = {window: _pairs(cfg, data.seq_len, window) for window in set(model.windows)}
+    whole = Share(
         cfg=cfg,
         layout=layout,
-        specs=names(tree),
+        specs=specs,
         item=2 if model.dtype == "bfloat16" else 4,
+        num_layers=model.num_layers,
         rows=train.global_batch_size // train.microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
-        seq_len=cfg.data.seq_len,
-        residual_len=local(cfg.data.seq_len, "residual_seq"),
+        seq_len=data.seq_len,
+        memory_len=0,
+        loss_len=applied if model.head.startswith("lm") else 0,
+        residual_len=local(data.seq_len, "residual_seq"),
         heads=local(model.num_heads, "heads"),
         kv_heads=local(model.num_kv_heads, "kv_heads"),
         attended_kv_heads=local(repeated, "heads"),
@@ -139,12 +186,32 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         layer_scores=max(map(sum, pairs.values())),
         largest_scores=max(map(max, pairs.values())),
     )
+    stack = replace(whole, specs=_below(read, specs))
+    if model.family != "encdec":
+        return replace(whole, stacks=(stack,))
+    target, cross = data.target_len, data.target_len * data.seq_len
+    writing = replace(
+        stack,
+        specs=_below("decoder/blocks/", specs),
+        num_layers=model.num_decoder_layers,
+        seq_len=target,
+        memory_len=data.seq_len,
+        residual_len=local(target, "residual_seq"),
+        scores=target * target + cross,
+        layer_scores=target * target + cross,
+        largest_scores=max(target * target, cross),
+    )
+    return replace(whole, loss_len=target, stacks=(stack, writing))
 
 
-def _pairs(cfg: Config, window: int | None) -> list[int]:
+def _below(prefix: str, specs: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:
+    return {name: spec for name, spec in specs.items() if name.startswith(prefix)}
+
+
+def _pairs(cfg: Config, seq_len: int, window: int | None) -> list[int]:
     """Return how many scores of one head and row each block of queries of a layer with that window computes."""
-    seq_len, backend = cfg.data.seq_len, cfg.model.attention
-    if backend in ("reference", "xla"):
+    backend = cfg.model.attention
+    if backend in ("reference", "xla") or cfg.model.family != "decoder":
         return [seq_len * seq_len]
     if backend == "blocked":
         count = block_count(seq_len)

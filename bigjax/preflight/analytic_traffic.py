@@ -19,7 +19,10 @@ def collectives(share: Share) -> list[Collective]:
     which sends twice as much as a reduce-scatter. Scalars and what Muon's own products send are left out.
     """
     total: dict[tuple[Kind, tuple[str, ...]], tuple[int, float]] = {}
-    for part in (_parameters(share), _tensor_parallel(share), _loss(share)):
+    parts = [_parameters(share), _loss(share)]
+    for stack in share.stacks:
+        parts += [_recurrent(stack)] if share.cfg.model.family == "rnn" else [_tensor_parallel(stack), _beside(stack)]
+    for part in parts:
         for kind, axes, count, whole in part:
             if not axes or not count:
                 continue
@@ -47,13 +50,13 @@ def _parameters(share: Share) -> Iterator[Sent]:
         calls = spec.shape[0] if spec.stacked else 1
         elements = share.used(spec) // calls
         if share.used(spec) != share.stored(spec):
-            again = remat and name.startswith("blocks/")
+            again = remat and "blocks/" in name
             yield "all-gather", ("fsdp",), calls * (2 if again else 1), elements * share.item
-        if name == output:
+        if name == output and share.loss_len:
             yield from _reduction(share, spec, calls, 4 * elements)
         if name == "embed/tokens":
             yield from _look_up(share, spec)
-        elif name != output:
+        elif name != output and not name.endswith("blocks/recurrent"):
             yield from _reduction(share, spec, calls, elements * share.item)
 
 
@@ -69,25 +72,31 @@ def _look_up(share: Share, spec: ParamSpec) -> Iterator[Sent]:
         yield "all-reduce", (*share.layout.over("batch"), *vocab), 1, table * share.ways(*vocab)
         return
     if vocab:
-        yield "all-reduce", vocab, 1, share.tokens * share.cfg.model.d_model * share.item
+        looked_up = sum(stack.tokens for stack in share.stacks)
+        yield "all-reduce", vocab, 1, looked_up * share.cfg.model.d_model * share.item
     yield from _reduction(share, spec, 1, table)
 
 
 def _reduction(share: Share, spec: ParamSpec, calls: int, whole: float) -> Iterator[Sent]:
     """Yield the sum of a gradient over the devices that split the batch: to where it is stored, whole or in parts."""
-    axes = share.layout.over("batch")
+    axes = tuple(axis for axis in share.layout.over("batch") if axis not in _axes_of(share, spec))
     if "fsdp" in axes:
         if share.used(spec) != share.stored(spec):
             yield "reduce-scatter", ("fsdp",), calls, whole
             whole /= share.ways("fsdp")
         else:
             yield "all-reduce", ("fsdp",), calls, whole
-    if "data" in axes:
-        yield "all-reduce", ("data",), calls, whole
+    if together := tuple(axis for axis in ("data", "expert") if axis in axes):
+        yield "all-reduce", together, calls, whole
     if "slice" in axes:
         # Between slices every device sends its own part of what the devices of its slice hold alike.
-        alike = share.ways("data")
+        alike = share.ways(*together)
         yield "all-reduce", ("slice",), calls, whole / alike
+
+
+def _axes_of(share: Share, spec: ParamSpec) -> tuple[str, ...]:
+    """Return the mesh axes that a parameter stays split over while it is used."""
+    return share.layout.over(*spec.axes)
 
 
 def _tensor_parallel(share: Share) -> Iterator[Sent]:
@@ -95,21 +104,60 @@ def _tensor_parallel(share: Share) -> Iterator[Sent]:
 
     With `mesh.shard_sequence` each is a reduce-scatter whose other half, an all-gather, comes before the next product
     (Korthikanti et al. 2022, section 4.2.2). The sum of a block's last output is not formed again for the backward
-    pass, and no gather is saved.
+    pass, and no gather is saved. Cross-attention is one more half, and sums a gradient of what it attends to.
     """
     heads, mlp = share.layout.over("heads"), share.layout.over("mlp")
     axes = heads or mlp
-    layers, model = share.cfg.model.num_layers, share.cfg.model
+    layers, model = share.num_layers, share.cfg.model
+    cross = bool(share.memory_len)
     whole = share.tokens * model.d_model * share.item
     policy, _, listed = share.cfg.model.remat.partition(":")
     remat = policy != "none"
     again = policy in ("full", "offload") or (policy == "save" and "attn_out" not in listed.split(","))
-    sums = layers * (4 + again)
+    sums = layers * (4 + again) + layers * cross * (2 + again)
+    yield "all-reduce", axes, cross * layers, share.memory_tokens * model.d_model * share.item
     if not share.layout.over("residual_seq"):
         yield "all-reduce", axes, sums, whole
         return
     yield "reduce-scatter", axes, sums, whole
-    yield "all-gather", axes, layers * (4 + 2 * remat), whole
+    yield "all-gather", axes, layers * (2 + cross) * (2 + remat), whole
+
+
+def _beside(stack: Share) -> Iterator[Sent]:
+    """Yield what goes to experts and back, and the sum of the gradient of a bias on scores, in float32.
+
+    With a capacity two all-to-alls for each pass, and again where a layer is rematerialised. Without one, an all-gather
+    of all tokens that the devices along `expert` have and a reduce-scatter of the results, and the reverse backwards
+    (`models.moe_exchange`).
+    """
+    model = stack.cfg.model
+    if model.positions == "relative":
+        bias = 4 * stack.heads * stack.seq_len**2
+        yield "all-reduce", stack.layout.over("batch"), stack.num_layers, bias
+    expert, layers, again = stack.layout.over("experts"), stack.sparse_layers, model.remat != "none"
+    if model.moe.capacity_factor is not None:
+        yield "all-to-all", expert, layers * (4 + 2 * again), stack.places * model.d_model * stack.item
+        return
+    together = stack.tokens * stack.ways(*expert) * model.d_model * stack.item
+    yield "all-gather", expert, layers * (2 + again), together
+    yield "reduce-scatter", expert, layers * 2, together
+
+
+def _recurrent(stack: Share) -> Iterator[Sent]:
+    """Yield what recurrent layers send: at every step, since it is a loop.
+
+    The gradient of the recurrent matrix is summed over the batch in each, in float32. Over `tensor` the state is
+    gathered for the next product, and its gradient summed; that of a layer's input once for all steps.
+    """
+    model, steps = stack.cfg.model, stack.num_layers * stack.seq_len
+    again = model.remat == "full"
+    recurrent = next(spec for name, spec in stack.specs.items() if name.endswith("/recurrent"))
+    gradient = 4 * stack.used(recurrent) / stack.num_layers
+    yield "all-reduce", stack.layout.over("batch"), steps, gradient
+    axes, state = stack.layout.over("mlp"), 4 * stack.rows * model.d_model
+    yield "all-gather", axes, steps * (1 + again), state
+    yield "all-reduce", axes, steps, state
+    yield "all-reduce", axes, stack.num_layers, stack.tokens * model.d_model * stack.item
 
 
 def _loss(share: Share) -> Iterator[Sent]:
@@ -118,12 +166,12 @@ def _loss(share: Share) -> Iterator[Sent]:
     That gradient is summed in float32, or in the compute dtype by the chunked loss, which forms it itself.
     """
     vocab, sequence = share.layout.over("vocab"), share.layout.over("residual_seq")
-    chunks, elements = share.cfg.train.loss_chunks, share.tokens * share.cfg.model.d_model
+    chunks, elements = share.cfg.train.loss_chunks, share.loss_tokens * share.cfg.model.d_model
     if sequence:
         yield "all-gather", sequence, 1, elements * share.item
-    if not vocab:
+    if not vocab or not elements:
         return
-    yield "all-reduce", vocab, 3 * chunks, 4 * share.tokens / chunks  # maximum, sum of exponentials, label's logit
+    yield "all-reduce", vocab, 3 * chunks, 4 * share.loss_tokens / chunks  # maximum, sum of exponentials, label's logit
     if chunks > 1:
         yield "all-reduce", vocab, chunks, elements * share.item / chunks
     else:

@@ -1,13 +1,16 @@
 """Changes of a config that leave its maths alone: other meshes, remat, microbatches, loss chunks, attention kernels."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from bigjax import config, sharding
 from bigjax.config import BATCH_AXES, Config
+from bigjax.config_rnn import is_on
 from bigjax.errors import UserError
+from bigjax.models.attention import BACKENDS
 from bigjax.preflight import analytic, roofline
 from bigjax.preflight.analytic import Estimate
 from bigjax.preflight.chips import Topology
@@ -102,32 +105,41 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
 
 
 def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
-    """Yield every way to give the devices of a slice to data, fsdp and tensor, tensor within a fast domain."""
+    """Yield every way to give the devices of a slice to data, fsdp, tensor and, of a sparse model, expert.
+
+    Tensor stays within a fast domain.
+    """
     per_slice = topology.num_devices // topology.num_slices
-    for tensor in _divisors(per_slice):
-        if tensor > min(topology.devices_per_slice, cfg.model.num_heads):
-            continue
-        for fsdp in _divisors(per_slice // tensor):
-            changes: Changes = {
-                "mesh.slice": topology.num_slices,
-                "mesh.data": per_slice // tensor // fsdp,
-                "mesh.fsdp": fsdp,
-                "mesh.tensor": tensor,
-            }
-            for shard_sequence in (False, True) if tensor > 1 else (False,):
-                yield {**changes, "mesh.shard_sequence": shard_sequence}
+    widest = min(topology.devices_per_slice, cfg.model.num_heads)
+    experts = cfg.model.moe.num_experts
+    for tensor in (size for size in _divisors(per_slice) if size <= widest):
+        for expert in (size for size in _divisors(per_slice // tensor) if size == 1 or experts % size == 0 < experts):
+            for fsdp in _divisors(per_slice // tensor // expert):
+                changes: Changes = {
+                    "mesh.slice": topology.num_slices,
+                    "mesh.data": per_slice // tensor // expert // fsdp,
+                    "mesh.fsdp": fsdp,
+                    "mesh.tensor": tensor,
+                }
+                if experts:
+                    changes["mesh.expert"] = expert
+                for shard_sequence in (False, True) if tensor > 1 else (False,):
+                    yield {**changes, "mesh.shard_sequence": shard_sequence}
 
 
 def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
-    """Yield every mesh x remat x microbatches that `cfg` can have on `topology`, judged by the analytic model.
+    """Yield `cfg` as it is and every mesh x remat x microbatches that it can have on `topology`.
 
-    All of them have the attention kernel that a TPU never stores the scores with, and a loss in chunks: both only save.
+    All are judged by the analytic model. Where the model can, those have the attention kernel that a TPU never stores
+    the scores with, and a loss in chunks: both only save.
     """
     rows, always = cfg.train.global_batch_size, {}
-    if topology.platform == "tpu":
+    if topology.platform == "tpu" and kernel_serves(cfg, KERNELS["tpu"]):
         always["model.attention"] = KERNELS["tpu"]
-    if cfg.train.loss_chunks == 1 and cfg.data.seq_len % LOSS_CHUNKS == 0:
-        always["train.loss_chunks"] = LOSS_CHUNKS
+    if cfg.train.loss_chunks == 1 and _is_valid(cfg, chunks := {"train.loss_chunks": LOSS_CHUNKS}):
+        always |= chunks
+    with suppress(UserError):  # as it is, it may not fit the mesh
+        yield candidate(cfg, {}, topology)
     for mesh in meshes(cfg, topology):
         ways = prod(mesh.get(f"mesh.{axis}", 1) for axis in BATCH_AXES)
         if rows % ways:
@@ -139,6 +151,29 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
                     yield candidate(cfg, changes, topology)
                 except UserError:
                     break
+
+
+def kernel_serves(cfg: Config, name: str) -> bool:
+    """Return whether an attention kernel honours all that the layers of a model ask for, wherever it runs."""
+    model, backend = cfg.model, BACKENDS[name]
+    asked = (
+        (model.family == "rnn", False),
+        (is_on(model.dropout), backend.dropout),
+        (model.attn_softcap is not None, backend.softcap),
+        (model.positions == "relative", backend.bias),
+        (model.family != "decoder", backend.bidirectional),
+        (model.family == "encdec", backend.cross),
+        (True, model.dtype in backend.dtypes),
+    )
+    return all(honoured for wanted, honoured in asked if wanted)
+
+
+def _is_valid(cfg: Config, changes: Changes) -> bool:
+    try:
+        apply(cfg, changes)
+    except UserError:
+        return False
+    return True
 
 
 def savings(cfg: Config, topology: Topology, needed_bytes_per_chip: int) -> list[dict[str, Any]]:
@@ -183,16 +218,20 @@ def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     sizes = sharding.mesh_shape(cfg.mesh, topology.num_devices)
     if cfg.model.remat != "full":
         yield {"model.remat": "full"}
-    if cfg.model.attention != KERNELS.get(topology.platform) and topology.platform in KERNELS:
-        yield {"model.attention": KERNELS[topology.platform]}
+    kernel = KERNELS.get(topology.platform)
+    if kernel and cfg.model.attention != kernel and kernel_serves(cfg, kernel):
+        yield {"model.attention": kernel}
     for chunks in (8, 16, 4):
-        if cfg.train.loss_chunks < chunks and cfg.data.seq_len % chunks == 0:
+        if cfg.train.loss_chunks < chunks and _is_valid(cfg, {"train.loss_chunks": chunks}):
             yield {"train.loss_chunks": chunks}
             break
     rows = cfg.train.global_batch_size // prod(sizes[axis] for axis in BATCH_AXES) // cfg.train.microbatches
     if rows > 1:
         yield {"train.microbatches": cfg.train.microbatches * rows}
-    for source, target in (("data", "fsdp"), ("fsdp", "tensor"), ("data", "tensor")):
+    pairs = [("data", "fsdp"), ("fsdp", "tensor"), ("data", "tensor")]
+    if cfg.model.moe.num_experts:
+        pairs += [("data", "expert"), ("fsdp", "expert")]
+    for source, target in pairs:
         if sizes[source] % 2 == 0:
             yield {f"mesh.{source}": sizes[source] // 2, f"mesh.{target}": 2 * sizes[target]}
     if sizes["tensor"] > 1 and not cfg.mesh.shard_sequence:

@@ -21,6 +21,7 @@ FREE_CALLS = (
     "LayoutConstraint",
     "X64",
     "ConcatBitcast",
+    "GatherScatterIndicesBitpacked",
 )
 """Custom calls that compute nothing, by the start of their target."""
 COUNTED_CALLS = ("__cublas$", "__cudnn$fmha")

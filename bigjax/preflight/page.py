@@ -135,12 +135,12 @@ def _arithmetic(report: dict[str, Any]) -> list[str]:
         f"arithmetic: {report['tokens_per_step']:,} tokens a step, {report['rows_per_device']:g} rows a device, "
         f"{report['steps']:,} steps = {report['run_tokens']:.4g} tokens"
     ]
-    if report["epochs"] is not None:
-        lines[0] += f" = {report['epochs']:.4g} epochs"
+    epochs = report["epochs"]
+    lines[0] += ", epochs not known: the text was not read" if epochs is None else f" = {epochs:.4g} epochs"
     if "tokens_per_s" in report:
         lines.append(
-            f"  {report['tokens_per_s']:,.0f} tokens/s, {report['days']:.3g} days, "
-            f"{report['chip_hours']:,.0f} chip-hours"
+            f"  {report['tokens_per_s']:,.0f} tokens/s, {_duration(report['days'] * 24)}, "
+            f"{_duration(report['chip_hours'], 'chip-', longest='hours')}"
         )
     return lines
 
@@ -165,6 +165,17 @@ def beside(a: dict[str, Any], b: dict[str, Any]) -> str:
 def _figure(report: dict[str, Any], key: str) -> float | None:
     value = report.get(key)
     return value["mid"] if isinstance(value, dict) else value
+
+
+def _duration(hours: float, prefix: str = "", longest: str = "days") -> str:
+    """Return a time in the largest unit that leaves a number of at least 1."""
+    units = {"days": 24.0, "hours": 1.0, "minutes": 1 / 60, "seconds": 1 / 3600}
+    for name, unit in list(units.items())[list(units).index(longest) :]:
+        if hours >= unit:
+            return (
+                f"{hours / unit:,.0f} {prefix}{name}" if hours >= 100 * unit else f"{hours / unit:.3g} {prefix}{name}"
+            )
+    return f"less than 1 {prefix}second"
 
 
 def gib(size: float) -> str:

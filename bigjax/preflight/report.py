@@ -21,6 +21,7 @@ is padded], `notes`;
 `tokens_per_s`, `days`, `chip_hours` (at the estimate's middle).
 """
 
+import math
 from dataclasses import asdict
 from math import prod
 from typing import Any
@@ -240,20 +241,22 @@ def _arithmetic(
 ) -> dict:
     cfg = program.cfg
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
-    steps = cfg.train.steps if run_tokens is None else -(-run_tokens // tokens)
-    seen = batch_ramp.build(cfg).rows_before(cfg.train.steps) * cfg.data.seq_len
-    planned = seen if run_tokens is None else int(steps) * tokens
+    ramp = batch_ramp.build(cfg)
+    rows = None if run_tokens is None else math.ceil(run_tokens / cfg.data.seq_len)
+    steps = cfg.train.steps if rows is None else ramp.steps_for(rows)
+    planned = ramp.rows_before(steps) * cfg.data.seq_len
     ways = prod(program.mesh.shape[axis] for axis in BATCH_AXES)
     found: dict[str, Any] = {
         "tokens_per_step": tokens,
         "rows_per_device": cfg.train.global_batch_size / ways,
-        "steps": int(steps),
+        "steps": steps,
         "run_tokens": planned,
         "epochs": planned / tokens / steps_per_epoch if steps_per_epoch else None,
     }
     seconds = report["step_seconds_estimate"]
     if seconds is not None:
-        days = steps * seconds["mid"] / 86400
+        # Of a small batch of a ramp only the microbatches that hold it are computed.
+        days = ramp.full_steps(steps, cfg.train.global_batch_size, cfg.train.microbatches) * seconds["mid"] / 86400
         found |= {
             "tokens_per_s": tokens / seconds["mid"],
             "days": days,

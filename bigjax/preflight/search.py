@@ -90,9 +90,9 @@ def search(
 ) -> Found:
     """Compile the most promising candidates, two at a time and quickly, until `budget_s` seconds are over.
 
-    Candidates come in the order of their analytic step time, so the first that fits is a good one; the search ends
-    early when `PATIENCE` more did not beat the best. `judge(candidate, outcome)` makes the report of one, and
-    `show(tried, running, left)` is called whenever something happens.
+    `cfg` itself comes first, then candidates in the order of their analytic step time, so the first that fits is a good
+    one; the search ends early when `PATIENCE` more did not beat the best. `judge(candidate, outcome)` makes the report
+    of one, and `show(tried, running, left)` is called whenever something happens.
 
     Raises:
       UserError: no candidate fits, by the analytic model, or it does not know the model.
@@ -111,7 +111,8 @@ def search(
         where = f"{devices.name(topology)} by the analytic model ({len(everything)} tried)"
         raise UserError(f"no plan fits {where}: {least}")
     considered, pruned = len(everything), len(everything) - len(queue)
-    queue = _distinct(queue)
+    # What the user wrote comes first, so that what is found is never worse.
+    queue = [one for one in queue if not one.changes] + _distinct([one for one in queue if one.changes])
     tried: list[Tried] = []
     running: list[tuple[Candidate, compiler.Compilation]] = []
     since_best, best = 0, None
