@@ -139,7 +139,7 @@ OBJECTIVES = {
     "masked_lm": objectives_encoder.masked_lm,
     "masked_lm_next_sentence": objectives_encoder.masked_lm_next_sentence,
     "classification": objectives_encoder.classification,
-    "token_classification": objectives_encoder.token_classification,
+    "token_classification": objectives_encoder.classification,
     "question_answering": objectives_encoder.question_answering,
     "seq2seq": seq2seq,
     "span_corruption": seq2seq,

@@ -96,13 +96,14 @@ def classification(
     layout: Layout = UNSHARDED,
     key: jax.Array | None = None,
 ) -> Sums:
-    """Predict the class of each row (Devlin et al. 2019, section 4.1).
+    """Predict the class of each row, or of each word at its first token (Devlin et al. 2019, sections 4.1 and 5.3).
 
     Args:
-      batch: as `data.labelled.LabelledText.arrays` makes it, and `rows` as for `causal_lm`.
+      batch: as `data.labelled.LabelledText.arrays` or `data.tagged.TaggedText.arrays` makes it, as the head asks, and
+        `rows` as for `causal_lm`.
 
     Returns:
-      `loss`, `nll` and `z_loss` in nats over the rows, and `accuracy`.
+      `loss`, `nll` and `z_loss` in nats over the rows or words, and `accuracy`.
     """
     return classify(class_logits(model, params, batch, layout=layout, key=key), batch, cfg)
 
@@ -115,42 +116,12 @@ def class_logits(
     layout: Layout = UNSHARDED,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Return logits `(B, C)` in float32 of the class of each row of a batch for `classification`."""
+    """Return logits `(B, C)` or `(B, S, C)` in float32 of the class of each row or token of a batch."""
     x_BSD = _encode(model, params, batch, layout, key)
-    return model.family.class_logits(params, x_BSD, model.cfg, **_of_head(model, batch, layout, key))
-
-
-def token_classification(
-    model: Model,
-    params: Any,
-    batch: Mapping[str, jax.Array],
-    cfg: TrainConfig,
-    *,
-    layout: Layout = UNSHARDED,
-    key: jax.Array | None = None,
-) -> Sums:
-    """Predict the class of each word at its first token (Devlin et al. 2019, section 5.3).
-
-    Args:
-      batch: as `data.tagged.TaggedText.arrays` makes it, and `rows` as for `causal_lm`.
-
-    Returns:
-      `loss`, `nll` and `z_loss` in nats over the words, and `accuracy`.
-    """
-    return classify(token_logits(model, params, batch, layout=layout, key=key), batch, cfg)
-
-
-def token_logits(
-    model: Model,
-    params: Any,
-    batch: Mapping[str, jax.Array],
-    *,
-    layout: Layout = UNSHARDED,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Return logits `(B, S, C)` in float32 of the class of each token of a batch."""
-    x_BSD = _encode(model, params, batch, layout, key)
-    return model.family.token_logits(params, x_BSD, model.cfg, **_of_head(model, batch, layout, key))
+    # The dropout of a head needs a key of its own: layers and embedding use the numbers below.
+    head_key = None if key is None else jax.random.fold_in(key, model.cfg.num_layers + 1)
+    dropout = {"key": head_key, "rows_B": batch.get("rows")}
+    return model.family.class_logits(params, x_BSD, model.cfg, layout=layout, **dropout)
 
 
 def question_answering(
@@ -183,12 +154,6 @@ def span_logits(
 ) -> jax.Array:
     """Return logits `(B, 2, S)` in float32 of where an answer starts and ends, next to none at padding."""
     x_BSD = _encode(model, params, batch, layout, key)
-    logits_BS2 = model.family.token_logits(params, x_BSD, model.cfg, layout=layout)
+    logits_BS2 = model.family.class_logits(params, x_BSD, model.cfg, layout=layout)
     logits_BS2 = jnp.where(batch["segments"][..., None] > 0, logits_BS2, _NOWHERE)
     return jnp.swapaxes(logits_BS2, 1, 2)
-
-
-def _of_head(model: Model, batch: Mapping[str, jax.Array], layout: Layout, key) -> dict[str, Any]:
-    """Return what the dropout of a head needs: a key of its own, as layers and embedding use the numbers below."""
-    head_key = None if key is None else jax.random.fold_in(key, model.cfg.num_layers + 1)
-    return {"layout": layout, "key": head_key, "rows_B": batch.get("rows")}

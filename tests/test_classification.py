@@ -57,6 +57,8 @@ def test_a_table_gives_texts_and_classes(kind, tmp_path):
         (ROWS, {"classes": ("sky", "earth")}, "has the label 'sea', which is none of the classes sky, earth"),
         (ROWS, {"classes": ("sky", "sea", "fire"), "num_classes": 3}, "no text of the class 'fire' to train on"),
         (ROWS, {"label_key": "labels"}, "no column 'labels', only 'text', 'label'"),
+        ([], {}, r"there is no label to train on in 'csv:.*data.csv'"),
+        ([*ROWS, ("a gull", "")], {}, r"a label to train on in 'csv:.*' is empty: label it, or leave it out"),
         ([*ROWS, ("one", "two", "three")], {}, "line 32: 3 fields, but the first line names 2"),
     ],
 )

@@ -29,9 +29,15 @@ def classes_of(cfg: Config, labels: Iterable[str]) -> tuple[str, ...]:
     """Return `data.classes`, by default all the labels that are trained on, sorted.
 
     Raises:
-      DataError: they are not as many as `model.num_classes`.
+      DataError: there is no label, one is empty, or they are not as many as `model.num_classes`.
     """
     classes = cfg.data.classes or tuple(sorted(set(labels)))
+    if not classes:
+        raise DataError(f"there is no label to train on in {', '.join(map(repr, cfg.data.sources))}")
+    if not all(name.strip() for name in classes):
+        raise DataError(
+            f"a label to train on in {', '.join(map(repr, cfg.data.sources))} is empty: label it, or leave it out"
+        )
     if len(classes) != cfg.model.num_classes:
         raise DataError(
             f"there are {len(classes)} classes ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}), "

@@ -97,7 +97,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 REPORTS: dict[str, tuple[Callable[..., jax.Array], Report]] = {
     "classification": (objectives_encoder.class_logits, _classes),
-    "token_classification": (objectives_encoder.token_logits, _tags),
+    "token_classification": (objectives_encoder.class_logits, _tags),
     "question_answering": (objectives_encoder.span_logits, _answers),
 }
 """Objective -> its logits, one for every weight of a batch, and what is reported of them."""

@@ -91,8 +91,7 @@ def _their_class_logits(model: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _token_logits(model: Model, params: Any, given: Inputs) -> jax.Array:
-    logits_BSC = model.family.token_logits(params, _hidden(model, params, given), model.cfg)
-    return logits_BSC * given["mask"][..., None]
+    return _class_logits(model, params, given) * given["mask"][..., None]
 
 
 def _their_span_logits(model: Any, given: Mapping[str, Any]) -> Any:

@@ -149,30 +149,16 @@ def class_logits(
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
 ) -> jax.Array:
-    """Return logits `(B, C)` in float32 from the pooled rows, through dropout."""
+    """Return logits in float32, after dropout: `(B, C)` of the pooled rows, or `(B, S, C)` of every token where the
+    head has no pooler."""
     p = _head(params, cfg, layout)
-    rate = cfg.dropout if key is not None else 0.0
-    x_BD = layers.dropout(pooled(params, x_BSD, cfg, layout), rate, key, rows_B)
-    where = layout.act("batch", "classes")
-    out = jnp.einsum("BD,CD->BC", x_BD, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
+    if "pooler" in p:
+        x, axes = pooled(params, x_BSD, cfg, layout), ("batch", "classes")
+    else:
+        x, axes = layout.place(x_BSD, "batch", "seq", "embed"), ("batch", "seq", "classes")
+    x = layers.dropout(x, cfg.dropout if key is not None else 0.0, key, rows_B)
+    where = layout.act(*axes)
+    out = jnp.einsum("...D,CD->...C", x, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
     if cfg.parametrization == "mup":  # as `unembedding`
         out = out / mup.width(cfg)
-    return out + p["classes_bias"].astype(jnp.float32)
-
-
-def token_logits(
-    params: Params,
-    x_BSD: jax.Array,
-    cfg: ModelConfig,
-    *,
-    layout: Layout = UNSHARDED,
-    key: jax.Array | None = None,
-    rows_B: jax.Array | None = None,
-) -> jax.Array:
-    """Return logits `(B, S, C)` in float32 of the class of every token, after dropout."""
-    p = _head(params, cfg, layout)
-    x_BSD = layout.place(x_BSD, "batch", "seq", "embed")
-    x_BSD = layers.dropout(x_BSD, cfg.dropout if key is not None else 0.0, key, rows_B)
-    where = layout.act("batch", "seq", "classes")
-    out = jnp.einsum("BSD,CD->BSC", x_BSD, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
     return out + p["classes_bias"].astype(jnp.float32)

@@ -199,7 +199,7 @@ def test_token_classification(shape):
     batch |= {"targets": jnp.asarray(np.maximum(labels, 0)), "weights": jnp.asarray(labels >= 0, jnp.float32)}
     out = peer(**given, labels=torch.tensor(np.where(labels < 0, -100, labels)))
     weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
-    found = objectives_encoder.token_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
+    found = objectives_encoder.class_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
     real = np.asarray(batch["segments"])[..., None]
     np.testing.assert_allclose(found * real, out.logits.detach() * torch.tensor(real), atol=1e-4)
     assert_same(peer, cfg, mean_loss(cfg, batch, "token_classification"), out.loss)
