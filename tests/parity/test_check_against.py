@@ -148,7 +148,7 @@ def test_mistakes_are_one_sentence(call_check, folder, monkeypatch):
         (("--against=hf:no/folder",), "there is no folder no/folder"),
         ((against, "--meshes=data=8"), "--against compares one device with PyTorch"),
         ((against, "--config=configs/gpt.py:d12"), f"{folder} holds another model"),
-        (("--against=hf", "--config=configs/rnn.py:none"), "no covered Hugging Face architecture holds this model"),
+        (("--against=hf", "--config=configs/rnn.py:none"), "model.family='rnn': transformers has no such model"),
         (("--against=hf", "--config=configs/finetune_token_classification.py"), "not token_classification"),
         (
             ("--against=hf", "--config=configs/quickstart.py"),
