@@ -117,6 +117,17 @@ def masked_logits(
     params: Params, x_BSD: jax.Array, masked_BM: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED
 ) -> jax.Array:
     """Return logits `(B, M, V)` in float32 of the tokens at some positions of each row."""
+    h_BMD = masked_states(params, x_BSD, masked_BM, cfg, layout)
+    w_VD, bias_V = unembedding(params, cfg, layout), _head(params, cfg, layout)["bias"]
+    vocab = layout.act("batch", "seq", "vocab")
+    out = jnp.einsum("BMD,VD->BMV", h_BMD, w_VD, preferred_element_type=jnp.float32, out_sharding=vocab)
+    return layers.soft_cap(out + bias_V.astype(jnp.float32), cfg.final_softcap)
+
+
+def masked_states(
+    params: Params, x_BSD: jax.Array, masked_BM: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED
+) -> jax.Array:
+    """Return `(B, M, D)`: some positions of each row as the output matrix multiplies them."""
     p = _head(params, cfg, layout)
     where = layout.act("batch", "seq", "embed")
     x_BSD = layout.place(x_BSD, "batch", "seq", "embed")
@@ -125,11 +136,7 @@ def masked_logits(
     h_BMD = jnp.einsum("BMS,BSD->BMD", chosen_BMS, x_BSD, out_sharding=where)
     h_BMD = jnp.einsum("BMD,DE->BME", h_BMD, p["dense"], out_sharding=layout.act("batch", "seq", "mlp"))
     h_BMD = layout.place(h_BMD, "batch", "seq", "embed") + p["dense_bias"]
-    h_BMD = blocks.norm(layers.activation(cfg.activation, h_BMD), p["norm"], cfg)
-    w_VD = unembedding(params, cfg, layout)
-    vocab = layout.act("batch", "seq", "vocab")
-    out = jnp.einsum("BMD,VD->BMV", h_BMD, w_VD, preferred_element_type=jnp.float32, out_sharding=vocab)
-    return layers.soft_cap(out + p["bias"].astype(jnp.float32), cfg.final_softcap)
+    return blocks.norm(layers.activation(cfg.activation, h_BMD), p["norm"], cfg)
 
 
 def pooled(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:

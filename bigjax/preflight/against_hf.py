@@ -4,17 +4,17 @@ The weights are those of a Hugging Face folder, or random ones of a small config
 the losses, and the gradient of every parameter, in the order of the forward pass. Both sides compute in float32; the
 bounds are those of `error_bounds`, as between two meshes. Rows are single documents with padding after them.
 
-Legend: B batch, S sequence, D model, V vocab.
+Legend: B batch, S sequence that is read, T sequence that is written, M masked positions, D model, V vocab.
 """
 
 import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from bigjax.errors import UserError
 from bigjax.interop import hf
 from bigjax.interop.hf_config import export_config, import_config
 from bigjax.interop.hf_verify import VerificationError
+from bigjax.models import lm_head
 from bigjax.preflight.equivalence import Check, Difference, Reference, judged
 from bigjax.preflight.observation import named_pieces, whole
 
@@ -35,8 +36,87 @@ NAME = "PyTorch"
 ROWS, MAX_TOKENS = 2, 64
 """The batch that a model of full size sees."""
 
-FAMILIES = ("decoder",)
-"""Of which transformers' loss and ours are compared."""
+
+class Output(NamedTuple):
+    """The logits that a loss is of.
+
+    Attributes:
+      ours: `(stage, weights, batch)` to logits, and the sums of the sizes of their terms, of the same shape.
+      theirs: `(model, batch)` to logits, as PyTorch's tensors.
+    """
+
+    ours: Callable[[Any, Any, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]]
+    theirs: Callable[[Any, Mapping[str, Any]], Any]
+
+
+def _next_tokens(stage: Any, weights: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    x_BSD, _ = stage.model.family.apply(weights, batch["tokens"], stage.cfg.model, layout=stage.layout)
+    return _from_states(stage, weights, x_BSD)
+
+
+def _written(stage: Any, weights: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    rows = {"inputs_BT": batch["inputs"], "segments_BS": batch["segments"], "written_BT": batch["weights"]}
+    family = stage.model.family
+    return _from_states(stage, weights, family.apply(weights, batch["tokens"], stage.cfg.model, **rows)[0])
+
+
+def _from_states(stage: Any, weights: Any, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    cfg, family, layout = stage.cfg.model, stage.model.family, stage.layout
+    sizes = _sizes(x_BSD, family.unembedding(weights, cfg, layout))
+    return family.logits(weights, x_BSD, cfg, layout), sizes
+
+
+def _masked_tokens(stage: Any, weights: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    cfg, family = stage.cfg.model, stage.model.family
+    x_BSD = _encoded(stage, weights, batch)
+    h_BMD = family.masked_states(weights, x_BSD, batch["masked"], cfg)
+    sizes = _sizes(h_BMD, lm_head.unembedding(weights, cfg, stage.layout)) + jnp.abs(weights["head"]["bias"])
+    return family.masked_logits(weights, x_BSD, batch["masked"], cfg), sizes
+
+
+def _row_classes(stage: Any, weights: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    cfg, family, head = stage.cfg.model, stage.model.family, weights["head"]
+    x_BSD = _encoded(stage, weights, batch)
+    sizes = _sizes(family.pooled(weights, x_BSD, cfg), head["classes"]) + jnp.abs(head["classes_bias"])
+    return family.class_logits(weights, x_BSD, cfg), sizes
+
+
+def _encoded(stage: Any, weights: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+    rows = {"segments_BS": batch["segments"], "types_BS": batch.get("types")}
+    return stage.model.family.apply(weights, batch["tokens"], stage.cfg.model, **rows)[0]
+
+
+def _sizes(x: jax.Array, w_VD: jax.Array) -> jax.Array:
+    return jnp.einsum("...D,VD->...V", jnp.abs(x), jnp.abs(w_VD))
+
+
+def _their_next_tokens(model: Any, batch: Mapping[str, Any]) -> Any:
+    return model(input_ids=batch["tokens"], use_cache=False).logits
+
+
+def _their_written(model: Any, batch: Mapping[str, Any]) -> Any:
+    read = {"input_ids": batch["tokens"], "attention_mask": batch["segments"].clamp(max=1)}
+    return model(**read, decoder_input_ids=batch["inputs"], use_cache=False).logits
+
+
+def _their_masked_tokens(model: Any, batch: Mapping[str, Any]) -> Any:
+    return _their_row_classes(model, batch).take_along_dim(batch["masked"][..., None], dim=1)
+
+
+def _their_row_classes(model: Any, batch: Mapping[str, Any]) -> Any:
+    read = {"input_ids": batch["tokens"], "attention_mask": batch["segments"].clamp(max=1)}
+    return model(**read, token_type_ids=batch.get("types")).logits
+
+
+OUTPUTS = {
+    "causal_lm": Output(_next_tokens, _their_next_tokens),
+    "masked_lm": Output(_masked_tokens, _their_masked_tokens),
+    "classification": Output(_row_classes, _their_row_classes),
+    "seq2seq": Output(_written, _their_written),
+    "span_corruption": Output(_written, _their_written),
+    "prefix_lm": Output(_written, _their_written),
+}
+"""By `train.objective`."""
 
 
 def require() -> None:
@@ -49,11 +129,11 @@ def comparable(cfg: Config) -> Config:
     """Return `cfg` in float32, without what transformers' loss does not have: dropout, smoothing, losses beside it.
 
     Raises:
-      UserError: its family is not compared, or no covered Hugging Face architecture holds the model; naming the fields
-        in which the nearest differs.
+      UserError: its objective is not compared, or no covered Hugging Face architecture holds the model; naming the
+        fields in which the nearest differs.
     """
-    if cfg.model.family not in FAMILIES:
-        raise UserError(f"--against compares models of the family {' or '.join(FAMILIES)}, not {cfg.model.family}")
+    if cfg.train.objective not in OUTPUTS:
+        raise UserError(f"--against compares models that train for {', '.join(OUTPUTS)}, not {cfg.train.objective}")
     export_config(cfg.model)
     moe = dataclasses.replace(cfg.model.moe, jitter=0.0, aux_loss=0.0, z_loss=0.0)
     return replace(
@@ -74,7 +154,9 @@ def of_folder(folder: Path, cfg: Config) -> tuple[Config, dict[str, np.ndarray]]
     model, weights = hf.import_checkpoint(folder)
     cfg = dataclasses.replace(cfg, model=model, optim=OptimConfig(name="sgd"), mesh=MeshConfig(), init_from=None)
     train = {"global_batch_size": ROWS, "microbatches": 1, "loss_chunks": 1}
-    cfg = replace(cfg, data={"seq_len": min(model.max_seq_len, MAX_TOKENS)}, train=train)
+    length = min(model.max_seq_len, MAX_TOKENS)
+    written = {"target_len": length} if model.family == "encdec" else {}
+    cfg = replace(cfg, data={"seq_len": length, **written}, train=train)
     return cfg, {name: w.astype(np.float32) for name, w in params.names(weights).items()}
 
 
@@ -91,7 +173,8 @@ def compare(expected: Reference, folder: Path | None = None) -> Check:
             folder = scratch / "model"
             _export(expected, folder)
         try:
-            theirs = _theirs(folder, expected.batch, scratch / "gradients")
+            output = OUTPUTS[expected.cfg.train.objective]
+            theirs = _theirs(folder, expected.batch, output, scratch / "gradients")
         except Exception as error:  # whatever transformers raises is a finding about the folder
             reason = f"fails in transformers: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             return dataclasses.replace(check, status="fails", reason=reason, seconds=time.monotonic() - started)
@@ -108,24 +191,24 @@ def _export(expected: Reference, folder: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Theirs:
-    """What transformers computes: logits `(B, S, V)`, the mean loss, gradients by our names."""
+    """What transformers computes: logits `(B, ..., classes)`, the mean loss, gradients by our names."""
 
     logits: np.ndarray
     loss: np.ndarray
     grads: dict[str, np.ndarray]
 
 
-def _theirs(folder: Path, batch: Mapping[str, np.ndarray], scratch: Path) -> Theirs:
+def _theirs(folder: Path, batch: Mapping[str, np.ndarray], output: Output, scratch: Path) -> Theirs:
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # no bar for what takes a moment
     kind: Any = getattr(transformers, import_config(folder).architecture.class_name)
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    tokens, targets = (torch.from_numpy(batch[name].astype(np.int64)) for name in ("tokens", "targets"))
+    given = {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items() if name != "weights"}
     weights = torch.from_numpy(batch["weights"])
-    logits = model(input_ids=tokens, use_cache=False).logits
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    logits = output.theirs(model, given)
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, -2), given["targets"].flatten(), reduction="none")
     loss = (nll * weights.flatten()).sum() / weights.sum()
     loss.backward()
     # transformers itself gives every gradient the name and the shape of its tensor: the model saved is made of them.
@@ -151,16 +234,15 @@ def _compared(expected: Reference, theirs: Theirs) -> Iterator[Difference]:
 
 
 def _logits(expected: Reference) -> tuple[np.ndarray, float]:
-    """Return our logits `(B, S, V)` and the 2-norm of the sizes of the terms that they are sums of."""
-    stage, cfg = expected.stage, expected.cfg.model
-    family, layout = stage.model.family, stage.layout
+    """Return our logits and the 2-norm of the sizes of the terms that they are sums of."""
+    stage = expected.stage
+    output = OUTPUTS[expected.cfg.train.objective]
 
-    def run(weights: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x_BSD, _ = family.apply(weights, tokens, cfg, layout=layout)
-        w_VD = family.unembedding(weights, cfg, layout)
-        sizes = jnp.einsum("BSD,VD->BSV", jnp.abs(x_BSD), jnp.abs(w_VD))
-        return family.logits(weights, x_BSD, cfg, layout), jnp.linalg.norm(sizes)
+    def run(weights: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits, sizes = output.ours(stage, weights, batch)
+        return logits, jnp.linalg.norm(sizes)
 
+    batch = {name: jnp.asarray(array) for name, array in expected.batch.items()}
     with jax.set_mesh(stage.mesh):
-        logits, size = jax.jit(run)(stage.place(expected.values), jnp.asarray(expected.batch["tokens"]))
+        logits, size = jax.jit(run)(stage.place(expected.values), batch)
     return whole(named_pieces({"logits": logits})["logits"], logits.shape), float(size)

@@ -171,7 +171,8 @@ def _scales(stage: Stage, values: Mapping, batch: Mapping[str, np.ndarray], spec
     weights, total = batch["weights"], batch["weights"].sum()
     terms = {name: np.zeros(spec.shape) for name, spec in specs.items()}
     for row in range(len(weights)):
-        alone = np.where(np.arange(len(weights))[:, None] == row, weights, 0).astype(np.float32)
+        alone = np.zeros(weights.shape, np.float32)  # of the tokens of a row, or of the row itself
+        alone[row] = weights[row]
         if not alone.sum():
             continue
         seen = stage.observe(values, {**batch, "weights": alone}, 1.0)

@@ -14,10 +14,10 @@ pytest.importorskip("torch", reason="the comparison is with PyTorch")
 from bigjax import config
 from bigjax.config import Config, DataConfig, TrainConfig
 from bigjax.interop import hf
-from bigjax.models import decoder
+from bigjax.models import decoder, encoder
 from bigjax.preflight import against_hf, equivalence
 from bigjax.sharding import Layout
-from tests.test_hf_weights import CASES, LLAMA, random_params
+from tests.test_hf_weights import BERT, CASES, LLAMA, T5, T5_V1_1, random_params
 
 
 def small(case: str) -> Config:
@@ -41,6 +41,47 @@ def test_sound_models_pass(case):
     assert found.status == "same", found
     # A bound that nothing comes near would find nothing; one that all come near would cry wolf.
     assert 1e-3 < found.largest_ratio < 0.5, found
+
+
+ENCODERS = {
+    "bert": ("masked_lm", BERT),
+    "bert that tells classes apart": (
+        "classification",
+        dataclasses.replace(BERT, head="classification", num_classes=3),
+    ),
+    "t5": ("span_corruption", T5),
+    "t5 v1.1": ("seq2seq", T5_V1_1),
+}
+"""Name -> objective and model of encoders and encoder-decoders."""
+
+
+def reference_of(name: str) -> equivalence.Reference:
+    objective, model = ENCODERS[name]
+    data = DataConfig(seq_len=16, target_len=12 if model.family == "encdec" else 0)
+    train = TrainConfig(objective=objective, global_batch_size=4, microbatches=2, label_smoothing=0.1, loss_chunks=1)
+    return equivalence.reference(against_hf.comparable(Config(model=model, data=data, train=train)))
+
+
+EVERY_TIME = ("bert that tells classes apart", "t5 v1.1")
+OTHERS = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ENCODERS if name not in EVERY_TIME]
+
+
+@pytest.mark.parametrize("name", [*EVERY_TIME, *OTHERS])
+def test_encoders_and_encoder_decoders_pass(name):
+    found = against_hf.compare(reference_of(name))
+    assert found.status == "same", found
+    assert 1e-3 < found.largest_ratio < 0.5, found
+
+
+def test_an_encoder_that_reads_padding_is_seen_in_the_logits(monkeypatch):
+    sound = encoder.apply
+
+    def broken(params, tokens, cfg, *, segments_BS, **others):
+        return sound(params, tokens, cfg, segments_BS=jnp.ones_like(segments_BS), **others)
+
+    monkeypatch.setattr(encoder, "apply", broken)
+    first, *_ = against_hf.compare(reference_of("bert")).differences
+    assert first.what == "output logits"
 
 
 def test_a_causal_mask_that_forgets_the_window_is_seen_in_the_logits(monkeypatch):
@@ -107,7 +148,8 @@ def test_mistakes_are_one_sentence(call_check, folder, monkeypatch):
         (("--against=hf:no/folder",), "there is no folder no/folder"),
         ((against, "--meshes=data=8"), "--against compares one device with PyTorch"),
         ((against, "--config=configs/gpt.py:d12"), f"{folder} holds another model"),
-        (("--against=hf", "--config=configs/rnn.py:none"), "--against compares models of the family decoder, not rnn"),
+        (("--against=hf", "--config=configs/rnn.py:none"), "model.family='rnn': transformers has no such model"),
+        (("--against=hf", "--config=configs/finetune_token_classification.py"), "not token_classification"),
         (
             ("--against=hf", "--config=configs/quickstart.py"),
             "no covered Hugging Face architecture holds this model; the nearest",
