@@ -55,7 +55,7 @@ class ModelConfig:
     `config_checks.SAVEABLE`.
 
     `mup` (Yang et al. 2022) keeps what is learned per step the same at every width: hyperparameters are those of
-    `mup_base_d_model`, whose heads have `mup_base_head_dim` dimensions, or `head_dim` where it is 0.
+    the shape `mup_base_...`, of which 0 means: heads of `head_dim`, the rest in proportion to `mup_base_d_model`.
 
     An `rnn` reads `cell` and what follows it. Dropout is `variational`, the same at every time step, on word types, on
     the inputs of each layer, on the recurrent state and on the output, at rates that are `dropout` where they are None
@@ -113,7 +113,10 @@ class ModelConfig:
     init_std: float = bounded(0.02, above=0)
     parametrization: Literal["standard", "mup"] = "standard"
     mup_base_d_model: int = bounded(0, minimum=0)
+    mup_base_num_heads: int = bounded(0, minimum=0)
+    mup_base_num_kv_heads: int = bounded(0, minimum=0)
     mup_base_head_dim: int = bounded(0, minimum=0)
+    mup_base_d_ff: int = bounded(0, minimum=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
     layers: Literal["scan", "unroll"] = plumbing("scan")

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from bigjax import config_encdec, config_rnn
+from bigjax import config_encdec, config_mup, config_rnn
 
 SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
 """The activations of a block that `model.remat` may name."""
@@ -121,7 +121,7 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
     yield from _objective_problems(cfg)
     yield from config_rnn.problems(cfg)
     yield from config_encdec.problems(cfg)
-    yield from _mup_problems(model, optim)
+    yield from config_mup.problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if not data.sources:
@@ -146,35 +146,6 @@ def _ramp_problems(cfg: Any) -> Iterator[str]:
         yield f"train.ramp_tokens={tokens} is less than a row, data.seq_len={cfg.data.seq_len}"
     if first and cfg.data.order == "contiguous":
         yield f"train.ramp_batch_size={first} needs data.order='shuffled': in a contiguous one batches go on row by row"
-
-
-def _mup_problems(model: Any, optim: Any) -> Iterator[str]:
-    if model.parametrization == "standard":
-        for field in ("mup_base_d_model", "mup_base_head_dim"):
-            if getattr(model, field):
-                yield f"model.{field}={getattr(model, field)} is only read by model.parametrization='mup'"
-        return
-    said = "model.parametrization='mup'"
-    if model.family == "rnn":
-        yield f"{said} has no rules for model.family='rnn'"
-    if model.head not in ("lm", "classification", "pooler"):
-        yield f"{said} has no output multiplier for model.head={model.head!r}"
-    if not model.mup_base_d_model:
-        yield f"{said} needs model.mup_base_d_model, the width whose hyperparameters these are"
-    if optim.name in ("adafactor", "lion"):
-        yield f"{said} has no rule for optim.name={optim.name!r}: take 'sgd', 'adam', 'adamw' or 'muon'"
-    if optim.name in ("sgd", "adam") and optim.weight_decay:
-        yield (
-            f"{said} cannot keep optim.weight_decay={optim.weight_decay} the same at every width where it is added to "
-            f"the gradient, as by {optim.name!r}: set it to 0 or take 'adamw'"
-        )
-    if model.init != "normal":
-        yield f"{said} sets the scale of initial values itself: leave out model.init={model.init!r}"
-    for field in ("scale_embeddings", "scale_logits"):
-        if getattr(model, field):
-            yield f"{said} sets the multipliers itself: leave out model.{field}=True, which grows with the width"
-    if model.mup_base_head_dim and model.attn_scale is not None:
-        yield f"model.attn_scale={model.attn_scale} and model.mup_base_head_dim both scale scores: leave one out"
 
 
 def _remat_problems(remat: str) -> Iterator[str]:

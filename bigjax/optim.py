@@ -111,7 +111,7 @@ def _with_decay(cfg: OptimConfig, specs: Any, rate, direction: optax.GradientTra
 
 def _at_width(direction: optax.GradientTransformation, name: str, specs: Any) -> optax.GradientTransformation:
     """Scale what `direction` returns by the factors of muP, if there are any."""
-    if all(spec.width == 1 for spec in jax.tree.leaves(specs)):
+    if all(spec.growth == (1.0, 1.0) for spec in jax.tree.leaves(specs)):
         return direction
     # Muon's partition masks parameters of the other part.
     scale = lambda spec, u: u * mup.learning_rate(spec, name) if _is_array(u) else u  # noqa: E731

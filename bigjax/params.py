@@ -29,7 +29,7 @@ class ParamSpec:
 
     A leading `layers` axis stacks the same parameter of every layer; `init` sees the shape without it.
     `contracts` names the axes that a matrix sums over when it is applied: their product is its fan-in. `float32`: it is
-    used in float32 whatever the compute dtype. `width`: that of the model over that of muP's base shape.
+    used in float32 whatever the compute dtype. `growth`: its fan-in and fan-out over those in muP's base shape.
     """
 
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class ParamSpec:
     init: Initializer
     contracts: tuple[str, ...] = ()
     float32: bool = False
-    width: float = 1.0
+    growth: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):

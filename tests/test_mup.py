@@ -62,7 +62,7 @@ def test_table(name):
 @pytest.mark.parametrize(("optimizer", "column"), [("sgd", 1), ("adam", 2), ("adamw", 2), ("muon", 3)])
 def test_the_optimizer_applies_the_table_but_not_to_weight_decay(optimizer, column):
     wide = models.build(at(256, **FAMILIES["moe"])).specs
-    plain = jax.tree.map(lambda spec: dataclasses.replace(spec, width=1.0), wide)
+    plain = jax.tree.map(lambda spec: dataclasses.replace(spec, growth=(1.0, 1.0)), wide)
     decay = 0.1 if optimizer in ("adamw", "muon") else 0.0
     cfg = OptimConfig(name=optimizer, schedule="constant", weight_decay=decay, grad_clip=None)
     start = params.init(wide, jax.random.key(0))
@@ -142,6 +142,10 @@ def test_scores_are_divided_by_head_dim_where_heads_grow():
         ({"mup_base_d_model": 64}, {"name": "lion"}, "no rule for optim.name='lion'"),
         ({"mup_base_d_model": 64}, {"name": "sgd"}, "optim.weight_decay=0.1"),
         ({}, {}, "needs model.mup_base_d_model"),
+        ({"mup_base_d_model": 96}, {}, "model.num_heads=4 would be 1.5 in the base shape"),
+        ({"mup_base_d_model": 64, "d_ff": 1001}, {}, "model.d_ff=1001 would be 250.2 .* set model.mup_base_d_ff"),
+        ({"mup_base_d_model": 64, "num_kv_heads": 2}, {}, "model.num_kv_heads=2 would be 0.5"),
+        ({"mup_base_d_model": 64, "mup_base_num_heads": 3, "mup_base_num_kv_heads": 2}, {}, "3 heads, not a multiple"),
         ({"mup_base_d_model": 64, "init": "fan_in"}, {}, "leave out model.init='fan_in'"),
         ({"mup_base_d_model": 64, "scale_embeddings": True}, {}, "leave out model.scale_embeddings"),
     ],
@@ -149,6 +153,54 @@ def test_scores_are_divided_by_head_dim_where_heads_grow():
 def test_what_has_no_rule_is_refused(model, changes, said):
     with pytest.raises(strict.ConfigError, match=said):
         replace(Config(), model={"parametrization": "mup", **model}, optim=changes)
+
+
+# What did not grow with d_model, four times the base, by hand from the spectral condition: standard deviation, SGD,
+# Adam and Muon of a matrix whose fans grew by (in, out). Muon's update already has norm sqrt(max(1, out / in)).
+UNEVEN = {
+    "d_ff fixed": (
+        {"d_ff": 512, "mup_base_d_ff": 512},
+        {
+            "mlp/up": (1 / 4, 1 / 4, 1 / 4, sqrt(1 / 4) * sqrt(512 / 64) / sqrt(512 / 256)),  # (4, 1)
+            "mlp/down": (1, 4, 1, sqrt(4)),  # (1, 4)
+            "mlp/up_bias": (None, 1, 1, 1),
+        },
+    ),
+    "one kv head": (
+        {"num_kv_heads": 1, "mup_base_num_kv_heads": 1},
+        {"attn/k": (1 / 4, 1 / 4, 1 / 4, sqrt(1 / 4)), "attn/k_bias": (None, 1, 1, 1), "attn/q": (1 / 2, 1, 1 / 4, 1)},
+    ),
+    "d_ff twice as wide": (
+        {"d_ff": 512, "mup_base_d_ff": 256},
+        {"mlp/down": (1 / sqrt(2), 2, 1 / 2, sqrt(2)), "mlp/up_bias": (None, 2, 1, 1)},  # (2, 4)
+    ),
+    "a norm that all heads share": ({"qk_norm": True}, {"attn/q_norm": (None, 1, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_each_parameter_scales_by_its_own_fans(name):
+    sizes, table = UNEVEN[name]
+    cfg = dataclasses.replace(at(256), **sizes)
+    specs = params.names(models.build(cfg).specs)
+    for name, (std, *rates) in table.items():
+        spec = specs[f"blocks/{name}"]
+        if std is not None:
+            assert mup.init_scale(spec) == pytest.approx(std, rel=1e-12)
+        got = [mup.learning_rate(spec, one) for one in ("sgd", "adam", "muon")]
+        assert got == pytest.approx(rates, rel=1e-12), name
+
+
+def test_biases_of_words_and_classes_do_not_grow():
+    for fields in ({"family": "encoder"}, {"family": "encoder", "head": "classification", "num_classes": 3}):
+        specs = params.names(models.build(at(256, **fields)).specs)
+        bias = specs["head/classes_bias" if "head" in fields else "head/bias"]
+        assert [mup.learning_rate(bias, one) for one in ("sgd", "adam")] == [1, 1]
+
+
+def test_a_base_shape_without_mup_is_refused():
+    with pytest.raises(strict.ConfigError, match=r"model\.mup_base_d_ff=64 is only read by"):
+        replace(Config(), model={"mup_base_d_ff": 64})
 
 
 def test_the_default_has_the_fingerprint_it_had():

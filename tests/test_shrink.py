@@ -124,6 +124,27 @@ def test_mesh_and_start_are_left_to_the_caller():
     assert small.init_from is None
 
 
+@pytest.mark.parametrize(
+    ("sizes", "base"),
+    [
+        ({}, {"d_model": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "d_ff": 128}),
+        ({"mup_base_d_ff": 8192}, {"d_ff": 256}),
+        ({"mup_base_head_dim": 32}, {"num_heads": 4, "head_dim": 8}),
+        ({"num_kv_heads": 1, "mup_base_num_kv_heads": 1}, {"num_heads": 2, "num_kv_heads": 1}),
+        ({"mup_base_d_model": 4096}, {"d_model": 128, "num_heads": 8, "d_ff": 512}),
+        ({"mup_base_d_model": 2048}, {"d_model": 64, "num_heads": 4, "d_ff": 256}),
+        ({"d_ff": 8192 + 1, "mup_base_d_ff": 2048}, {"d_ff": 257}),
+        ({"moe": MoeConfig(num_experts=64, d_ff=1024)}, {"d_ff": 128}),
+    ],
+)
+def test_what_grew_since_the_base_of_mup_still_did(sizes, base):
+    grown = {"parametrization": "mup", "mup_base_d_model": 512, "num_heads": 16, "num_kv_heads": 8} | sizes
+    small = shrink(big(model=grown))
+    assert {name: getattr(small.model, f"mup_base_{name}") for name in base} == base
+    assert shrink(small) == small
+    assert models.build(small.model).specs  # the base shape is one of whole numbers
+
+
 def test_experts_shrink_and_the_router_stays():
     moe = MoeConfig(num_experts=2048, every=2, router="gshard", capacity_factor=2.0, group_size=512, d_ff=8192)
     small = shrink(big(model={"moe": moe, "num_layers": 36}))

@@ -22,7 +22,10 @@ class Model:
     @cached_property
     def specs(self) -> Any:
         """The nested dict of `ParamSpec`."""
-        return mup.parametrized(self.family.specs(self.cfg), self.cfg)
+        declared = self.family.specs(self.cfg)
+        if self.cfg.parametrization == "standard":
+            return declared
+        return mup.parametrized(declared, self.family.specs(mup.base_shape(self.cfg)))
 
 
 def build(cfg: ModelConfig) -> Model:

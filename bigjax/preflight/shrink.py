@@ -4,6 +4,7 @@ import dataclasses
 from math import ceil, gcd, lcm
 
 from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig
+from bigjax.config_mup import BASE_SIZES, base_sizes
 
 DEVICES = 8
 """The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""
@@ -36,6 +37,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
     - A recurrent model is at most 64 wide. For others:
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
+    - muP's base shape has half of every width that grew since the config's own (twice, if it fell), and all of others.
     - Rows that are written as long as those that are read, or of 24 if they were not.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
       blocks, divisible by 8 and by the loss chunks (at most 4). Windows, strides and the length that rotary
@@ -121,7 +123,7 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
     rope = model.rope
     if rope.scaling != "none":
         rope = dataclasses.replace(rope, original_max_seq_len=_part(rope.original_max_seq_len, share))
-    return dataclasses.replace(
+    small = dataclasses.replace(
         model,
         vocab_size=_small(model.vocab_size, 64),
         num_layers=min(model.num_layers, (least := model.period * ceil(2 / model.period))),
@@ -137,6 +139,18 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
         moe=_moe(cfg, d_model, seq_len),
         layer_windows=tuple(_part(window, share) for window in model.layer_windows),
     )
+    return small if model.parametrization == "standard" else dataclasses.replace(small, **_mup_base(model, small))
+
+
+def _mup_base(model: ModelConfig, small: ModelConfig) -> dict[str, int]:
+    """Return the base shape of a small model, in whole numbers: of odd sizes nothing grew."""
+    before, sizes = base_sizes(model), {}
+    for name in BASE_SIZES:
+        old, new, size = before[name], getattr(model, name), getattr(small, name)
+        sizes[name] = size if old == new else 2 * size if old > new else size // 2 if size % 2 == 0 else size
+    if sizes["num_heads"] % sizes["num_kv_heads"]:
+        sizes["num_heads"], sizes["num_kv_heads"] = small.num_heads, small.num_kv_heads
+    return {f"mup_base_{name}": size for name, size in sizes.items()}
 
 
 def _moe(cfg: Config, d_model: int, seq_len: int) -> MoeConfig:

@@ -1,21 +1,21 @@
 """Maximal update parametrization (muP): how initial values, learning rates and multipliers change with width.
 
-Rules are those of Tensor Programs V (Yang et al. 2022), table 8 for what meets the finite vocabulary and for hidden
-matrices (its output multiplier lets a tied table serve both ends), and table 3, which has no multiplier, for routers.
-All are relative to a base shape, at which every rule is 1. `width` is d_model over that of the base; the width of the
-MLPs and that of all heads together are taken to grow in proportion.
+Each matrix starts and learns by how its own fan-in and fan-out have grown since a base shape, at which every rule is 1:
+the spectral condition (Yang, Simon & Bernstein 2023, condition 1 and section 4), which gives the rules of Tensor
+Programs V (Yang et al. 2022), table 3. What meets the finite vocabulary, and classes, has those of its table 8 instead:
+an output multiplier lets a tied table serve both ends.
 """
 
 import dataclasses
+from math import log, prod
 from typing import Any
 
 import jax
 
+from bigjax import config_mup
 from bigjax.config import ModelConfig
+from bigjax.matrices import axes_of
 from bigjax.params import Initializer, ParamSpec
-
-FINITE_AXES = ("gates",)
-"""Logical axes of a matrix's output that do not grow with width: such a matrix is an output weight."""
 
 
 def width(cfg: ModelConfig) -> float:
@@ -33,52 +33,77 @@ def attention_scale(cfg: ModelConfig) -> float | None:
     return cfg.mup_base_head_dim**0.5 / cfg.head_dim
 
 
-def is_output(spec: ParamSpec) -> bool:
-    """Whether a matrix maps width to something that does not grow with it."""
-    return spec.kind == "matrix" and bool(set(spec.axes) & set(FINITE_AXES))
+def base_shape(cfg: ModelConfig) -> ModelConfig:
+    """Return the model of the base shape, as deep as `cfg`, by the standard parametrization."""
+    sizes = {name: int(size) for name, size in config_mup.base_sizes(cfg).items()}
+    moe = dataclasses.replace(cfg.moe, d_ff=sizes.pop("moe.d_ff"))
+    unset = {f"mup_base_{name}": 0 for name in config_mup.BASE_SIZES}
+    return dataclasses.replace(cfg, parametrization="standard", moe=moe, **sizes, **unset)
 
 
-def init_scale(spec: ParamSpec, ratio: float) -> float:
-    """Return the factor on initial values at `ratio` times the base width.
+def growth(spec: ParamSpec, base: ParamSpec) -> tuple[float, float]:
+    """Return a parameter's fan-in and fan-out over those of the same one in the base shape.
 
-    Variances: inputs and outputs 1, hidden matrices 1/fan_in (table 8), routers 1/fan_in^2 (table 3).
+    Tables, norms and biases have a finite fan-in, heads a finite fan-out.
     """
-    if is_output(spec):
-        return 1 / ratio
-    return ratio**-0.5 if spec.kind == "matrix" else 1.0
+    if spec.kind == "head":
+        return spec.size / base.size, 1.0
+    if spec.kind != "matrix":
+        return 1.0, spec.size / base.size
+    fans, base_fans = _fans(spec), _fans(base)
+    return fans[0] / base_fans[0], fans[1] / base_fans[1]
+
+
+def _fans(spec: ParamSpec) -> tuple[float, float]:
+    fan_in, fan_out = (prod(spec.shape[i] for i in axes) for axes in axes_of(spec))
+    return fan_in, fan_out
+
+
+def init_scale(spec: ParamSpec) -> float:
+    """Return the factor on initial values at `spec.growth`.
+
+    Variances are 1/fan_in, and 1/fan_in^2 where the fan-out grows less, as of routers: there the factor is
+    sqrt(fan_out) / fan_in. Tables, which have a finite fan-in, and heads, which the multiplier serves, keep theirs.
+    """
+    fan_in, fan_out = spec.growth
+    if spec.kind == "head":
+        return 1.0
+    return fan_out**0.5 / fan_in if abs(log(fan_out)) < abs(log(fan_in)) else fan_in**-0.5
 
 
 def learning_rate(spec: ParamSpec, optimizer: str) -> float:
-    """Return the factor on the learning rate of a parameter at `spec.width` times the base width.
+    """Return the factor on the learning rate of a parameter at `spec.growth`.
 
-    SGD: inputs, outputs, norms and biases fan_out or fan_in, hidden 1, routers 1/fan_in. Adam: matrices 1/fan_in,
-    others 1 (tables 8 and 3). Muon: matrices by the spectral condition sqrt(fan_out / fan_in) (Yang et al. 2023,
-    condition 1), which its scaling by shape keeps for hidden ones; the rest is Adam's.
+    SGD: fan_out / fan_in. Adam: 1 / fan_in. Muon: matrices sqrt(fan_out / fan_in), in which its own scaling by shape
+    has a part; the rest is Adam's. Heads, whose multiplier divides by their fan-in: fan_in by SGD, 1 by Adam.
 
     Raises:
       KeyError: there is no rule for the optimizer.
     """
-    powers = {  # of the width, for hidden matrices, routers and all others
-        "sgd": (0.0, -1.0, 1.0),
-        "adam": (-1.0, -1.0, 0.0),
-        "adamw": (-1.0, -1.0, 0.0),
-        "muon": (0.0, -0.5, 0.0),
-    }
-    hidden, output, other = powers[optimizer]
-    power = other if spec.kind != "matrix" else output if is_output(spec) else hidden
-    return spec.width**power
+    fan_in, fan_out = spec.growth
+    if spec.kind == "head":
+        return {"sgd": fan_in, "adam": 1.0, "adamw": 1.0, "muon": 1.0}[optimizer]
+    adam = 1 / fan_in
+    muon = _muon_learning_rate(spec) if spec.kind == "matrix" else adam
+    return {"sgd": fan_out / fan_in, "adam": adam, "adamw": adam, "muon": muon}[optimizer]
 
 
-def parametrized(specs: Any, cfg: ModelConfig) -> Any:
-    """Return the specs of a model with the initial values and the width of its parametrization."""
-    if cfg.parametrization == "standard":
-        return specs
-    ratio = width(cfg)
+def _muon_learning_rate(spec: ParamSpec) -> float:
+    """Return what an update of norm sqrt(max(1, fan_out / fan_in)) lacks to that of the base times the condition's."""
+    fan_in, fan_out = spec.growth
+    rows, columns = _fans(spec)
+    before = max(1.0, (columns / fan_out) / (rows / fan_in))
+    return (fan_out / fan_in * before / max(1.0, columns / rows)) ** 0.5
 
-    def one(spec: ParamSpec) -> ParamSpec:
-        return dataclasses.replace(spec, init=_scaled(spec.init, init_scale(spec, ratio)), width=ratio)
 
-    return jax.tree.map(one, specs)
+def parametrized(specs: Any, base: Any) -> Any:
+    """Return the specs of a model with the initial values and the growth since `base`, the specs of the base shape."""
+
+    def one(spec: ParamSpec, base: ParamSpec) -> ParamSpec:
+        grown = dataclasses.replace(spec, growth=growth(spec, base))
+        return dataclasses.replace(grown, init=_scaled(spec.init, init_scale(grown)))
+
+    return jax.tree.map(one, specs, base)
 
 
 def _scaled(init: Initializer, scale: float) -> Initializer:
