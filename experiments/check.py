@@ -3,6 +3,7 @@
   equivalence --config=FILE[:ARG]   every mesh computes the losses, gradients and update of one device, and one
                                     device (--against=hf) those of transformers on PyTorch
   resume --config=FILE[:ARG]        killed and resumed, also elsewhere, a run goes on as if nothing had been
+  mup --config=FILE[:ARG]           activations, and what training changes in them, do not depend on the width
   checkpoint --workdir=RUN          what is saved is what was written
   replay --workdir=RUN --event=E    a step that diverged does so again, bit for bit
 
@@ -19,7 +20,7 @@ from absl import flags
 
 from bigjax.errors import UserError
 from bigjax.run_folder import RunFolder
-from experiments import check_equivalence, check_resume, cli, distributed
+from experiments import check_equivalence, check_mup, check_resume, cli, distributed
 
 CHECKPOINT = """Are the checkpoints of a run what was written? Every file is read and compared with its digest.
 
@@ -35,6 +36,7 @@ Exit status: 0 the same, bit for bit; 1 a bug; 2 bad input; 4 something differs.
 EXAMPLES = {
     "equivalence": check_equivalence.EXAMPLES,
     "resume": check_resume.EXAMPLES,
+    "mup": check_mup.EXAMPLES,
     "checkpoint": ("python -m experiments.check checkpoint --workdir=runs/quickstart",),
     "replay": ("python -m experiments.check replay --workdir=runs/quickstart --event=step-12",),
 }
@@ -92,6 +94,7 @@ def replay(flag_values: flags.FlagValues) -> int:
 CHECKS = {
     "equivalence": (check_equivalence.run, check_equivalence.define_flags, check_equivalence.__doc__, True),
     "resume": (check_resume.run, check_resume.define_flags, check_resume.__doc__, True),
+    "mup": (check_mup.run, check_mup.define_flags, check_mup.__doc__, True),
     "checkpoint": (checkpoint, define_checkpoint_flags, CHECKPOINT, False),
     "replay": (replay, define_replay_flags, REPLAY, False),
 }

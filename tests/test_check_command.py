@@ -6,10 +6,10 @@ import pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the first argument names a check: the checks are equivalence, resume, checkpoint and replay"),
+        ((), "the first argument names a check: the checks are equivalence, resume, mup, checkpoint and replay"),
         (
             ("equivalense",),
-            "there is no check 'equivalense': the checks are equivalence, resume, checkpoint and replay; did you mean",
+            "there is no check 'equivalense': the checks are equivalence, resume, mup, checkpoint and replay; did you",
         ),
         (("equivalence",), "--config=FILE[:ARG] is missing"),
         (("equivalence", "--config=configs/quickstart.py", "--meshes=daat=8"), "'daat=8' is not AXIS=SIZE"),
@@ -23,7 +23,7 @@ def test_mistakes_are_one_sentence(call_check, arguments, message):
     assert status == 2 and message in said and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", [(), ("equivalence",), ("resume",), ("checkpoint",)])
+@pytest.mark.parametrize("name", [(), ("equivalence",), ("resume",), ("mup",), ("checkpoint",)])
 def test_help(call_check, name):
     status, said, _ = call_check(*name, "--help")
     assert status == 0 and "python -m experiments.check" in said and "4 " in said

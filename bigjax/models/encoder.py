@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, zeros
 
 from bigjax.config import ModelConfig
@@ -121,7 +122,7 @@ def masked_logits(
     w_VD, bias_V = unembedding(params, cfg, layout), _head(params, cfg, layout)["bias"]
     vocab = layout.act("batch", "seq", "vocab")
     out = jnp.einsum("BMD,VD->BMV", h_BMD, w_VD, preferred_element_type=jnp.float32, out_sharding=vocab)
-    return layers.soft_cap(out + bias_V.astype(jnp.float32), cfg.final_softcap)
+    return layers.soft_cap(checkpoint_name(out + bias_V.astype(jnp.float32), "logits"), cfg.final_softcap)
 
 
 def masked_states(
@@ -168,4 +169,4 @@ def class_logits(
     out = jnp.einsum("...D,CD->...C", x, p["classes"], preferred_element_type=jnp.float32, out_sharding=where)
     if cfg.parametrization == "mup":  # as `unembedding`
         out = out / mup.width(cfg)
-    return out + p["classes_bias"].astype(jnp.float32)
+    return checkpoint_name(out + p["classes_bias"].astype(jnp.float32), "logits")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.config import ModelConfig
 from bigjax.models import layers
@@ -51,7 +52,7 @@ def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = 
         preferred_element_type=jnp.float32,
         out_sharding=layout.act("batch", "seq", "vocab"),
     )
-    return layers.soft_cap(out, cfg.final_softcap)
+    return layers.soft_cap(checkpoint_name(out, "logits"), cfg.final_softcap)
 
 
 def head_pieces(params: Params, cfg: ModelConfig, layout: Layout) -> list[jax.Array]:

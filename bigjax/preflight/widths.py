@@ -1,0 +1,220 @@
+"""The coordinate check of muP: how activations, and what training changes in them, grow with the width.
+
+Small models of several widths take a few steps on one batch by both parametrizations (Yang et al. 2022, appendix D.1).
+Measured is what models name as they compute it (`checkpoint_name`), and the logits.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bigjax import models, optim, params
+from bigjax.config import Config, replace
+from bigjax.config_mup import BASE_SIZES
+from bigjax.data.random_batch import random_batch
+from bigjax.errors import ConfigError
+from bigjax.objectives import OBJECTIVES
+from bigjax.preflight.shrink import shrink
+
+TOLERANCE = 0.25
+"""Rules are powers of sqrt(width): a wrong one moves some exponent by 1/2 or more. This is half of that."""
+
+HEAD_DIM = 8
+"""Where heads grow in number. Where they grow in size, as `model.mup_base_head_dim` says, there are 4."""
+
+LR = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3, "muon": 3e-3}
+"""Rates at which a few steps change small models visibly, and none beyond what their first updates say."""
+
+MUON_LR = 0.02
+
+
+class Size(NamedTuple):
+    """Root mean square of an array at the start, and of its change since then; or the exponents of both."""
+
+    start: float
+    change: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How what one parametrization computes grows with the width.
+
+    Attributes:
+      sizes: of every width, by name.
+      slopes: the exponents of the width, by name.
+    """
+
+    parametrization: str
+    widths: tuple[int, ...]
+    sizes: tuple[dict[str, Size], ...]
+    slopes: dict[str, Size]
+
+    def uneven(self) -> dict[str, list[str]]:
+        """Return the quantities (`start`, `change`) by name whose exponent is not 0, within `TOLERANCE`.
+
+        Logits may fall at the start: an output weight that has not learned yet adds up as a random walk, which muP
+        divides by the width, and might as well be zero (Yang et al. 2022, appendix D.2).
+        """
+        found: dict[str, list[str]] = {}
+        for name, slope in self.slopes.items():
+            falls = name == "logits" and slope.start < 0
+            if not (abs(slope.start) <= TOLERANCE or falls):
+                found.setdefault(name, []).append("start")
+            if not abs(slope.change) <= TOLERANCE:
+                found.setdefault(name, []).append("change")
+        return found
+
+
+def measure(cfg: Config, parametrization: str, widths: Sequence[int], *, steps: int, seeds: int) -> Growth:
+    """Train `cfg` made small at every width and return what grew. The narrowest is muP's base shape.
+
+    Raises:
+      ConfigError: muP has no rule for something in it, or a width does not fit.
+    """
+    sizes = tuple(
+        sizes_at(at_width(cfg, width, min(widths), parametrization), steps=steps, seeds=seeds) for width in widths
+    )
+    logs = {name: np.log([[one[name].start, one[name].change] for one in sizes]) for name in sizes[0]}
+    slopes = {name: Size(*map(float, np.polyfit(np.log(widths), y, 1)[0])) for name, y in logs.items()}
+    return Growth(parametrization, tuple(widths), sizes, slopes)
+
+
+def draw(growths: Sequence[Growth], title: str, path: Path) -> None:
+    """Draw every size against the width, at the start and as it has changed, by both parametrizations."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    panels = figure.subplots(2, len(growths), sharex=True, sharey="row", squeeze=False)
+    kinds = {name.split()[0]: None for growth in growths for name in growth.slopes}
+    colours = {kind: f"C{number}" for number, kind in enumerate(kinds)}
+    for column, growth in enumerate(growths):
+        for row, quantity in enumerate(Size._fields):
+            panel, labelled = panels[row, column], set()
+            for name in growth.slopes:
+                kind = name.split()[0]
+                values = [getattr(one[name], quantity) for one in growth.sizes]
+                label = None if kind in labelled else kind
+                labelled.add(kind)
+                panel.plot(growth.widths, values, "o-", color=colours[kind], label=label, markersize=3, linewidth=1)
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.grid(alpha=0.3)
+        panels[0, column].set_title(growth.parametrization)
+        panels[1, column].set_xlabel("width")
+    panels[0, 0].set_ylabel("root mean square at the start")
+    panels[1, 0].set_ylabel("root mean square of the change")
+    panels[0, -1].legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def at_width(cfg: Config, width: int, base: int, parametrization: str) -> Config:
+    """Return `cfg` made small and `width` wide, by a parametrization; muP's base shape is `base` wide.
+
+    Raises:
+      ConfigError: there is no rule for something in it.
+    """
+    unset = {f"mup_base_{name}": 0 for name in BASE_SIZES} | {"parametrization": "standard"}
+    small = shrink(replace(cfg, model=unset))
+    if not small.model.num_kv_heads:
+        raise ConfigError(f"model.parametrization='mup' has no rules for model.family={cfg.model.family!r}")
+    group, ratio = small.model.num_heads // small.model.num_kv_heads, small.model.d_ff / small.model.d_model
+    in_size = cfg.model.mup_base_head_dim != 0
+    heads = 4 if in_size else width // HEAD_DIM
+    experts = small.model.moe
+    sizes: dict[str, Any] = {
+        "d_model": width,
+        "num_heads": heads,
+        "num_kv_heads": heads // group if heads % group == 0 else heads,
+        "head_dim": width // heads,
+        "d_ff": max(round(ratio * base), 1) * width // base,
+        "moe": dataclasses.replace(experts, d_ff=experts.d_ff * width // base),
+    }
+    mup = {"parametrization": "mup", "mup_base_d_model": base}
+    if in_size:
+        mup |= {"mup_base_head_dim": base // heads}
+    plain = {"dtype": "float32", "dropout": 0.0, "attention": "reference", "remat": "none", "layers": "unroll"}
+    rate = {"lr": LR.get(cfg.optim.name, cfg.optim.lr), "muon_lr": MUON_LR}
+    return replace(
+        small,
+        model=sizes | plain | (mup if parametrization == "mup" else {}),
+        optim=rate
+        | {"schedule": "constant", "warmup_steps": 0, "decay_steps": 0, "weight_decay": 0.0, "grad_clip": None},
+        train={"microbatches": 1, "loss_chunks": 1},
+    )
+
+
+def sizes_at(cfg: Config, *, steps: int, seeds: int) -> dict[str, Size]:
+    """Return sizes at the start and of changes after `steps` updates, geometric means over `seeds` initial values.
+
+    What is all zeros at the start, or does not change, is left out.
+    """
+    model = models.build(cfg.model)
+    batch = {name: jnp.asarray(value) for name, value in random_batch(cfg).items()}
+    tx = optim.build(cfg.optim, model.specs, steps)
+
+    def loss(p):
+        total, count = OBJECTIVES[cfg.train.objective](model, p, batch, cfg.train)["loss"]
+        return total / count
+
+    @jax.jit
+    def step(p, state):
+        updates, state = tx.update(jax.grad(loss)(p), state, p)
+        return optax.apply_updates(p, updates), state
+
+    init = jax.jit(lambda key: params.init(model.specs, key))
+    look = jax.jit(lambda p: named(loss)(p)[1])
+    rows = []
+    for seed in range(seeds):
+        start = p = init(jax.random.key(seed))
+        state: Any = tx.init(p)
+        for _ in range(steps):
+            p, state = step(p, state)
+        before, after = look(start), look(p)
+        rows.append({name: (_rms(x), _rms(after[name] - x)) for name, x in before.items()})
+    found = {}
+    for name in rows[0]:
+        values = np.array([row[name] for row in rows])
+        if values.all():
+            found[name] = Size(*map(float, np.exp(np.log(values).mean(axis=0))))
+    return found
+
+
+def named(function: Callable) -> Callable:
+    """Return a function with the results of `function`, and of all that it names on its way, by name and number.
+
+    A name that is given once has no number. What is named within a loop or a function compiled apart is not seen.
+    """
+
+    def both(*args):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        values |= dict(zip(closed.jaxpr.invars, jax.tree.leaves(args), strict=True))
+        found: dict[str, list[jax.Array]] = {}
+        read = lambda atom: atom.val if hasattr(atom, "val") else values[atom]  # noqa: E731
+        for eqn in closed.jaxpr.eqns:
+            out = eqn.primitive.bind(*map(read, eqn.invars), **eqn.primitive.get_bind_params(eqn.params))
+            results = out if eqn.primitive.multiple_results else [out]
+            values |= dict(zip(eqn.outvars, results, strict=True))
+            if eqn.primitive.name == "name":
+                found.setdefault(eqn.params["name"], []).append(results[0])
+        numbered = {
+            name if len(arrays) == 1 else f"{name} {number}": array
+            for name, arrays in found.items()
+            for number, array in enumerate(arrays, 1)
+        }
+        return jax.tree.unflatten(jax.tree.structure(shape), list(map(read, closed.jaxpr.outvars))), numbered
+
+    return both
+
+
+def _rms(x: jax.Array) -> float:
+    return float(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))))

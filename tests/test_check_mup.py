@@ -1,0 +1,85 @@
+"""The coordinate check: flat under muP for every family and optimizer, and not when one rule is broken."""
+
+import json
+
+import pytest
+
+from bigjax import strict
+from bigjax.config import Config, replace
+from bigjax.preflight import widths
+from bigjax.science import mup
+from experiments.config_source import load
+
+WIDTHS = (64, 256)
+FAMILIES = {
+    "decoder": "configs/quickstart.py",
+    "encoder": "configs/bert.py:base",
+    "classes": "configs/finetune_classification.py",
+    "encoder-decoder": "configs/transformer.py",
+    "experts": "configs/moe_tiny.py",
+}
+
+
+def config(family: str, optimizer: str = "adam") -> Config:
+    """Return the config of a family, trained by an optimizer, without multipliers of its own, which muP refuses."""
+    cfg = strict.from_dict(Config, load(FAMILIES[family]))
+    return replace(cfg, model={"scale_embeddings": False}, optim={"name": optimizer, "weight_decay": 0.0})
+
+
+def uneven(cfg: Config) -> dict[str, list[str]]:
+    """Return what is not flat under muP."""
+    return widths.measure(cfg, "mup", WIDTHS, steps=3, seeds=4).uneven()
+
+
+@pytest.mark.parametrize(
+    ("family", "optimizer"),
+    [
+        ("decoder", "adam"),
+        *(pytest.param(name, "adam", marks=pytest.mark.exhaustive) for name in FAMILIES if name != "decoder"),
+        *(pytest.param("decoder", name, marks=pytest.mark.exhaustive) for name in ("sgd", "muon")),
+    ],
+)
+def test_flat_under_mup(family, optimizer):
+    assert not uneven(config(family, optimizer))
+
+
+BROKEN = {
+    "output multiplier": ("width", lambda cfg: 1.0),
+    "initial values": ("init_scale", lambda *_: 1.0),
+    "learning rates": ("learning_rate", lambda *_: 1.0),
+}
+
+
+@pytest.mark.parametrize(
+    "rule", [next(iter(BROKEN)), *(pytest.param(rule, marks=pytest.mark.exhaustive) for rule in list(BROKEN)[1:])]
+)
+def test_a_broken_rule_is_not_flat(rule, monkeypatch):
+    name, wrong = BROKEN[rule]
+    monkeypatch.setattr(mup, name, wrong)
+    assert uneven(config("decoder"))
+
+
+def test_the_command(call_check, tmp_path):
+    out, plot = tmp_path / "mup.json", tmp_path / "mup.png"
+    small = ("--widths=32,64", "--steps=1", "--seeds=1")
+    status, said, _ = call_check("mup", f"--config={FAMILIES['decoder']}", *small, f"--out={out}", f"--plot={plot}")
+    found = json.loads(out.read_text())
+    assert status == (4 if found["uneven"] else 0) and "logits" in said and plot.stat().st_size > 10_000
+    assert [one["parametrization"] for one in found["growth"]] == ["mup", "standard"]
+    assert len(found["growth"][0]["sizes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=configs/rnn.py",), "model.parametrization='mup' has no rules for model.family='rnn'"),
+        (("--config=configs/quickstart.py", "--config.optim.name=lion"), "no rule for optim.name='lion'"),
+        (("--config=configs/quickstart.py", "--widths=64"), "at least two"),
+        (("--config=configs/quickstart.py", "--widths=64,100"), "100 must be at least 32, and a multiple of 16"),
+        (("--config=configs/quickstart.py", "--widths=64,wide"), "must be whole numbers"),
+        (("--config=configs/quickstart.py", "--plot=mup.pdf"), "must end in .png or .svg"),
+    ],
+)
+def test_mistakes_are_one_sentence(call_check, arguments, message):
+    status, _, said = call_check("mup", *arguments)
+    assert status == 2 and message in said and len(said.splitlines()) == 1
