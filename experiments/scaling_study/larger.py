@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --config=experiments/scaling_study/larger.py --workdir=runs/scaling_study/laws-larger
 
-Three depths around the one that the fit proposes, at 5e12 FLOPs (6ND).
+Depth 5 at 5e12 FLOPs (6ND): the size that the parametric law of the grid proposes there.
 """
 
 from ml_collections import ConfigDict
@@ -11,8 +11,7 @@ from bigjax.science.sweeps import Adder
 from bigjax.strict import to_config_dict
 from experiments.scaling_study import family
 
-BUDGET = 5e12
-DEPTHS = (5, 6, 8)
+DEPTH, BUDGET = 5, 5e12
 
 
 def get_config() -> ConfigDict:
@@ -21,6 +20,5 @@ def get_config() -> ConfigDict:
 
 
 def sweep(add: Adder) -> None:
-    """Add the depths, the one in the middle first."""
-    for depth in sorted(DEPTHS, key=lambda depth: abs(depth - DEPTHS[1])):
-        add([family.point(depth, BUDGET)])
+    """Add the one run."""
+    add([family.point(DEPTH, BUDGET)])
