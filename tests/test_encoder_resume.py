@@ -37,7 +37,7 @@ SIZES = (
 
 
 def pairs(folder) -> tuple[str, ...]:
-    texts = ["".join(random.Random(n).choices("etaoin shrdlu", k=150)) for n in range(5)]
+    texts = ["".join(random.Random(n).choices("etaoin shrdlu", k=150)) for n in range(8)]
     source = jsonl(folder, [{"text": text} for text in texts])
     return ("--config=configs/bert.py:base-next-sentence", f"--config.data.sources=jsonl:{source}")
 
