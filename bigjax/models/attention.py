@@ -6,6 +6,7 @@ Legend: B batch, S query positions, T key positions, H heads, G kv heads, K head
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import lcm, prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def select(
+def lacking(
     name: str,
     *,
     segments: bool,
@@ -179,14 +180,10 @@ def select(
     causal: bool = True,
     cross: bool = False,
     bias: bool = False,
-) -> Callable[..., jax.Array]:
-    """Return the attention function `name` after checking that it honours all that is asked.
-
-    Raises:
-      AttentionError: naming the field that the back end does not support and those that do.
-    """
+    platform: str | None = None,
+) -> str:
+    """Return the first field that the back end `name` does not support, and those that do; empty if it honours all."""
     backend = BACKENDS[name]
-    platform = kernels.target_platform()
     asked: list[tuple[bool, str, Callable[[Backend], bool]]] = [
         (segments, "data.document_mask=True", lambda b: b.segments),
         (window is not None, f"a sliding window of {window} tokens", lambda b: b.window),
@@ -201,7 +198,19 @@ def select(
     for wanted, field, supports in asked:
         if wanted and not supports(backend):
             able = ", ".join(other for other, b in BACKENDS.items() if supports(b))
-            raise AttentionError(f"model.attention='{name}' does not support {field}; these do: {able}")
+            return f"{field}; these do: {able}"
+    return ""
+
+
+def select(name: str, **asked: Any) -> Callable[..., jax.Array]:
+    """Return the attention function `name` after checking that it honours all that is asked, as `lacking` takes it.
+
+    Raises:
+      AttentionError: naming the field that the back end does not support and those that do.
+    """
+    if missing := lacking(name, platform=kernels.target_platform(), **asked):
+        raise AttentionError(f"model.attention='{name}' does not support {missing}")
+    backend = BACKENDS[name]
 
     def attend(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, bias_HST=None, layout=UNSHARDED):
         k_BTGK, v_BTGK = match_kv_heads(k_BTGK, v_BTGK, q_BSHK.shape[2], layout)

@@ -26,7 +26,6 @@ from bigjax.errors import UserError
 from bigjax.interop import hf
 from bigjax.interop.hf_config import export_config, import_config
 from bigjax.interop.hf_verify import VerificationError
-from bigjax.models import lm_head
 from bigjax.preflight.equivalence import Check, Difference, Reference, judged
 from bigjax.preflight.observation import named_pieces, whole
 
@@ -70,7 +69,7 @@ def _masked_tokens(stage: Any, weights: Any, batch: Mapping[str, jax.Array]) -> 
     cfg, family = stage.cfg.model, stage.model.family
     x_BSD = _encoded(stage, weights, batch)
     h_BMD = family.masked_states(weights, x_BSD, batch["masked"], cfg)
-    sizes = _sizes(h_BMD, lm_head.unembedding(weights, cfg, stage.layout)) + jnp.abs(weights["head"]["bias"])
+    sizes = _sizes(h_BMD, family.unembedding(weights, cfg, stage.layout)) + jnp.abs(weights["head"]["bias"])
     return family.masked_logits(weights, x_BSD, batch["masked"], cfg), sizes
 
 
@@ -100,10 +99,10 @@ def _their_written(model: Any, batch: Mapping[str, Any]) -> Any:
 
 
 def _their_masked_tokens(model: Any, batch: Mapping[str, Any]) -> Any:
-    return _their_row_classes(model, batch).take_along_dim(batch["masked"][..., None], dim=1)
+    return _their_encoded(model, batch).take_along_dim(batch["masked"][..., None], dim=1)
 
 
-def _their_row_classes(model: Any, batch: Mapping[str, Any]) -> Any:
+def _their_encoded(model: Any, batch: Mapping[str, Any]) -> Any:
     read = {"input_ids": batch["tokens"], "attention_mask": batch["segments"].clamp(max=1)}
     return model(**read, token_type_ids=batch.get("types")).logits
 
@@ -111,7 +110,7 @@ def _their_row_classes(model: Any, batch: Mapping[str, Any]) -> Any:
 OUTPUTS = {
     "causal_lm": Output(_next_tokens, _their_next_tokens),
     "masked_lm": Output(_masked_tokens, _their_masked_tokens),
-    "classification": Output(_row_classes, _their_row_classes),
+    "classification": Output(_row_classes, _their_encoded),
     "seq2seq": Output(_written, _their_written),
     "span_corruption": Output(_written, _their_written),
     "prefix_lm": Output(_written, _their_written),

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from bigjax import models
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.params import ParamSpec
@@ -94,7 +93,7 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     peak = analytic_memory.peak(mine)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
-    model_flops = run_flops_per_token(cfg, models.build(cfg.model).specs) * tokens
+    model_flops = run_flops_per_token(cfg, mine.tree) * tokens
     saved = cfg.train.microbatches * analytic_memory.saved_bytes(mine)
     return Estimate(
         params_bytes=params,
@@ -124,8 +123,6 @@ def _moved_bytes(share: Share, params: int, optimizer: int) -> float:
     for stack in share.stacks:
         elements = sum(_elements(name, spec, stack) for name, spec in stack.specs.items() if spec.kind == "matrix")
         scores = stack.rows * stack.heads * stack.scores * stack.num_layers if stack.stored_scores else 0
-        if model.family == "rnn":
-            scores = 0
         blocks += (3 + again) * item * elements + (6 + 3 * again) * 4 * scores
         blocks += 8 * stack.num_layers * stack.rows * stack.residual_len * model.d_model * item
     output = share.vocab * model.d_model if share.loss_len else 0

@@ -1,12 +1,11 @@
 """What a recurrent layer keeps and sends, for the analytic model: read from programs of the TPU compiler."""
 
+from bigjax.models.rnn import GATES
 from bigjax.preflight.analytic_share import Share
 
 SAVED_BY_CELL = {"lstm": 11, "gru": 9}
 """Float32 arrays of the model's width that a layer keeps of each token: JAX saves the value of every operation of a
 step that a derivative needs."""
-
-GATES = {"lstm": 4, "gru": 3}
 
 
 def saved_by_layer(share: Share) -> int:

@@ -8,12 +8,12 @@ from typing import Any
 
 from bigjax import models, sharding
 from bigjax.config import BATCH_AXES, Config
-from bigjax.data.masking import num_predictions
 from bigjax.models.attention_blocked import block_count, query_blocks
 from bigjax.models.attention_kernels import SPLASH_BLOCKS
 from bigjax.models.layers import GATED
 from bigjax.models.moe_routing import capacity
 from bigjax.params import ParamSpec, names
+from bigjax.science.flops import head_positions
 from bigjax.sharding import Layout, axes_of_entry
 
 CUDNN_BLOCK = 128
@@ -28,6 +28,7 @@ class Share:
     """One device's part of one microbatch; counts of rows, heads and features are those on the device.
 
     Attributes:
+      tree: all parameters, as the model declares them.
       specs: every parameter by its name, of a stack those of its blocks. item: bytes of a number in the compute dtype.
       stacks: the stacks of layers that a token goes through, in this order: of an encoder-decoder two.
       num_layers: of the stack. rows, seq_len: of the tokens that it sees. memory_len: of what it attends to besides.
@@ -41,6 +42,7 @@ class Share:
 
     cfg: Config
     layout: Layout
+    tree: Any
     specs: Mapping[str, ParamSpec]
     item: int
     num_layers: int
@@ -124,8 +126,8 @@ class Share:
 
     @property
     def stored_scores(self) -> bool:
-        """Whether attention writes its scores to memory."""
-        return self.cfg.model.attention not in FUSED_ATTENTION
+        """Whether attention, if there is any, writes its scores to memory."""
+        return self.cfg.model.family != "rnn" and self.cfg.model.attention not in FUSED_ATTENTION
 
     def ways(self, *mesh_axes: str) -> int:
         """Return the number of devices along the given mesh axes."""
@@ -162,20 +164,19 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
 
     split_alike = layout.over("heads") == layout.over("kv_heads")
     repeated = model.num_kv_heads if split_alike else lcm(model.num_kv_heads, mesh_sizes["tensor"])
-    masked = num_predictions(data.seq_len, data.mask_rate)
-    applied = {"masked_lm": masked, "masked_lm_next_sentence": masked}.get(train.objective, data.seq_len)
     read = "encoder/blocks/" if model.family == "encdec" else "blocks/"
     pairs = {window: _pairs(cfg, data.seq_len, window) for window in set(model.windows)}
     whole = Share(
         cfg=cfg,
         layout=layout,
+        tree=tree,
         specs=specs,
         item=2 if model.dtype == "bfloat16" else 4,
         num_layers=model.num_layers,
         rows=train.global_batch_size // train.microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
         seq_len=data.seq_len,
         memory_len=0,
-        loss_len=applied if model.head.startswith("lm") else 0,
+        loss_len=(head_positions(cfg) or data.seq_len) if model.head.startswith("lm") else 0,
         residual_len=local(data.seq_len, "residual_seq"),
         heads=local(model.num_heads, "heads"),
         kv_heads=local(model.num_kv_heads, "kv_heads"),

@@ -8,9 +8,8 @@ from typing import Any
 
 from bigjax import config, sharding
 from bigjax.config import BATCH_AXES, Config
-from bigjax.config_rnn import is_on
 from bigjax.errors import UserError
-from bigjax.models.attention import BACKENDS
+from bigjax.models import attention
 from bigjax.preflight import analytic, roofline
 from bigjax.preflight.analytic import Estimate
 from bigjax.preflight.chips import Topology
@@ -155,17 +154,18 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
 
 def kernel_serves(cfg: Config, name: str) -> bool:
     """Return whether an attention kernel honours all that the layers of a model ask for, wherever it runs."""
-    model, backend = cfg.model, BACKENDS[name]
-    asked = (
-        (model.family == "rnn", False),
-        (is_on(model.dropout), backend.dropout),
-        (model.attn_softcap is not None, backend.softcap),
-        (model.positions == "relative", backend.bias),
-        (model.family != "decoder", backend.bidirectional),
-        (model.family == "encdec", backend.cross),
-        (True, model.dtype in backend.dtypes),
+    model = cfg.model
+    return model.family != "rnn" and not attention.lacking(
+        name,
+        segments=cfg.data.document_mask,
+        window=next(filter(None, model.windows), None),
+        softcap=model.attn_softcap,
+        dropout=model.dropout,
+        dtype=model.dtype,
+        causal=model.family == "decoder",
+        cross=model.family == "encdec",
+        bias=model.positions == "relative",
     )
-    return all(honoured for wanted, honoured in asked if wanted)
 
 
 def _is_valid(cfg: Config, changes: Changes) -> bool:

@@ -18,10 +18,15 @@ LOOKED_UP = ("embedding", "norm", "bias")
 def run_flops_per_token(cfg: Config, specs: Any) -> float:
     """Return `model_flops_per_token` of a run: of its rows, and with its head where the objective applies it."""
     data = cfg.data
-    masked = num_predictions(data.seq_len, data.mask_rate)
-    positions = {"masked_lm": masked, "masked_lm_next_sentence": masked, "classification": 1}
-    applied = positions.get(cfg.train.objective)
+    applied = head_positions(cfg)
     return model_flops_per_token(cfg.model, specs, data.seq_len, data.target_len, head_positions=applied)
+
+
+def head_positions(cfg: Config) -> int | None:
+    """Return the positions of a row that the objective applies an encoder's head to, None for all."""
+    masked = num_predictions(cfg.data.seq_len, cfg.data.mask_rate)
+    positions = {"masked_lm": masked, "masked_lm_next_sentence": masked, "classification": 1}
+    return positions.get(cfg.train.objective)
 
 
 def model_flops_per_token(
@@ -34,9 +39,8 @@ def model_flops_per_token(
     deducted, a sliding window is. Recomputation is not counted. Of the experts those count that the router chooses for
     a token. An encoder's head counts at `head_positions` of each row, the tokens to predict or the one position that is
     classified, its pooler and what follows that at one, and every token has its share of that; choosing them is a
-    look-up. None is all. For an encoder-decoder
-    the tokens are those it reads, and each comes with its share of the `target_len` tokens that are written for
-    `seq_len` read.
+    look-up. None is all. For an encoder-decoder the tokens are those it reads, and each comes with its share of the
+    `target_len` tokens that are written for `seq_len` read.
     """
     if cfg.family == "encdec":
         return _flops_per_row(cfg, specs, seq_len, target_len) / seq_len
