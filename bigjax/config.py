@@ -55,7 +55,9 @@ class ModelConfig:
     `config_checks.SAVEABLE`.
 
     `mup` (Yang et al. 2022) keeps what is learned per step the same at every width: hyperparameters are those of
-    the shape `mup_base_...`, of which 0 means: heads of `head_dim`, the rest in proportion to `mup_base_d_model`.
+    the shape `mup_base_...`, of which 0 means: heads of `head_dim`, the rest in proportion to `mup_base_d_model`. Where
+    `mup_base_num_layers` is set, also at every depth: blocks add (layers / base) ** -`mup_depth_alpha` of their output
+    to the residual stream, 1 for CompleteP (Dey et al. 2025), 0.5 for depth-muP (Yang et al. 2023).
 
     An `rnn` reads `cell` and what follows it. Dropout is `variational`, the same at every time step, on word types, on
     the inputs of each layer, on the recurrent state and on the output, at rates that are `dropout` where they are None
@@ -117,6 +119,8 @@ class ModelConfig:
     mup_base_num_kv_heads: int = bounded(0, minimum=0)
     mup_base_head_dim: int = bounded(0, minimum=0)
     mup_base_d_ff: int = bounded(0, minimum=0)
+    mup_base_num_layers: int = bounded(0, minimum=0)
+    mup_depth_alpha: float = bounded(1.0, minimum=0.5, maximum=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
     layers: Literal["scan", "unroll"] = plumbing("scan")

@@ -33,7 +33,7 @@ def problems(cfg: Any) -> Iterator[str]:
     """Yield what is wrong with the parametrization of a config, one sentence each."""
     model = cfg.model
     if model.parametrization == "standard":
-        for name in BASE_SIZES:
+        for name in (*BASE_SIZES, "num_layers"):
             if size := getattr(model, f"mup_base_{name}"):
                 yield f"model.mup_base_{name}={size} is only read by model.parametrization='mup'"
         return
@@ -44,6 +44,7 @@ def problems(cfg: Any) -> Iterator[str]:
         yield f"{said} needs model.mup_base_d_model, the width whose hyperparameters these are"
     else:
         yield from _shape_problems(model)
+        yield from _depth_problems(model)
     if model.head not in ("lm", "classification", "pooler"):
         yield f"{said} has no output multiplier for model.head={model.head!r}"
     yield from _optimizer_problems(said, cfg.optim)
@@ -72,6 +73,18 @@ def _shape_problems(model: Any) -> Iterator[str]:
             f"muP's base shape has {sizes['num_heads']} heads, not a multiple of its {sizes['num_kv_heads']} kv heads: "
             "set model.mup_base_num_heads and model.mup_base_num_kv_heads"
         )
+
+
+def _depth_problems(model: Any) -> Iterator[str]:
+    if not model.mup_base_num_layers:
+        if model.mup_depth_alpha != 1:
+            yield f"model.mup_depth_alpha={model.mup_depth_alpha} is only read with model.mup_base_num_layers"
+        return
+    said = f"model.mup_base_num_layers={model.mup_base_num_layers}"
+    if model.norm_placement == "post":
+        yield f"{said}: there are no rules of depth for model.norm_placement='post', which has no residual stream"
+    if model.positions == "relative":
+        yield f"{said}: there are no rules of depth for model.positions='relative', a table that all layers share"
 
 
 def _optimizer_problems(said: str, optim: Any) -> Iterator[str]:

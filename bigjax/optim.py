@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from bigjax.batch_ramp import BatchRamp
 from bigjax.config import OptimConfig
 from bigjax.matrices import axes_of, is_spec, per_matrix
-from bigjax.params import ParamSpec, kind_mask
+from bigjax.params import Growth, ParamSpec, kind_mask
 from bigjax.science import mup
 
 DECAYED_KINDS = ("embedding", "head", "matrix")
@@ -79,7 +79,8 @@ def build(
     Weight decay is decoupled and scaled by the learning rate (AdamW, Adafactor, Lion, Muon), or added to the gradient
     as in PyTorch (SGD, Adam). Muon (Jordan et al. 2024) updates the parameters of kind `matrix` with `muon_lr`, on the
     same schedule, and AdamW all others with `lr`. Adafactor (Shazeer & Stern 2018) sees each layer's matrix by itself.
-    Under muP each parameter's learning rate has a factor of its own, which spares weight decay.
+    Under muP each parameter's learning rate has a factor of its own, which spares weight decay, and Adam's epsilon one,
+    too.
     """
     rate = rate or schedule(cfg, steps)
     coupled, decoupled = (partial(_with_decay, cfg, specs, rate, decoupled=which) for which in (False, True))
@@ -110,13 +111,17 @@ def _with_decay(cfg: OptimConfig, specs: Any, rate, direction: optax.GradientTra
 
 
 def _at_width(direction: optax.GradientTransformation, name: str, specs: Any) -> optax.GradientTransformation:
-    """Scale what `direction` returns by the factors of muP, if there are any."""
-    if all(spec.growth == (1.0, 1.0) for spec in jax.tree.leaves(specs)):
+    """Scale what `direction` is given and returns by the factors of muP, if there are any."""
+    if all(spec.growth == Growth() for spec in jax.tree.leaves(specs)):
         return direction
-    # Muon's partition masks parameters of the other part.
-    scale = lambda spec, u: u * mup.learning_rate(spec, name) if _is_array(u) else u  # noqa: E731
-    scaled = optax.stateless(lambda updates, _: jax.tree.map(scale, specs, updates, is_leaf=is_spec))
-    return optax.chain(direction, scaled)
+
+    def scaled(factor: Callable[[ParamSpec], float]) -> optax.GradientTransformation:
+        # Muon's partition masks parameters of the other part.
+        scale = lambda spec, u: u * factor(spec) if _is_array(u) else u  # noqa: E731
+        return optax.stateless(lambda updates, _: jax.tree.map(scale, specs, updates, is_leaf=is_spec))
+
+    before = () if name == "sgd" else (scaled(mup.gradient_scale),)
+    return optax.chain(*before, direction, scaled(lambda spec: mup.learning_rate(spec, name)))
 
 
 def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
@@ -145,7 +150,11 @@ def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
     mask = lambda params: jax.tree.map(  # noqa: E731
         lambda spec, leaf: spec.kind in DECAYED_KINDS if _is_array(leaf) else leaf, specs, params, is_leaf=is_spec
     )
-    rest = optax.adamw(rate, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=mask)
+    rest = optax.chain(
+        _at_width(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), cfg.name, specs),
+        optax.add_decayed_weights(cfg.weight_decay, mask),
+        optax.scale_by_learning_rate(rate),
+    )
     return optax.partition({"matrix": matrices, "rest": rest}, labels)
 
 

@@ -6,9 +6,9 @@ A parameter's name is its path, e.g. `blocks/attn/q`.
 
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,28 @@ Initializer = Callable[..., jax.Array]
 """`(key, shape, dtype) -> array`, as in `jax.nn.initializers`."""
 
 
+class Growth(NamedTuple):
+    """What a parameter has become since muP's base shape, as factors.
+
+    Attributes:
+      fan_in, fan_out: of its fans.
+      layers: of the number of blocks that have one; 1 outside of blocks, and where depth is not scaled.
+      residual: on what its block adds to the residual stream.
+    """
+
+    fan_in: float = 1.0
+    fan_out: float = 1.0
+    layers: float = 1.0
+    residual: float = 1.0
+
+
 @dataclass(frozen=True)
 class ParamSpec:
     """A parameter: its shape, the logical name of each axis, what it is, and how it starts.
 
     A leading `layers` axis stacks the same parameter of every layer; `init` sees the shape without it.
     `contracts` names the axes that a matrix sums over when it is applied: their product is its fan-in. `float32`: it is
-    used in float32 whatever the compute dtype. `growth`: its fan-in and fan-out over those in muP's base shape.
+    used in float32 whatever the compute dtype. `growth`: since muP's base shape.
     """
 
     shape: tuple[int, ...]
@@ -38,7 +53,7 @@ class ParamSpec:
     init: Initializer
     contracts: tuple[str, ...] = ()
     float32: bool = False
-    growth: tuple[float, float] = (1.0, 1.0)
+    growth: Growth = field(default_factory=Growth)
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):

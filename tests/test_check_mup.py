@@ -28,7 +28,7 @@ def config(family: str, optimizer: str = "adam") -> Config:
 
 def uneven(cfg: Config) -> dict[str, list[str]]:
     """Return what is not flat under muP."""
-    return widths.measure(cfg, "mup", WIDTHS, steps=3, seeds=4).uneven()
+    return widths.over_widths(cfg, "mup", WIDTHS, steps=3, seeds=4).uneven()
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,52 @@ def uneven(cfg: Config) -> dict[str, list[str]]:
 )
 def test_flat_under_mup(family, optimizer):
     assert not uneven(config(family, optimizer))
+
+
+def uneven_in_depth(cfg: Config) -> dict[str, list[str]]:
+    """Return what is not flat in depth."""
+    return widths.over_depths(cfg, "mup", (2, 8), 64, steps=4, seeds=2).uneven()
+
+
+def in_depth(alpha: float, family: str = "decoder", optimizer: str = "adam") -> Config:
+    """Return a config whose depth muP scales."""
+    cfg = config(family, optimizer)
+    shape = {"mup_base_d_model": cfg.model.d_model, "mup_base_num_layers": cfg.model.num_layers}
+    place = {"norm_placement": "pre"} if cfg.model.norm_placement == "post" else {}
+    return replace(cfg, model={"parametrization": "mup", "mup_depth_alpha": alpha, **shape, **place})
+
+
+@pytest.mark.parametrize(
+    ("alpha", "family", "optimizer"),
+    [
+        (1.0, "decoder", "adam"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in (
+                (0.5, "decoder", "adam"),
+                (1.0, "decoder", "sgd"),
+                (1.0, "decoder", "muon"),
+                (1.0, "encoder", "adam"),
+                (1.0, "encoder-decoder", "adam"),
+                (1.0, "experts", "adam"),
+            )
+        ),
+    ],
+)
+def test_flat_in_depth(alpha, family, optimizer):
+    assert not uneven_in_depth(in_depth(alpha, family, optimizer))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rule", "wrong"),
+    [
+        (1.0, "residual_scale", lambda cfg: 1.0),
+        pytest.param(0.5, "learning_rate", lambda *_: 1.0, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_broken_rule_of_depth_is_not_flat(alpha, rule, wrong, monkeypatch):
+    monkeypatch.setattr(mup, rule, wrong)
+    assert uneven_in_depth(in_depth(alpha))
 
 
 BROKEN = {
@@ -64,8 +110,8 @@ def test_the_command(call_check, tmp_path):
     small = ("--widths=32,64", "--steps=1", "--seeds=1")
     status, said, _ = call_check("mup", f"--config={FAMILIES['decoder']}", *small, f"--out={out}", f"--plot={plot}")
     found = json.loads(out.read_text())
-    assert status == (4 if found["uneven"] else 0) and "logits" in said and plot.stat().st_size > 10_000
-    assert [one["parametrization"] for one in found["growth"]] == ["mup", "standard"]
+    assert status == (4 if found["uneven"]["width"] else 0) and "logits" in said and plot.stat().st_size > 10_000
+    assert [one["parametrization"] for one in found["growth"]] == ["standard", "mup"]
     assert len(found["growth"][0]["sizes"]) == 2
 
 
@@ -78,6 +124,8 @@ def test_the_command(call_check, tmp_path):
         (("--config=configs/quickstart.py", "--widths=64,100"), "100 must be at least 32, and a multiple of 16"),
         (("--config=configs/quickstart.py", "--widths=64,wide"), "must be whole numbers"),
         (("--config=configs/quickstart.py", "--plot=mup.pdf"), "must end in .png or .svg"),
+        (("--config=configs/moe_tiny.py", "--depths=2,5"), "5 is not a multiple of 2, after which the layers repeat"),
+        (("--config=configs/transformer.py", "--depths=2,4"), "no rules of depth for model.norm_placement='post'"),
     ],
 )
 def test_mistakes_are_one_sentence(call_check, arguments, message):

@@ -25,7 +25,7 @@ class Model:
         declared = self.family.specs(self.cfg)
         if self.cfg.parametrization == "standard":
             return declared
-        return mup.parametrized(declared, self.family.specs(mup.base_shape(self.cfg)))
+        return mup.parametrized(declared, self.family.specs(mup.base_shape(self.cfg)), self.cfg)
 
 
 def build(cfg: ModelConfig) -> Model:

@@ -140,14 +140,15 @@ def residual(x_BSD, name: str, p: dict, cfg: ModelConfig, layout: Layout, sublay
 
     `pre`: x + f(norm(x)); `post`: norm(x + f(x)) (Vaswani et al. 2017, section 3.1); `sandwich`: x + norm(f(norm(x)))
     (Gemma Team 2024, section 2). `sublayer` maps whole sequences to its output and whatever its caller wants back;
-    `drop` is the dropout of its output.
+    `drop` is the dropout of its output. Where muP scales the depth, what is added to x has a factor.
     """
     before = cfg.norm_placement in ("pre", "sandwich")
     h = norm(x_BSD, p[f"{name}_norm"], cfg) if before else x_BSD
     y, aux = sublayer(layout.place(h, "batch", "seq", "embed"))
     if cfg.norm_placement == "sandwich":
         y = norm(y, p[f"{name}_post_norm"], cfg)
-    x_BSD = x_BSD + drop(y)
+    scale = mup.residual_scale(cfg)
+    x_BSD = x_BSD + (drop(y) if scale == 1 else scale * drop(y))
     return x_BSD if before else norm(x_BSD, p[f"{name}_norm"], cfg), aux
 
 

@@ -29,10 +29,13 @@ def matrix_init(cfg: ModelConfig, fan_in: int, scale: float = 1.0) -> Initialize
 
 
 def residual_init(cfg: ModelConfig, fan_in: int) -> Initializer:
-    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3), but for T5."""
+    """Start what writes to the residual stream smaller by sqrt(2 L) (Radford et al. 2019, section 2.3), but for T5.
+
+    Where muP scales the depth, by that of its base shape: the rest is in the multiplier.
+    """
     if cfg.init == "fan_in":
         return matrix_init(cfg, fan_in)
-    return normal(cfg.init_std / (2 * cfg.num_layers) ** 0.5)
+    return normal(cfg.init_std / (2 * (cfg.mup_base_num_layers or cfg.num_layers)) ** 0.5)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:

@@ -37,7 +37,8 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
     - A recurrent model is at most 64 wide. For others:
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
-    - muP's base shape has half of every width that grew since the config's own (twice, if it fell), and all of others.
+    - muP's base shape has half of every width that grew since the config's own (twice, if it fell), and all of others;
+      so has its depth.
     - Rows that are written as long as those that are read, or of 24 if they were not.
     - A vocabulary of at most 64 tokens, or 65 if it was odd, and rows of 32 positions, or 128 for kernels that work in
       blocks, divisible by 8 and by the loss chunks (at most 4). Windows, strides and the length that rotary
@@ -150,6 +151,10 @@ def _mup_base(model: ModelConfig, small: ModelConfig) -> dict[str, int]:
         sizes[name] = size if old == new else 2 * size if old > new else size // 2 if size % 2 == 0 else size
     if sizes["num_heads"] % sizes["num_kv_heads"]:
         sizes["num_heads"], sizes["num_kv_heads"] = small.num_heads, small.num_kv_heads
+    if model.mup_base_num_layers:
+        grown = model.num_layers / model.mup_base_num_layers
+        depth = small.num_layers
+        sizes["num_layers"] = depth if grown == 1 else 2 * depth if grown < 1 else max(depth // 2, 1)
     return {f"mup_base_{name}": size for name, size in sizes.items()}
 
 

@@ -1,6 +1,6 @@
-"""The coordinate check of muP: how activations, and what training changes in them, grow with the width.
+"""The coordinate check of muP: how activations, and what training changes in them, grow with the width and the depth.
 
-Small models of several widths take a few steps on one batch by both parametrizations (Yang et al. 2022, appendix D.1).
+Small models of several sizes take a few steps on one batch by both parametrizations (Yang et al. 2022, appendix D.1).
 Measured is what models name as they compute it (`checkpoint_name`), and the logits.
 """
 
@@ -24,7 +24,7 @@ from bigjax.objectives import OBJECTIVES
 from bigjax.preflight.shrink import shrink
 
 TOLERANCE = 0.25
-"""Rules are powers of sqrt(width): a wrong one moves some exponent by 1/2 or more. This is half of that."""
+"""Rules are powers of sqrt(size): a wrong one moves some exponent by 1/2 or more. This is half of that."""
 
 HEAD_DIM = 8
 """Where heads grow in number. Where they grow in size, as `model.mup_base_head_dim` says, there are 4."""
@@ -44,71 +44,105 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Growth:
-    """How what one parametrization computes grows with the width.
+    """How what one parametrization computes grows with the width, or with the depth.
 
     Attributes:
-      sizes: of every width, by name.
-      slopes: the exponents of the width, by name.
+      along: `width` or `depth`. values: those that were tried.
+      sizes: at every one, by name.
+      slopes: the exponents of the width or depth, by name.
+      lazy: the exponent with which a change within blocks may fall.
     """
 
     parametrization: str
-    widths: tuple[int, ...]
+    along: str
+    values: tuple[int, ...]
     sizes: tuple[dict[str, Size], ...]
     slopes: dict[str, Size]
+    lazy: float = 0.0
 
     def uneven(self) -> dict[str, list[str]]:
         """Return the quantities (`start`, `change`) by name whose exponent is not 0, within `TOLERANCE`.
 
         Logits may fall at the start: an output weight that has not learned yet adds up as a random walk, which muP
-        divides by the width, and might as well be zero (Yang et al. 2022, appendix D.2).
+        divides by the width, and might as well be zero (Yang et al. 2022, appendix D.2). So may what each of many
+        blocks learns where alpha is below 1, as alpha - 1, but not all of them together (Dey et al. 2025, section 3).
         """
         found: dict[str, list[str]] = {}
         for name, slope in self.slopes.items():
             falls = name == "logits" and slope.start < 0
             if not (abs(slope.start) <= TOLERANCE or falls):
                 found.setdefault(name, []).append("start")
-            if not abs(slope.change) <= TOLERANCE:
+            least = 0.0 if name == "logits" else self.lazy
+            if not least - TOLERANCE <= slope.change <= TOLERANCE:
                 found.setdefault(name, []).append("change")
         return found
 
 
-def measure(cfg: Config, parametrization: str, widths: Sequence[int], *, steps: int, seeds: int) -> Growth:
+def over_widths(cfg: Config, parametrization: str, widths: Sequence[int], *, steps: int, seeds: int) -> Growth:
     """Train `cfg` made small at every width and return what grew. The narrowest is muP's base shape.
 
     Raises:
       ConfigError: muP has no rule for something in it, or a width does not fit.
     """
-    sizes = tuple(
-        sizes_at(at_width(cfg, width, min(widths), parametrization), steps=steps, seeds=seeds) for width in widths
-    )
+    small = (at_width(cfg, width, min(widths), parametrization) for width in widths)
+    return _fitted(parametrization, "width", widths, [sizes_at(one, steps=steps, seeds=seeds) for one in small])
+
+
+def over_depths(
+    cfg: Config, parametrization: str, depths: Sequence[int], width: int, *, steps: int, seeds: int
+) -> Growth:
+    """Train `cfg` made small at every depth and return what grew. The shallowest is muP's base shape.
+
+    What blocks name is one quantity over all of them, its root mean square.
+
+    Raises:
+      ConfigError: muP has no rule for something in it, or a depth does not fit.
+    """
+    small = (at_depth(cfg, depth, min(depths), width, parametrization) for depth in depths)
+    sizes = [_by_kind(sizes_at(one, steps=steps, seeds=seeds)) for one in small]
+    return dataclasses.replace(_fitted(parametrization, "depth", depths, sizes), lazy=cfg.model.mup_depth_alpha - 1)
+
+
+def _by_kind(sizes: dict[str, Size]) -> dict[str, Size]:
+    kinds: dict[str, list[Size]] = {}
+    for name, size in sizes.items():
+        kinds.setdefault(_kind(name), []).append(size)
+    return {kind: Size(*map(float, np.sqrt(np.mean(np.square(found), axis=0)))) for kind, found in kinds.items()}
+
+
+def _kind(name: str) -> str:
+    return name.split()[0]
+
+
+def _fitted(parametrization: str, along: str, values: Sequence[int], sizes: Sequence[dict[str, Size]]) -> Growth:
     logs = {name: np.log([[one[name].start, one[name].change] for one in sizes]) for name in sizes[0]}
-    slopes = {name: Size(*map(float, np.polyfit(np.log(widths), y, 1)[0])) for name, y in logs.items()}
-    return Growth(parametrization, tuple(widths), sizes, slopes)
+    slopes = {name: Size(*map(float, np.polyfit(np.log(values), y, 1)[0])) for name, y in logs.items()}
+    return Growth(parametrization, along, tuple(values), tuple(sizes), slopes)
 
 
 def draw(growths: Sequence[Growth], title: str, path: Path) -> None:
-    """Draw every size against the width, at the start and as it has changed, by both parametrizations."""
+    """Draw every size against the width or depth, at the start and as it has changed, a column a growth."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    panels = figure.subplots(2, len(growths), sharex=True, sharey="row", squeeze=False)
-    kinds = {name.split()[0]: None for growth in growths for name in growth.slopes}
+    figure = Figure(figsize=(5 * len(growths), 7.5), layout="constrained")
+    panels = figure.subplots(2, len(growths), sharex="col", sharey="row", squeeze=False)
+    kinds = {_kind(name): None for growth in growths for name in growth.slopes}
     colours = {kind: f"C{number}" for number, kind in enumerate(kinds)}
     for column, growth in enumerate(growths):
         for row, quantity in enumerate(Size._fields):
             panel, labelled = panels[row, column], set()
             for name in growth.slopes:
-                kind = name.split()[0]
+                kind = _kind(name)
                 values = [getattr(one[name], quantity) for one in growth.sizes]
                 label = None if kind in labelled else kind
                 labelled.add(kind)
-                panel.plot(growth.widths, values, "o-", color=colours[kind], label=label, markersize=3, linewidth=1)
+                panel.plot(growth.values, values, "o-", color=colours[kind], label=label, markersize=3, linewidth=1)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.xaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.3)
         panels[0, column].set_title(growth.parametrization)
-        panels[1, column].set_xlabel("width")
+        panels[1, column].set_xlabel(growth.along)
     panels[0, 0].set_ylabel("root mean square at the start")
     panels[1, 0].set_ylabel("root mean square of the change")
     panels[0, -1].legend(fontsize=8)
@@ -122,7 +156,8 @@ def at_width(cfg: Config, width: int, base: int, parametrization: str) -> Config
     Raises:
       ConfigError: there is no rule for something in it.
     """
-    unset = {f"mup_base_{name}": 0 for name in BASE_SIZES} | {"parametrization": "standard"}
+    unset: dict[str, Any] = {f"mup_base_{name}": 0 for name in (*BASE_SIZES, "num_layers")}
+    unset |= {"parametrization": "standard", "mup_depth_alpha": 1.0}
     small = shrink(replace(cfg, model=unset))
     if not small.model.num_kv_heads:
         raise ConfigError(f"model.parametrization='mup' has no rules for model.family={cfg.model.family!r}")
@@ -150,6 +185,21 @@ def at_width(cfg: Config, width: int, base: int, parametrization: str) -> Config
         | {"schedule": "constant", "warmup_steps": 0, "decay_steps": 0, "weight_decay": 0.0, "grad_clip": None},
         train={"microbatches": 1, "loss_chunks": 1},
     )
+
+
+def at_depth(cfg: Config, depth: int, base: int, width: int, parametrization: str) -> Config:
+    """Return `cfg` made small and `depth` deep, both stacks of an encoder-decoder, at one width.
+
+    Raises:
+      ConfigError: there is no rule for something in it, or its layers repeat after a number that does not divide depth.
+    """
+    small = at_width(cfg, width, width, parametrization)
+    fields: dict[str, Any] = {"num_layers": depth}
+    if small.model.num_decoder_layers:
+        fields["num_decoder_layers"] = depth
+    if parametrization == "mup":
+        fields |= {"mup_base_num_layers": base, "mup_depth_alpha": cfg.model.mup_depth_alpha}
+    return replace(small, model=fields)
 
 
 def sizes_at(cfg: Config, *, steps: int, seeds: int) -> dict[str, Size]:
