@@ -43,6 +43,11 @@ def test_flat_under_mup(family, optimizer):
     assert not uneven(config(family, optimizer))
 
 
+def test_not_flat_by_the_standard_parametrization():
+    found = widths.over_widths(config("decoder"), "standard", WIDTHS, steps=3, seeds=4)
+    assert found.slopes["logits"].change > 0.5 and len(found.uneven()) > len(found.slopes) / 2
+
+
 def uneven_in_depth(cfg: Config) -> dict[str, list[str]]:
     """Return what is not flat in depth."""
     return widths.over_depths(cfg, "mup", (2, 8), 64, steps=4, seeds=2).uneven()
@@ -115,6 +120,9 @@ def test_the_command(call_check, tmp_path):
     assert len(found["growth"][0]["sizes"]) == 2
 
 
+POST_NORM = ("--config=configs/transformer.py", "--config.model.scale_embeddings=false")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,8 +132,8 @@ def test_the_command(call_check, tmp_path):
         (("--config=configs/quickstart.py", "--widths=64,100"), "100 must be at least 32, and a multiple of 16"),
         (("--config=configs/quickstart.py", "--widths=64,wide"), "must be whole numbers"),
         (("--config=configs/quickstart.py", "--plot=mup.pdf"), "must end in .png or .svg"),
-        (("--config=configs/moe_tiny.py", "--depths=2,5"), "5 is not a multiple of 2, after which the layers repeat"),
-        (("--config=configs/transformer.py", "--depths=2,4"), "no rules of depth for model.norm_placement='post'"),
+        (("--config=configs/gemma.py:2b", "--depths=2,5"), "5 is not a multiple of 2, after which the layers repeat"),
+        ((*POST_NORM, "--depths=2,4"), "no rules of depth for model.norm_placement='post'"),
     ],
 )
 def test_mistakes_are_one_sentence(call_check, arguments, message):

@@ -6,7 +6,6 @@ from math import sqrt
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from bigjax import models, optim, params, strict
@@ -96,40 +95,6 @@ def outputs(model: models.Model, p) -> jax.Array:
     if model.cfg.family == "encoder":
         return model.family.masked_logits(p, x, jnp.broadcast_to(jnp.arange(16), (4, 16)), model.cfg)
     return model.family.logits(p, x, model.cfg)
-
-
-def change_of_logits(cfg: ModelConfig, lr: float = 3e-3) -> float:
-    """Return the root mean square of what three updates change in the logits."""
-    model = models.build(cfg)
-    tx = optim.build(
-        OptimConfig(name="adam", lr=lr, schedule="constant", weight_decay=0, grad_clip=None),
-        model.specs, 3,
-    )  # fmt: skip
-    labels = jax.random.randint(jax.random.key(3), (4, 16), 0, 32)
-
-    @jax.jit
-    def step(p, state):
-        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(outputs(model, p), labels).mean()  # noqa: E731
-        updates, state = tx.update(jax.grad(loss)(p), state, p)
-        return optax.apply_updates(p, updates), state, outputs(model, p)
-
-    p = jax.jit(lambda: params.init(model.specs, jax.random.key(0)))()
-    state, seen = tx.init(p), []
-    for _ in range(4):
-        p, state, before = step(p, state)
-        seen.append(before)
-    return float(jnp.sqrt(jnp.mean(jnp.square(seen[3] - seen[0]))))
-
-
-def slope(parametrization: str, **fields) -> float:
-    """Return the exponent of width in the change of the logits."""
-    changes = [change_of_logits(at(width, parametrization, **fields)) for width in WIDTHS]
-    return float(np.polyfit(np.log(WIDTHS), np.log(changes), 1)[0])
-
-
-@pytest.mark.parametrize("family", ["decoder", "tied", "encoder"])
-def test_updates_are_flat_in_width_under_mup_only(family):
-    assert abs(slope("mup", **FAMILIES[family])) < 0.25 < 0.5 < slope("standard", **FAMILIES[family])
 
 
 def test_scores_are_divided_by_head_dim_where_heads_grow():

@@ -130,6 +130,8 @@ def test_mesh_and_start_are_left_to_the_caller():
         ({}, {"d_model": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "d_ff": 128}),
         ({"mup_base_d_ff": 8192}, {"d_ff": 256}),
         ({"mup_base_head_dim": 32}, {"num_heads": 4, "head_dim": 8}),
+        ({"num_layers": 24, "mup_base_num_layers": 6}, {"num_layers": 1}),
+        ({"num_layers": 6, "mup_base_num_layers": 24}, {"num_layers": 4}),
         ({"num_kv_heads": 1, "mup_base_num_kv_heads": 1}, {"num_heads": 2, "num_kv_heads": 1}),
         ({"mup_base_d_model": 4096}, {"d_model": 128, "num_heads": 8, "d_ff": 512}),
         ({"mup_base_d_model": 2048}, {"d_model": 64, "num_heads": 4, "d_ff": 256}),

@@ -110,7 +110,7 @@ def _draw(losses: dict[str, dict[int, dict[float, float]]], bests: dict[str, lis
             panel.plot(one.lr, one.loss, "*", color=colour, markersize=12)
         panel.set_xscale("log", base=2)
         panel.set_xlabel("learning rate")
-        panel.set_title(name)
+        panel.set_title("muP" if name == "mup" else name)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.axes[0].set_ylabel("held-out loss (nats per byte)")
