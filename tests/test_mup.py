@@ -114,6 +114,8 @@ def test_scores_are_divided_by_head_dim_where_heads_grow():
         ({"mup_base_d_model": 64, "mup_base_num_heads": 3, "mup_base_num_kv_heads": 2}, {}, "3 heads, not a multiple"),
         ({"mup_base_d_model": 64, "init": "fan_in"}, {}, "leave out model.init='fan_in'"),
         ({"mup_base_d_model": 64, "scale_embeddings": True}, {}, "leave out model.scale_embeddings"),
+        ({"mup_base_d_model": 64, "mup_depth_alpha": 0.5}, {}, "only read with model.mup_base_num_layers"),
+        ({"mup_base_d_model": 64, "mup_base_num_layers": 2, "norm_placement": "post"}, {}, "no rules of depth for"),
     ],
 )
 def test_what_has_no_rule_is_refused(model, changes, said):
@@ -155,6 +157,54 @@ def test_each_parameter_scales_by_its_own_fans(name):
             assert mup.init_scale(spec) == pytest.approx(std, rel=1e-12)
         got = [mup.learning_rate(spec, one) for one in ("sgd", "adam", "muon")]
         assert got == pytest.approx(rates, rel=1e-12), name
+
+
+# Four times as many layers: by hand from table 1 of Dey et al. (2025) for Adam; for SGD, whose gradients shrink by
+# 4 ** -alpha, that much more; Muon's updates, like Adam's, have one size.
+@pytest.mark.parametrize(("alpha", "sgd", "adam"), [(1.0, 4, 1), (0.5, 1, 1 / 2)])
+def test_depth_scales_what_stands_in_blocks(alpha, sgd, adam):
+    cfg = dataclasses.replace(at(64), num_layers=8, mup_base_num_layers=2, mup_depth_alpha=alpha)
+    specs = params.names(models.build(cfg).specs)
+    assert mup.residual_scale(cfg) == 4**-alpha
+    for name, spec in specs.items():
+        deep = (sgd, adam, adam) if name.startswith("blocks/") else (1, 1, 1)
+        assert tuple(mup.learning_rate(spec, one) for one in ("sgd", "adam", "muon")) == pytest.approx(deep), name
+        assert mup.gradient_scale(spec) == pytest.approx(4**alpha if name.startswith("blocks/") else 1)
+    drawn = np.asarray(params.init(specs, jax.random.key(0))["blocks/mlp/down"])
+    assert drawn.std() == pytest.approx(0.02 / sqrt(4), rel=5 / sqrt(2 * drawn.size))  # of two layers, not of eight
+
+
+def test_blocks_of_a_deeper_model_add_a_part_of_their_output():
+    """Twice the layers, the second half of which do nothing, are the shallow model where the rest adds its whole."""
+    shallow = models.build(at(64))
+    deep = models.build(dataclasses.replace(at(64), num_layers=4, mup_base_num_layers=2))
+    p = params.init(shallow.specs, jax.random.key(0))
+
+    def extended(name, w):
+        writes = name.endswith(("/o", "/o_bias", "/down", "/down_bias"))
+        return jnp.concatenate([2 * w, 0 * w] if writes else [w, w])
+
+    blocks = p["blocks"]
+    flat = {name: extended(name, w) for name, w in params.names(blocks).items()}
+    longer = p | {"blocks": jax.tree.unflatten(jax.tree.structure(blocks), list(flat.values()))}
+    np.testing.assert_allclose(outputs(deep, longer), outputs(shallow, p), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
+def test_epsilon_keeps_its_size_beside_the_gradients(name):
+    """With gradients smaller by what muP says they are, and a large epsilon, the direction of the base is scaled."""
+    cfg = OptimConfig(name=name, eps=0.1, schedule="constant", weight_decay=0.0, grad_clip=None)
+    grown = models.build(at(256, num_layers=4, mup_base_num_layers=2)).specs
+    plain = jax.tree.map(lambda spec: dataclasses.replace(spec, growth=params.Growth()), grown)
+    gradient = params.init(grown, jax.random.key(1))
+    small = jax.tree.map(lambda spec, g: g / mup.gradient_scale(spec), grown, gradient)
+
+    def update(specs, gradient):
+        tx = optim.build(cfg, specs, 10)
+        return tx.update(gradient, tx.init(gradient), gradient)[0]
+
+    expected = jax.tree.map(lambda spec, u: mup.learning_rate(spec, name) * u, grown, update(plain, gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), update(grown, small), expected)
 
 
 def test_biases_of_words_and_classes_do_not_grow():
