@@ -126,6 +126,10 @@ def test_the_envelope_of_final_losses_goes_through_the_runs_of_each_size(curves)
     tokens = np.concatenate([curve.tokens for curve in curves.curves])
     finals = make_points(params, tokens, loss_of(HOFFMANN, params, tokens))
     assert fit_envelope(finals, bootstrap=0).theta == pytest.approx(fit_envelope(curves, bootstrap=0).theta, rel=1e-9)
+    # Sizes read off a figure differ in the last digits.
+    read_off = params * np.exp(np.random.default_rng(0).normal(0, 1e-7, len(params)))
+    found = fit_envelope(make_points(read_off, tokens, finals.loss), bootstrap=0)
+    assert found.theta == pytest.approx(fit_envelope(curves, bootstrap=0).theta, rel=1e-5)
     with pytest.raises(FitError, match="3 sizes"):
         fit_envelope(make_points(*isoflop_runs(HOFFMANN)))
 
@@ -146,6 +150,8 @@ def test_points_are_excluded_by_rule_and_counted_as_said():
     assert again.conventions.describe()["recomputation"].startswith("counted")
     with pytest.raises(FitError, match=r"point 0 has loss=-1, which must be above 0"):
         make_points([1e7], [1e9], [-1.0])
+    kept = make_points([1e7, 1e7], [1e9, 1e9], [3.0, -1.0], diverged=[False, True])
+    assert len(kept) == 1 and kept.excluded[0].reason == "diverged"
 
 
 def test_recorded_flops_are_modelled_by_a_power_law():
