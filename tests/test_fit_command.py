@@ -11,6 +11,7 @@ import pytest
 
 from bigjax.config import Config, replace
 from bigjax.json_files import write_json
+from bigjax.science import fits_plots
 from bigjax.science.scaling_laws import read_csv
 from bigjax.strict import fingerprint, to_dict
 from experiments import cli, fit
@@ -102,6 +103,11 @@ def test_every_picture_is_there_in_both_formats(fitted):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert xml.etree.ElementTree.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
     assert (out / "fit.md").read_text().startswith("35 points")
+    assert [fits_plots._formula(value, 4) for value in (406.4, 94190.0, 1.5e-8)] == [
+        "406.4",
+        r"9.419 \cdot 10^{4}",
+        r"1.5 \cdot 10^{-8}",
+    ]
 
 
 def run_folder(path, index, size, tokens, *, curve=True, finished=True, **changes):

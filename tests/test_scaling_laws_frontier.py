@@ -95,6 +95,13 @@ def test_budgets_without_a_minimum_are_left_out_with_the_reason():
         fit_isoflop(make_points(params[:7], tokens[:7], loss[:7]))
 
 
+def test_losses_that_do_not_differ_have_no_frontier():
+    """A parabola through equal losses has a minimum that only rounding has put there."""
+    params, tokens, loss = isoflop_runs(HOFFMANN)
+    with pytest.raises(FitError, match="its losses are all the same"):
+        fit_isoflop(make_points(params, tokens, np.full_like(loss, 2.5)))
+
+
 def test_three_sizes_a_budget_leave_no_interval():
     fit = fit_isoflop(make_points(*isoflop_runs(HOFFMANN, sizes=3)), bootstrap=30)
     assert set(fit.ci95.values()) == {None} and "no intervals" in fit.warnings[0]
