@@ -122,6 +122,39 @@ def test_mistakes_are_named_with_their_points_before_any_starts():
     assert str(error.value).splitlines()[10:] == ["... and 27 points more"]
 
 
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (lambda: grid({"optim.lr": 1e-3}), "grid needs a list of values for optim.lr, not 0.001"),
+        (lambda: grid({"optim.name": "adamw"}), "grid needs a list of values for optim.name, not 'adamw'"),
+        (lambda: grid({"optim.lr": []}), "grid has no value for optim.lr"),
+        (lambda: grid([1]), "grid takes a dict"),
+        (lambda: seeds(0), "seeds(0) is no point"),
+        (lambda: seeds(2.5), "seeds(2.5) is no point"),
+        (lambda: random(0, 0, {}), "random(0, ...) is no point"),
+        (lambda: random(2, -1, {}), "seed=-1"),
+        (lambda: random(2, 0, {"optim.lr": [1e-3, 1e-2]}), "for optim.lr, not [0.001, 0.01]"),
+        (lambda: log_uniform("1e-5", "1e-6"), "is no range"),
+        (lambda: uniform(0, float("inf")), "is no range"),
+        (lambda: ablation({}, [{"optim.lr": 1.0}]), "a dict of named rows"),
+        (lambda: ablation({}, {"baseline": {"optim.lr": 1.0}}), "called baseline"),
+        (lambda: {"optim.lr": 1e-3}, "add takes grid(...) and the like, and fields as **{path: value}"),
+        (lambda: 3, "not 3"),
+    ],
+)
+def test_a_factor_that_is_none_is_one_sentence(factor, words):
+    with pytest.raises(SweepError) as error:
+        points(seeds(1), factor())
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = grid({"model.d_model": np.array([16, 32]), "optim.lr": np.geomspace(1e-3, 1e-2, 2)})
+    assert [type(value) for value in made[0].values.values()] == [int, float]
+    twice = zip_({"optim.lr": (10.0**-i for i in (2, 3)), "model.d_model": [np.int64(16), np.int64(32)]})
+    assert [point.cfg.model.d_model for point in points(twice)] == [16, 32]
+
+
 def test_points_that_collide_are_named():
     with pytest.raises(
         SweepError, match=r"points 1 \(lr=0.001\) and 3 \(lr=0.001\) are the same run: no field differs"
