@@ -8,8 +8,10 @@ import pytest
 
 from bigjax import strict
 from bigjax.config import Config
+from bigjax.errors import UserError
 from bigjax.science import sweeps
 from bigjax.science.sweeps import SweepError, ablation, choice, grid, log_uniform, random, seeds, uniform, zip_
+from bigjax.science.sweeps_folder import SweepFolder
 from experiments import config_source
 from tests.commands import ROOT
 
@@ -171,6 +173,20 @@ def test_what_makes_a_point_new_is_said_field_by_field():
     (other,) = points(**{"optim.lr": 3e-4, "train.seed": 1})
     assert sweeps.explain(other.cfg, [far, near]) == "train.seed 0 → 1"
     assert sweeps.explain(other.cfg, []) == "the first run here"
+
+
+def test_what_is_damaged_in_a_folder_is_named_or_passed_over(tmp_path):
+    """Rows that are none are no progress; a result or an outcome that cannot be read is never taken for another."""
+    (point,) = points(seeds(1))
+    folder = SweepFolder(tmp_path)
+    run = folder.place(point)
+    run.metrics.write_text('{"step": 2, "train/loss": 3.5, "time_s": 1.0}\n{"step": 3, "train/loss": [1]}\n7\n')
+    assert folder.status(point, folder.runs()).step == 2
+    damaged = [(run.outcome, "{}"), (run.outcome, "[1]"), (run.result, '{"eval_loss": "x"}'), (run.result, "7")]
+    for path, text in damaged:
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{path.name} cannot be read"):
+            folder.status(point, folder.runs())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda path: path.stem)
