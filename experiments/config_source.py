@@ -61,7 +61,13 @@ def load_sweep(source: str) -> Callable[[Any], Any]:
     Raises:
         UserError: there is no such file, or it defines none.
     """
-    return _function(source, "sweep", "sweep(add), which adds the points")
+    what = "sweep(add), which adds the points"
+    sweep = _function(source, "sweep", what)
+    try:
+        inspect.signature(sweep).bind(None)
+    except TypeError:
+        raise UserError(f"{source.partition(':')[0]} defines no {what}: its sweep takes something else") from None
+    return sweep
 
 
 def load_space(source: str) -> Any:

@@ -56,6 +56,12 @@ def test_a_bug_in_a_config_file_is_not_a_user_error(tmp_path):
         config_source.load(str(tmp_path / "a.py"))
 
 
+def test_a_sweep_takes_what_adds_points(tmp_path):
+    (tmp_path / "a.py").write_text("def sweep(): pass")
+    with pytest.raises(UserError, match=r"defines no sweep\(add\).*: its sweep takes something else"):
+        config_source.load_sweep(str(tmp_path / "a.py"))
+
+
 def test_a_run_folder_gives_its_config(tmp_path, capsys):
     cfg = replace(Config(), optim={"lr": 0.5, "grad_clip": None})
     record = {"config": strict.to_dict(cfg), "fingerprint": strict.fingerprint(cfg)}

@@ -11,6 +11,8 @@ import pytest
 
 from bigjax.config import Config, replace
 from bigjax.json_files import write_json
+from bigjax.science import fits_plots
+from bigjax.science.scaling_laws import read_csv
 from bigjax.strict import fingerprint, to_dict
 from experiments import cli, fit
 from tests.commands import Commands, read, shared_cache
@@ -101,6 +103,11 @@ def test_every_picture_is_there_in_both_formats(fitted):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert xml.etree.ElementTree.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
     assert (out / "fit.md").read_text().startswith("35 points")
+    assert [fits_plots._formula(value, 4) for value in (406.4, 94190.0, 1.5e-8)] == [
+        "406.4",
+        r"9.419 \cdot 10^{4}",
+        r"1.5 \cdot 10^{-8}",
+    ]
 
 
 def run_folder(path, index, size, tokens, *, curve=True, finished=True, **changes):
@@ -179,12 +186,42 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, capsys):
         ({"params": ["many"] * 35}, "runs.csv:2 has params=many, which is not a number"),
         ({"diverged": ["perhaps"] * 35}, "runs.csv:2 has diverged=perhaps"),
         ({"weight": [-1] * 35}, "weight=-1"),
+        ({"loss": ["2,500.5"] * 35}, "runs.csv:2 has 4 cells under 3 columns"),  # a thousands separator, not quoted
+        ({"loss ": [9.9] * 35}, "has the column loss 2 times"),
+        ({"loss": [2.5] * 34 + ["\n\nmany"]}, "runs.csv:38 has params=many"),
     ],
 )
 def test_a_csv_that_cannot_be_fitted_is_refused(change, words, points, tmp_path, capsys):
     columns = {name: values for name, values in (points | change).items() if values is not None}
     path = write_csv(tmp_path / "runs.csv", columns)
     assert words in refused(capsys, f"--csv={path}", f"--out={tmp_path}/out")
+
+
+def test_a_csv_as_other_programs_write_it_is_read_the_same(points, tmp_path):
+    """Semicolons, tabs, a byte order mark, other line ends, other orders, quotes and blank lines change nothing."""
+
+    def read_back(name, text):
+        (tmp_path / name).write_bytes(text.encode())
+        return read_csv(tmp_path / name, params="total", flops="6ND", recompute=False)
+
+    text = write_csv(tmp_path / "plain.csv", points | {"diverged": [0.0, 1.0, ""] * 11 + [0, 1]}).read_text()
+    plain = read_back("plain.csv", text)
+    assert len(plain) == 23 and plain.excluded[0].point == "plain.csv:3"
+    quoted = "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in text.splitlines())
+    for name, other in {
+        "semicolons": text.replace(",", ";"),
+        "tabs": text.replace(",", "\t"),
+        "excel": "\ufeff" + text.replace("\n", "\r\n"),
+        "old_mac": text.replace("\n", "\r"),
+        "quoted": quoted,
+        "turned": "\n".join(",".join(reversed(line.split(","))) for line in text.splitlines()),
+        "spaced": text.replace(",", " , ") + " , , , \n,,,,,\n",
+    }.items():
+        found = read_back(name, other)
+        for column in ("params", "tokens", "loss"):
+            assert (getattr(found, column) == getattr(plain, column)).all(), name
+    numbered = read_back("blank_lines", text.replace("\n", "\n\n"))
+    assert numbered.excluded[0].point == "blank_lines:5"  # as an editor counts
 
 
 def test_identical_budgets_have_no_isoflop_frontier(points, tmp_path, capsys):
@@ -224,6 +261,16 @@ def test_wrong_flags_are_refused(arguments, words, capsys):
 def test_flops_as_recorded_need_their_column(points, tmp_path, capsys):
     path = write_csv(tmp_path / "runs.csv", points)
     assert "lacks the column flops" in refused(capsys, f"--csv={path}", "--flops=recorded", f"--out={tmp_path}/out")
+
+
+@pytest.mark.filterwarnings("error")
+def test_flops_that_do_not_grow_with_size_are_refused(points, tmp_path, capsys):
+    """The same FLOPs for every run, as from a column that holds something else: no optimum follows from them."""
+    path = write_csv(tmp_path / "runs.csv", points | {"flops": [1e19] * 35})
+    said = refused(capsys, f"--csv={path}", "--flops=recorded", f"--out={tmp_path}/out")
+    assert "the recorded flops do not grow with size" in said and not (tmp_path / "out").exists()
+    path = write_csv(tmp_path / "huge.csv", points | {"params": [1e308] * 35})
+    assert "flops is inf" in refused(capsys, f"--csv={path}", f"--out={tmp_path}/out")
 
 
 def test_neither_the_library_nor_the_command_imports_jax():

@@ -199,6 +199,18 @@ def test_runs_without_any_loss_are_shown(tmp_path):
     assert states == {"a": "diverged", "b": "unfinished", "c": "unreadable"}
 
 
+def test_a_config_that_cannot_be_read_changes_nothing_for_the_others(tmp_path):
+    """Two fields drawn at random are two axes, and no value is that of a run of which none is known."""
+    for i, (lr, decay) in enumerate([(1e-3, 0.2), (2e-3, 0.1), (3e-3, 0.3), (4e-3, 0.0)]):
+        write_run(tmp_path / "runs" / f"a{i}", 2.5 + lr, optim={"lr": lr, "weight_decay": decay})
+    (write_run(tmp_path / "runs" / "damaged", 2.4) / "config.json").write_text("")
+    run(f"--runs={tmp_path}/runs/*", f"--out={tmp_path}/out")
+    fields = {row["field"]: row for row in read_table(tmp_path / "out" / "tables" / "config_diff.csv")}
+    assert fields["optim.lr"]["values"] == "0.001, 0.002, 0.003, 0.004" and fields["optim.lr"]["count"] == "4"
+    assert fields["optim.weight_decay"]["note"] == ""
+    assert (tmp_path / "out" / "figures" / "heat_map-optim.lr-optim.weight_decay.png").is_file()
+
+
 def test_the_question_is_the_docstring_of_the_config_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("why.py").write_text('"""Does it help?\n\nMore.\n"""\n')

@@ -122,6 +122,23 @@ def test_intervals_hold_the_truth_at_the_nominal_rate():
     assert sum(misses.values()) > 0
 
 
+@pytest.mark.parametrize("seed", [4, 6, 7])
+def test_a_law_that_ends_at_zero_has_an_interval_for_its_end(seed):
+    """E = 0 is where these noisy points lead, but they do not say that it is exactly 0, nor more than any loss."""
+    law = {"E": 0.0, "A": 500.0, "B": 90.0, "alpha": 0.12, "beta": 0.2}
+    params, tokens, loss = isoflop_runs(law, budgets=5, sizes=5, noise=0.002, seed=seed)
+    fit = fit_parametric(params, tokens, loss, bootstrap=60, seed=seed)
+    assert fit.converged and 0 < fit.E < 1e-6 and "E is 0" in fit.warnings[0]
+    low, high = fit.ci95["E"]
+    assert low < 1e-6 and 0.1 < high < loss.min()
+    assert np.isfinite(fit.theta).all() and np.isfinite(fit.predict_interval(params, tokens)).all()
+    line = fit_power_law(
+        params, law["A"] / params ** law["alpha"] * loss / loss_of(law, params, tokens), irreducible=True
+    )
+    low, high = line.ci95["irreducible"]
+    assert low < 1e-6 and 0.01 < high < 1e2
+
+
 def test_seeds_of_one_setting_are_drawn_together(noisy):
     """Every point written four times says no more than once: the same fit and the same intervals."""
     params, tokens, loss = isoflop_runs(HOFFMANN, noise=0.003, seed=1)

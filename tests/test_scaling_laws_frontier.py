@@ -95,6 +95,13 @@ def test_budgets_without_a_minimum_are_left_out_with_the_reason():
         fit_isoflop(make_points(params[:7], tokens[:7], loss[:7]))
 
 
+def test_losses_that_do_not_differ_have_no_frontier():
+    """A parabola through equal losses has a minimum that only rounding has put there."""
+    params, tokens, loss = isoflop_runs(HOFFMANN)
+    with pytest.raises(FitError, match="its losses are all the same"):
+        fit_isoflop(make_points(params, tokens, np.full_like(loss, 2.5)))
+
+
 def test_three_sizes_a_budget_leave_no_interval():
     fit = fit_isoflop(make_points(*isoflop_runs(HOFFMANN, sizes=3)), bootstrap=30)
     assert set(fit.ci95.values()) == {None} and "no intervals" in fit.warnings[0]
@@ -126,6 +133,10 @@ def test_the_envelope_of_final_losses_goes_through_the_runs_of_each_size(curves)
     tokens = np.concatenate([curve.tokens for curve in curves.curves])
     finals = make_points(params, tokens, loss_of(HOFFMANN, params, tokens))
     assert fit_envelope(finals, bootstrap=0).theta == pytest.approx(fit_envelope(curves, bootstrap=0).theta, rel=1e-9)
+    # Sizes read off a figure differ in the last digits.
+    read_off = params * np.exp(np.random.default_rng(0).normal(0, 1e-7, len(params)))
+    found = fit_envelope(make_points(read_off, tokens, finals.loss), bootstrap=0)
+    assert found.theta == pytest.approx(fit_envelope(curves, bootstrap=0).theta, rel=1e-5)
     with pytest.raises(FitError, match="3 sizes"):
         fit_envelope(make_points(*isoflop_runs(HOFFMANN)))
 
@@ -146,6 +157,8 @@ def test_points_are_excluded_by_rule_and_counted_as_said():
     assert again.conventions.describe()["recomputation"].startswith("counted")
     with pytest.raises(FitError, match=r"point 0 has loss=-1, which must be above 0"):
         make_points([1e7], [1e9], [-1.0])
+    kept = make_points([1e7, 1e7], [1e9, 1e9], [3.0, -1.0], diverged=[False, True])
+    assert len(kept) == 1 and kept.excluded[0].reason == "diverged"
 
 
 def test_recorded_flops_are_modelled_by_a_power_law():

@@ -141,6 +141,18 @@ def test_a_point_that_diverges_ends_alone(tmp_path):
     assert list((tmp_path / rows[1]["run"] / "forensics").iterdir())
 
 
+def test_a_point_that_shares_its_program_with_none_is_trained(tmp_path):
+    """As the one that is left over, or where every point has a shape of its own."""
+    cfg = quiet(replace(TINY, train={"steps": 2, "eval_every_steps": 2}))
+    found = points(cfg, seeds(1, first=3))
+    launch = Launch(SweepFolder(tmp_path / "stacked"), found, lambda line: None)
+    sweep_stacked.run(launch, 32, lambda: None)
+    (row,) = launch.folder.table(found)
+    one_device(found[0].cfg, tmp_path / "alone")
+    # As in the test of many: float32 sums in another order.
+    assert row["loss"] == pytest.approx(read(tmp_path / "alone" / "result.json")["eval_loss"], rel=1e-4)
+
+
 def test_points_whose_options_allow_no_default_decay_are_one_program():
     # Under muP Adam takes no weight decay, whose default is 0.1.
     mup = {"parametrization": "mup", "mup_base_d_model": TINY.model.d_model}

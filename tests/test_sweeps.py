@@ -8,8 +8,10 @@ import pytest
 
 from bigjax import strict
 from bigjax.config import Config
+from bigjax.errors import UserError
 from bigjax.science import sweeps
 from bigjax.science.sweeps import SweepError, ablation, choice, grid, log_uniform, random, seeds, uniform, zip_
+from bigjax.science.sweeps_folder import SweepFolder
 from experiments import config_source
 from tests.commands import ROOT
 
@@ -122,6 +124,39 @@ def test_mistakes_are_named_with_their_points_before_any_starts():
     assert str(error.value).splitlines()[10:] == ["... and 27 points more"]
 
 
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (lambda: grid({"optim.lr": 1e-3}), "grid needs a list of values for optim.lr, not 0.001"),
+        (lambda: grid({"optim.name": "adamw"}), "grid needs a list of values for optim.name, not 'adamw'"),
+        (lambda: grid({"optim.lr": []}), "grid has no value for optim.lr"),
+        (lambda: grid([1]), "grid takes a dict"),
+        (lambda: seeds(0), "seeds(0) is no point"),
+        (lambda: seeds(2.5), "seeds(2.5) is no point"),
+        (lambda: random(0, 0, {}), "random(0, ...) is no point"),
+        (lambda: random(2, -1, {}), "seed=-1"),
+        (lambda: random(2, 0, {"optim.lr": [1e-3, 1e-2]}), "for optim.lr, not [0.001, 0.01]"),
+        (lambda: log_uniform("1e-5", "1e-6"), "is no range"),
+        (lambda: uniform(0, float("inf")), "is no range"),
+        (lambda: ablation({}, [{"optim.lr": 1.0}]), "a dict of named rows"),
+        (lambda: ablation({}, {"baseline": {"optim.lr": 1.0}}), "called baseline"),
+        (lambda: {"optim.lr": 1e-3}, "add takes grid(...) and the like, and fields as **{path: value}"),
+        (lambda: 3, "not 3"),
+    ],
+)
+def test_a_factor_that_is_none_is_one_sentence(factor, words):
+    with pytest.raises(SweepError) as error:
+        points(seeds(1), factor())
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_of_numpy_are_numbers():
+    made = grid({"model.d_model": np.array([16, 32]), "optim.lr": np.geomspace(1e-3, 1e-2, 2)})
+    assert [type(value) for value in made[0].values.values()] == [int, float]
+    twice = zip_({"optim.lr": (10.0**-i for i in (2, 3)), "model.d_model": [np.int64(16), np.int64(32)]})
+    assert [point.cfg.model.d_model for point in points(twice)] == [16, 32]
+
+
 def test_points_that_collide_are_named():
     with pytest.raises(
         SweepError, match=r"points 1 \(lr=0.001\) and 3 \(lr=0.001\) are the same run: no field differs"
@@ -138,6 +173,20 @@ def test_what_makes_a_point_new_is_said_field_by_field():
     (other,) = points(**{"optim.lr": 3e-4, "train.seed": 1})
     assert sweeps.explain(other.cfg, [far, near]) == "train.seed 0 → 1"
     assert sweeps.explain(other.cfg, []) == "the first run here"
+
+
+def test_what_is_damaged_in_a_folder_is_named_or_passed_over(tmp_path):
+    """Rows that are none are no progress; a result or an outcome that cannot be read is never taken for another."""
+    (point,) = points(seeds(1))
+    folder = SweepFolder(tmp_path)
+    run = folder.place(point)
+    run.metrics.write_text('{"step": 2, "train/loss": 3.5, "time_s": 1.0}\n{"step": 3, "train/loss": [1]}\n7\n')
+    assert folder.status(point, folder.runs()).step == 2
+    damaged = [(run.outcome, "{}"), (run.outcome, "[1]"), (run.result, '{"eval_loss": "x"}'), (run.result, "7")]
+    for path, text in damaged:
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{path.name} cannot be read"):
+            folder.status(point, folder.runs())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda path: path.stem)

@@ -22,6 +22,9 @@ MAX_SETTINGS = 31
 MANY = 12
 """Values of a field beyond which cells would be too small to read."""
 
+MANY_EVALUATIONS = 40
+"""Points of a held-out curve beyond which markers would hide it, as on the page."""
+
 MAX_MAPS = 6
 """Pairs of fields that get a heat map."""
 
@@ -84,7 +87,7 @@ def _curves(axes: Any, report: Report) -> None:
                 continue
             legend = name if name not in listed and len(listed) < 12 else None
             listed.add(name)
-            marker = "." if metric == "eval/loss" else None
+            marker = "." if metric == "eval/loss" and len(loss) <= MANY_EVALUATIONS else None
             axes.plot(step * scale, loss, style, color=colour, linewidth=1.2, marker=marker, label=legend)
             ends.append(loss[len(loss) // 50 :])
     values = np.concatenate(ends) if ends else np.empty(0)
@@ -171,8 +174,17 @@ def _parallel(axes: Any, report: Report) -> None:
         height, ticks = _heights(values)
         heights.append(height)
         for place, text in ticks:
+            box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
             axes.annotate(
-                text, (at, place), xytext=(4, 0), textcoords="offset points", fontsize=7, color=GREY, va="center"
+                text,
+                (at, place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                fontsize=7,
+                va="center",
+                bbox=box,
+                zorder=5,
+                parse_math=False,
             )
         axes.axvline(at, color="0.6", linewidth=0.8)
         axes.annotate(name, (at, 1.04), ha="center", fontsize=8, annotation_clip=False)

@@ -127,7 +127,8 @@ def _runs(report: Report) -> Table:
 def _differences(report: Report) -> Table:
     rows, runs = [], []
     for field in report.fields:
-        values = list(map(shown, ordered(field.values)))
+        known = [value for run, value in zip(report.runs, field.values, strict=True) if run.config]
+        values = list(map(shown, ordered(known)))
         note = "plumbing: changes no number" if field.plumbing else ""
         note = "seed: runs that differ only here are one setting" if field.path == SEED else note
         note = f"moves with {field.like}" if field.like else note

@@ -3,11 +3,14 @@
 import numpy as np
 
 from bigjax.science.fits_frontier import FrontierFit, frontier_lines
-from bigjax.science.fits_points import Curve, Excluded, Points
+from bigjax.science.fits_points import Curve, Excluded, Points, budgets
 from bigjax.science.fits_robust import FitError, spread
 
 LEVELS = 400
 """FLOP levels, log-spaced, at which the best run is looked for; the paper has 1,500."""
+
+SAME_SIZE = 1e-3
+"""How far apart sizes may be and still be one: those read off a figure differ in the last digits."""
 
 SCHEDULE_WARNING = (
     "points of a loss curve before its end are not annealed: the frontier is that of interrupted schedules "
@@ -94,7 +97,8 @@ def _curves(points: Points) -> tuple[np.ndarray, list[Curve], tuple[Excluded, ..
         short = [points.names[index] for index in range(len(points)) if index not in kept]
         found = points.params[kept], [points.curves[index] for index in kept]
     else:
-        sizes, of_size = np.unique(points.params, return_inverse=True)
+        of_size = budgets(points.params, SAME_SIZE)
+        sizes = np.array([np.median(points.params[of_size == i]) for i in range(of_size.max() + 1)])
         grouped = [_mean_by_tokens(points.tokens[of_size == i], points.loss[of_size == i]) for i in range(len(sizes))]
         kept = [index for index, curve in enumerate(grouped) if len(curve.tokens) > 1]
         short = [f"size {sizes[index]:.4g}" for index in range(len(sizes)) if index not in kept]

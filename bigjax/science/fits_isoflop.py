@@ -74,6 +74,8 @@ def _problem(group: Points) -> str | None:
     if sizes < 3:
         return f"a parabola needs at least 3 sizes, not {sizes}"
     z = np.log(group.params) - np.log(group.params).mean()
+    if np.ptp(group.loss) < 1e-12 * group.loss.max():
+        return "its losses are all the same"
     _, slope, curvature = _parabola(z, group.loss, group.weight[None])[0]
     if curvature <= 0:
         return "its parabola opens downwards"

@@ -8,6 +8,8 @@ import numpy as np
 from bigjax.science.fits_points import Conventions, FlopModel
 from bigjax.science.fits_robust import (
     CONVERGED,
+    LEAST_SHARE,
+    SEEN_SHARE,
     FitError,
     LogModel,
     Minimum,
@@ -15,10 +17,11 @@ from bigjax.science.fits_robust import (
     check_points,
     clusters,
     interval,
-    minimise,
+    lifted,
+    minimise_irreducible,
     minimise_many,
     objective,
-    spread,
+    spread_irreducible,
 )
 
 NAMES = ("E", "A", "B", "alpha", "beta")
@@ -159,12 +162,13 @@ def fit_parametric(
     # Centred logarithms make a and alpha, b and beta nearly independent, and L-BFGS an order of magnitude faster.
     model = log_loss_model(np.log(params) - centre[0], np.log(tokens) - centre[1])
     starts = [_centred(start.theta, centre)] if start else _best_starts(model, log_value, weights, delta, centre)
-    best = minimise(model, log_value, weights, starts, delta)
+    best = minimise_irreducible(model, log_value, weights, starts, delta)
     conventions = conventions or Conventions()
     cluster = clusters(params, tokens)
     count = int(cluster.max()) + 1
     drawn = weights * bootstrap_weights(cluster, bootstrap, seed)
-    replicates, gradients = minimise_many(model, log_value, drawn, np.tile(best.theta, (bootstrap, 1)), delta)
+    start_of_each = np.tile(lifted(best.theta, log_value, SEEN_SHARE), (bootstrap, 1))
+    replicates, gradients = minimise_many(model, log_value, drawn, start_of_each, delta)
     prediction, jacobian = model(best.theta)
     theta = _uncentred(best.theta, centre)
     reached = float(np.mean(gradients <= CONVERGED)) if bootstrap else None
@@ -176,10 +180,10 @@ def fit_parametric(
         n_clusters=count,
         converged=best.converged,
         replicates_converged=reached,
-        warnings=tuple(_warnings(best, jacobian, count, reached)),
+        warnings=tuple(_warnings(best, jacobian, count, reached, log_value)),
         conventions=conventions,
         flop_model=flop_model or FlopModel(conventions.flops_per_param_token),
-        replicates=_uncentred(spread(best.theta, replicates, count, len(NAMES)), centre),
+        replicates=_uncentred(spread_irreducible(best.theta, replicates, count, len(NAMES), log_value), centre),
         residuals=log_value - prediction,
         jacobian=log_loss_model(np.log(params), np.log(tokens))(theta)[1],
     )
@@ -191,8 +195,10 @@ def refit(
     """Return theta `(r, 5)` of fits to the points `(n,)` with each row of weights `(r, n)`, started from `fit`."""
     centre = np.array([np.log(params).mean(), np.log(tokens).mean()])
     model = log_loss_model(np.log(params) - centre[0], np.log(tokens) - centre[1])
-    starts = np.tile(_centred(fit.theta, centre), (len(weights), 1))
-    return _uncentred(minimise_many(model, np.log(loss), weights, starts, delta)[0], centre)
+    log_value = np.log(loss)
+    starts = np.tile(lifted(_centred(fit.theta, centre), log_value, SEEN_SHARE), (len(weights), 1))
+    found, _ = minimise_many(model, log_value, weights, starts, delta)
+    return _uncentred(lifted(found, log_value, LEAST_SHARE), centre)
 
 
 def named(theta: np.ndarray) -> dict[str, float]:
@@ -234,7 +240,7 @@ def _best_starts(
     return list(rough[np.argsort(reached, kind="stable")[:NUM_POLISHED]])
 
 
-def _warnings(best: Minimum, jacobian: np.ndarray, count: int, reached: float | None):
+def _warnings(best: Minimum, jacobian: np.ndarray, count: int, reached: float | None, log_value: np.ndarray):
     """Yield what is doubtful about a fit."""
     _, _, _, alpha, beta = best.theta
     if not best.converged:
@@ -243,6 +249,8 @@ def _warnings(best: Minimum, jacobian: np.ndarray, count: int, reached: float | 
         yield f"{1 - reached:.0%} of the bootstrap replicates did not converge"
     if alpha <= 0 or beta <= 0:
         yield "an exponent is not positive: the points do not show that the loss falls with size and with data"
+    if best.theta[0] < lifted(best.theta, log_value, 1e-6)[0]:
+        yield "E is 0: the losses do not show that any of them is irreducible"
     if count <= len(NAMES):
         yield f"{count} distinct points for {len(NAMES)} parameters: no degree of freedom is left for an interval"
     lengths = np.linalg.norm(jacobian, axis=0)

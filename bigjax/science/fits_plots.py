@@ -185,7 +185,7 @@ def _contours(figure: Any, study: Study) -> None:
     levels = law.E + np.geomspace(max(low - law.E, 1e-3 * law.E), max(high - law.E, 2e-3 * law.E), 15)
     filled = axes.contourf(grid_c, grid_n, loss, levels=levels, cmap="viridis_r", extend="max", alpha=0.9)
     lines = axes.contour(grid_c, grid_n, loss, levels=levels, colors="white", linewidths=0.6, alpha=0.8)
-    axes.clabel(lines, levels[::2], fmt="%.2f", fontsize=7, inline=False)
+    axes.clabel(lines, levels[::2], fmt="%.3g", fontsize=7, inline=False)
     axes.scatter(
         points.flops, points.params, s=16, color="white", edgecolor="black", linewidth=0.6, zorder=3, label="runs"
     )
@@ -200,11 +200,18 @@ def _contours(figure: Any, study: Study) -> None:
         axes,
         xlabel="training compute C (FLOPs)",
         ylabel="parameters N",
-        title=rf"$L = {law.E:.3g} + {law.A:.4g}/N^{{{law.alpha:.3g}}} + {law.B:.4g}/D^{{{law.beta:.3g}}}$",
+        title=rf"$L = {_formula(law.E, 3)} + {_formula(law.A, 4)}/N^{{{law.alpha:.3g}}}"
+        rf" + {_formula(law.B, 4)}/D^{{{law.beta:.3g}}}$",
     )
     axes.grid(False)
-    figure.colorbar(filled, ax=axes, label="loss (nats per token)", pad=0.02, format="%.2f", ticks=levels[::2])
+    figure.colorbar(filled, ax=axes, label="loss (nats per token)", pad=0.02, format="%.3g", ticks=levels[::2])
     axes.legend(fontsize=8, loc="upper left", framealpha=0.85)
+
+
+def _formula(value: float, digits: int) -> str:
+    """Return a number as a formula has it: 9.42 times a power of ten, not 9.42e+04."""
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    return rf"{mantissa} \cdot 10^{{{int(exponent)}}}" if exponent else mantissa
 
 
 def _residuals(figure: Any, study: Study) -> None:
@@ -223,6 +230,8 @@ def _residuals(figure: Any, study: Study) -> None:
         axes.scatter(x, percent, c=colours.to_rgba(points.params), s=24, edgecolor="white", linewidth=0.4, zorder=3)
         axes.set_xlim(x.min() / 1.5, x.max() * 1.5)  # before the scale, which refuses the limits of a single budget
         axes.set_xscale("log")
+        if x.max() < 10 * x.min():
+            _plain_log_ticks(axes.xaxis)
         _axes(axes, xlabel=label)
     if held is not None:
         work = points.flop_model()

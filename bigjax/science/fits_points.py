@@ -14,6 +14,9 @@ FlopCount = Literal["6ND", "recorded"]
 RECOMPUTE_FACTOR = 4 / 3
 """FLOPs with the forward pass computed twice, as when all activations are recomputed, over those without."""
 
+LEAST_GROWTH = 0.1
+"""The least exponent of N in recorded FLOPs that is believed: it is near 1 but for very small models."""
+
 
 @dataclass(frozen=True)
 class Conventions:
@@ -112,13 +115,22 @@ class Points:
         )
 
     def flop_model(self) -> FlopModel:
-        """Return how FLOPs follow from N and D; recorded ones by least squares of log(C / D) on log N."""
+        """Return how FLOPs follow from N and D; recorded ones by least squares of log(C / D) on log N.
+
+        Raises:
+            FitError: recorded FLOPs do not grow with N.
+        """
         if self.conventions.flops == "6ND":
             return FlopModel(self.conventions.flops_per_param_token, 1.0)
         log_size, per_token = np.log(self.params), np.log(self.flops / self.tokens)
         if len(np.unique(self.params)) < 2:
             return FlopModel(float(np.exp((per_token - log_size).mean())), 1.0)
         slope, constant = np.polyfit(log_size, per_token, 1)
+        if slope < LEAST_GROWTH:
+            raise FitError(
+                f"the recorded flops do not grow with size, but as tokens times params^{slope:.2g}: are they those of "
+                "a whole run?"
+            )
         return FlopModel(float(np.exp(constant)), float(slope))
 
 
@@ -144,21 +156,24 @@ def make_points(
     params, tokens, loss = (np.asarray(column, float) for column in (params, tokens, loss))
     names = tuple(names) if names is not None else tuple(f"point {index}" for index in range(len(loss)))
     weights = np.ones(len(loss)) if weight is None else np.asarray(weight, float)
-    work = conventions.flops_per_param_token * params * tokens
+    with np.errstate(over="ignore"):
+        work = conventions.flops_per_param_token * params * tokens
     if conventions.flops == "recorded":
         if flops is None:
             raise FitError("flops are to be taken as recorded, but the points have none: use 6ND")
         work = np.asarray(flops, float) * (RECOMPUTE_FACTOR if conventions.recompute else 1)
     columns = {"params": params, "tokens": tokens, "loss": loss, "flops": work}
+    # What a diverged run says of itself is nobody's concern: some write a loss of 0 or -1.
+    counts = np.ones(len(loss), bool) if diverged is None else ~np.asarray(diverged, bool)
     for column, values in columns.items():
-        for index in np.flatnonzero(values <= 0):
+        for index in np.flatnonzero(counts & (values <= 0)):
             raise FitError(f"{names[index]} has {column}={values[index]:g}, which must be above 0")
     for index in np.flatnonzero(weights < 0):
         raise FitError(f"{names[index]} has weight={weights[index]:g}, which must not be negative")
     left_out, kept = list(excluded), []
     for index, name in enumerate(names):
         broken = [column for column, values in columns.items() if not np.isfinite(values[index])]
-        if diverged is not None and diverged[index]:
+        if not counts[index]:
             left_out.append(Excluded(name, "diverged"))
         elif broken:
             left_out.append(Excluded(name, f"{broken[0]} is {columns[broken[0]][index]}, not a finite number"))

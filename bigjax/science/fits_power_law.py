@@ -7,15 +7,17 @@ from scipy import stats
 
 from bigjax.science.fits_robust import (
     CONVERGED,
+    SEEN_SHARE,
     FitError,
     LogModel,
     bootstrap_weights,
     check_points,
     clusters,
     interval,
-    minimise,
+    lifted,
+    minimise_irreducible,
     minimise_many,
-    spread,
+    spread_irreducible,
 )
 
 
@@ -90,13 +92,14 @@ def _fit_irreducible(
         for share in (0.1, 0.5, 0.8, 0.95)
         for power in (0.1, 0.3, 0.6, 1.0)
     ]
-    best = minimise(model, log_y, weights, starts, delta)
+    best = minimise_irreducible(model, log_y, weights, starts, delta)
     if best.theta[2] == 0:
         raise FitError("the power law is flat: y does not change with x")
     cluster = clusters(x)
     drawn = weights * bootstrap_weights(cluster, bootstrap, seed)
-    raw, gradients = minimise_many(model, log_y, drawn, np.tile(best.theta, (bootstrap, 1)), delta)
-    replicates = spread(best.theta, raw, int(cluster.max()) + 1, 3)
+    start_of_each = np.tile(lifted(best.theta, log_y, SEEN_SHARE), (bootstrap, 1))
+    raw, gradients = minimise_many(model, log_y, drawn, start_of_each, delta)
+    replicates = spread_irreducible(best.theta, raw, int(cluster.max()) + 1, 3, log_y)
     with np.errstate(over="ignore"):
         names = {
             "coefficient": np.exp(replicates[:, 1] - replicates[:, 2] * centre),

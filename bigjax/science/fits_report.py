@@ -62,6 +62,7 @@ def study(
     Raises:
         FitError: the only method asked for, or every one of several, is impossible.
     """
+    points.flop_model()  # nothing is fitted, or written, where FLOPs make no sense
     how = {"bootstrap": bootstrap, "seed": seed}
     skipped: dict[str, str] = {}
 
@@ -225,8 +226,9 @@ def _findings(found: Study):
         *found.points.excluded,
         *(point for fit in (found.isoflop, found.envelope) if fit for point in fit.excluded),
     ]
-    for point in listed:
-        yield f"excluded {point.point}: {point.reason}"
+    reasons = dict.fromkeys(point.reason for point in listed)
+    for reason in reasons:
+        yield f"excluded {', '.join(dict.fromkeys(p.point for p in listed if p.reason == reason))}: {reason}"
 
 
 def _range(ends: list[float] | None, digits: int = 5) -> str:

@@ -5,7 +5,7 @@ Everything works on float64 arrays; `theta` are the free parameters of a model, 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
@@ -19,6 +19,9 @@ CONVERGED = 1e-3
 
 The Huber loss has slopes of up to one delta a point: at the optimum, slopes that large cancel to a thousandth.
 """
+
+LEAST_SHARE, SEEN_SHARE = 1e-9, 1e-2
+"""An irreducible term below the first, as a share of the least value, is none; from the second on its slope is seen."""
 
 
 class FitError(UserError, ValueError):
@@ -158,6 +161,41 @@ def spread(estimate: np.ndarray, replicates: np.ndarray, num_clusters: int, num_
         return np.full_like(replicates, np.nan)
     factor = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975) * np.sqrt(num_clusters / freedom)
     return estimate + factor * (replicates - estimate)
+
+
+def lifted(theta: np.ndarray, log_value: np.ndarray, share: float) -> np.ndarray:
+    """Return `theta` `(..., p)`, whose first entry is the log of an irreducible term, with that at least a share.
+
+    The term is positive or zero, but its logarithm has no end: once it has fallen far no slope leads back, so that
+    neither a search nor a bootstrap replicate may start from there.
+    """
+    raised = theta.copy()
+    raised[..., 0] = np.maximum(raised[..., 0], log_value.min() + np.log(share))
+    return raised
+
+
+def spread_irreducible(
+    estimate: np.ndarray, replicates: np.ndarray, num_clusters: int, num_parameters: int, log_value: np.ndarray
+) -> np.ndarray:
+    """Return `spread` of thetas as in `lifted`, where the term moves as such and not its logarithm, but not below 0."""
+
+    def plain(theta: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.exp(theta[..., :1]), theta[..., 1:]], axis=-1)
+
+    moved = spread(plain(estimate), plain(replicates), num_clusters, num_parameters)
+    moved[:, 0] = np.log(np.maximum(moved[:, 0], LEAST_SHARE * np.exp(log_value.min())))
+    return moved
+
+
+def minimise_irreducible(
+    model: LogModel, log_value: np.ndarray, weight: np.ndarray, starts: Iterable[np.ndarray], delta: float
+) -> Minimum:
+    """Return what `minimise` finds for thetas as in `lifted`, tried again where the term seems to be none."""
+    best = minimise(model, log_value, weight, starts, delta)
+    if best.theta[0] < lifted(best.theta, log_value, SEEN_SHARE)[0]:
+        again = minimise(model, log_value, weight, [lifted(best.theta, log_value, SEEN_SHARE)], delta)
+        best = min(best, again, key=lambda found: found.objective)
+    return replace(best, theta=lifted(best.theta, log_value, LEAST_SHARE))
 
 
 def interval(values: np.ndarray) -> list[float] | None:

@@ -25,7 +25,7 @@ SAME_IN_ALL_RUNS = (
 )
 """Fields of the config on which the meaning of a loss depends."""
 
-TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no", "")
+TRUE, FALSE = ("1", "true", "yes", "1.0"), ("0", "false", "no", "0.0", "")
 
 MIN_EVALUATIONS = 3
 """Evaluations that every run must have for the loss curves to be those of held-out text."""
@@ -34,23 +34,33 @@ MIN_EVALUATIONS = 3
 def read_csv(path: Path, *, params: ParamCount, flops: FlopCount, recompute: bool) -> Points:
     """Return the rows of a CSV file with the columns `params,tokens,loss`, optionally `flops,weight,seed,diverged`.
 
+    Semicolons or tabs may stand for the commas, if they do in the header.
+
     Raises:
-        FitError: the file cannot be read, a column is missing, or a cell is not a number or not above 0.
+        FitError: the file cannot be read, a column is missing or there twice, a row has more cells than the header, or
+            a cell is not a number or not above 0.
     """
+    rows, names = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            rows = [{(key or "").strip(): value for key, value in row.items()} for row in reader]
-            header = [name.strip() for name in reader.fieldnames or ()]
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
+            header = [name.strip() for name in next(reader, ())]
+            for cells in reader:
+                if any(cells):
+                    names.append(f"{path.name}:{reader.line_num}")
+                    rows.append(_row(header, cells, names[-1]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FitError(f"{path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
     needed = (*REQUIRED, "flops") if flops == "recorded" else REQUIRED
     if missing := [name for name in needed if name not in header]:
         lacking = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
         raise FitError(f"{path} lacks the {lacking}: it has {', '.join(header) or 'none'}")
+    if twice := [name for name in (*needed, "weight", "diverged") if header.count(name) > 1]:
+        raise FitError(f"{path} has the column {twice[0]} {header.count(twice[0])} times: which one counts?")
     if not rows:
         raise FitError(f"{path} has no rows")
-    names = [f"{path.name}:{number}" for number in range(2, len(rows) + 2)]
 
     def column(name: str) -> list[float]:
         return [_number(row, name, where) for row, where in zip(rows, names, strict=True)]
@@ -59,7 +69,7 @@ def read_csv(path: Path, *, params: ParamCount, flops: FlopCount, recompute: boo
         *(column(name) for name in REQUIRED),
         flops=column("flops") if "flops" in needed else None,
         weight=column("weight") if "weight" in header else None,
-        diverged=[_flag(row["diverged"], where) for row, where in zip(rows, names, strict=True)]
+        diverged=[_flag(row.get("diverged", ""), where) for row, where in zip(rows, names, strict=True)]
         if "diverged" in header
         else None,
         names=names,
@@ -67,7 +77,14 @@ def read_csv(path: Path, *, params: ParamCount, flops: FlopCount, recompute: boo
     )
 
 
-def _number(row: dict[str, str | None], name: str, where: str) -> float:
+def _row(header: list[str], cells: list[str], where: str) -> dict[str, str]:
+    """Return the cells by column; a row that ends early lacks the last ones, but none may have more."""
+    if any(cells[len(header) :]):  # such as 1,000 without quotes, which moves all that follows into the next columns
+        raise FitError(f"{where} has {len(cells)} cells under {len(header)} columns")
+    return dict(zip(header, cells, strict=False))
+
+
+def _number(row: dict[str, str], name: str, where: str) -> float:
     text = (row.get(name) or "nan").strip()
     try:
         return float(text or "nan")
@@ -75,8 +92,8 @@ def _number(row: dict[str, str | None], name: str, where: str) -> float:
         raise FitError(f"{where} has {name}={text}, which is not a number") from None
 
 
-def _flag(text: str | None, where: str) -> bool:
-    word = (text or "").strip().lower()
+def _flag(text: str, where: str) -> bool:
+    word = text.strip().lower()
     if word not in (*TRUE, *FALSE):
         raise FitError(f"{where} has diverged={text}, which is not one of {', '.join(filter(None, TRUE + FALSE))}")
     return word in TRUE

@@ -204,15 +204,20 @@ def _left_out(runs: list[Run], measure: str) -> dict[int, str]:
 
 def _varying(runs: list[Run]) -> list[Field]:
     found: list[Field] = []
+    known = [i for i, run in enumerate(runs) if run.config]  # of an unreadable one no field is
     for path in dict.fromkeys(path for run in runs for path in run.config):
         values = tuple(run.config.get(path) for run in runs)
-        texts = [json.dumps(value) for run, value in zip(runs, values, strict=True) if run.config]
-        if len(set(texts)) < 2:
+        if len({json.dumps(values[i]) for i in known}) < 2:
             continue
         plumbing, like = path in report_runs.PLUMBING, None
         if not plumbing and path != SEED:
             like = next(
-                (field.path for field in found if _is_free(field) and _move_together(field.values, values)), None
+                (
+                    field.path
+                    for field in found
+                    if _is_free(field) and _move_together(*([v[i] for i in known] for v in (field.values, values)))
+                ),
+                None,
             )
         found.append(Field(path, values, plumbing, like))
     return found

@@ -9,18 +9,58 @@ its identity is the fingerprint of its maths: two points that agree there are on
 
 import itertools
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from bigjax import schema, strict
 from bigjax.config import Config
-from bigjax.errors import ConfigError, UserError
+from bigjax.errors import ConfigError
+from bigjax.science.sweeps_factors import (
+    Change,
+    Choice,
+    Distribution,
+    Factor,
+    SweepError,
+    Uniform,
+    ablation,
+    choice,
+    grid,
+    log_uniform,
+    random,
+    seeds,
+    uniform,
+    zip_,
+)
+
+__all__ = [
+    "MAX_PROBLEMS",
+    "SCALARS",
+    "Adder",
+    "Change",
+    "Choice",
+    "Distribution",
+    "Factor",
+    "Point",
+    "SweepError",
+    "Uniform",
+    "ablation",
+    "choice",
+    "collect",
+    "explain",
+    "grid",
+    "log_uniform",
+    "point_of",
+    "random",
+    "resolve",
+    "seeds",
+    "uniform",
+    "without_scalars",
+    "zip_",
+]
 
 SCALARS = (
     "train.seed",
@@ -38,117 +78,6 @@ SCALARS = (
 
 MAX_PROBLEMS = 10
 """Points whose mistakes are listed; of others only the number is."""
-
-
-class SweepError(UserError):
-    """The points of a sweep cannot be run as they are."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """Fields of the config by dotted path, with the values that one point gives them.
-
-    `label` is what a table calls it instead of the fields in `labelled`.
-    """
-
-    values: Mapping[str, Any]
-    label: str = ""
-    labelled: tuple[str, ...] = ()
-
-
-Factor = Sequence[Change]
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """A number between `low` and `high`; evenly on a log scale if `log`."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self):
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise SweepError(f"{self} is no range{' on a log scale' if self.log else ''}: low must be below high")
-
-    def at(self, u: float) -> float:
-        """Return the value at the quantile `u`."""
-        if self.log:
-            return float(self.low * (self.high / self.low) ** u)
-        return float(self.low + u * (self.high - self.low))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of some values, all as likely."""
-
-    options: tuple[Any, ...]
-
-    def __post_init__(self):
-        if not self.options:
-            raise SweepError("a choice needs at least one option")
-
-    def at(self, u: float) -> Any:
-        """Return the value at the quantile `u`."""
-        return self.options[min(int(u * len(self.options)), len(self.options) - 1)]
-
-
-Distribution = Uniform | Choice
-
-
-def uniform(low: float, high: float) -> Uniform:
-    """Return the uniform distribution."""
-    return Uniform(low, high)
-
-
-def log_uniform(low: float, high: float) -> Uniform:
-    """Return the distribution whose logarithm is uniform."""
-    return Uniform(low, high, log=True)
-
-
-def choice(options: Iterable[Any]) -> Choice:
-    """Return the distribution over some values, all as likely."""
-    return Choice(tuple(options))
-
-
-def grid(values: Mapping[str, Sequence[Any]]) -> list[Change]:
-    """Return every combination of values, the last field the fastest."""
-    return [Change(dict(zip(values, row, strict=True))) for row in itertools.product(*values.values())]
-
-
-def zip_(values: Mapping[str, Sequence[Any]]) -> list[Change]:
-    """Return the first values together, the second together, and so on.
-
-    Raises:
-      SweepError: there are not equally many of each.
-    """
-    lengths = {path: len(column) for path, column in values.items()}
-    if len(set(lengths.values())) > 1:
-        raise SweepError(f"zip_ needs as many values of every field, not {lengths}")
-    return [Change(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
-
-
-def random(n: int, seed: int, space: Mapping[str, Distribution]) -> list[Change]:
-    """Return `n` random points (Bergstra & Bengio 2012).
-
-    A field's draws depend on the seed and its path only: more points, or another field, leave those there are.
-    """
-    draws = {}
-    for path, distribution in space.items():
-        generator = np.random.default_rng([seed, zlib.crc32(path.encode())])
-        draws[path] = [distribution.at(u) for u in generator.random(n)]
-    return [Change({path: values[i] for path, values in draws.items()}) for i in range(n)]
-
-
-def seeds(k: int, first: int = 0) -> list[Change]:
-    """Return `k` seeds."""
-    return [Change({"train.seed": seed}) for seed in range(first, first + k)]
-
-
-def ablation(base: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[Change]:
-    """Return `base`, called baseline, and a point for every row, which changes one factor of it."""
-    points = {"baseline": dict(base)} | {name: {**base, **changes} for name, changes in rows.items()}
-    return [Change(values, name, tuple(values)) for name, values in points.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +113,9 @@ class Adder:
         self.changes: list[Change] = []
 
     def __call__(self, *factors: Factor, **values: Any) -> None:
+        for factor in factors:
+            if not (isinstance(factor, (list, tuple)) and all(isinstance(change, Change) for change in factor)):
+                raise SweepError(f"add takes grid(...) and the like, and fields as **{{path: value}}, not {factor!r}")
         for row in itertools.product(*factors, [Change(values)]):
             counts = Counter(path for change in row for path in change.values)
             if twice := [path for path, count in counts.items() if count > 1]:
@@ -211,7 +143,7 @@ def resolve(changes: Sequence[Change], base: ConfigDict) -> list[Point]:
       SweepError: as `collect`.
     """
     if not changes:
-        raise SweepError("the sweep has no points: its sweep(add) never calls add(...)")
+        raise SweepError("the sweep has no points: its sweep(add) calls no add(...) that adds one")
     shown = _distinguishing(changes)
     found, problems = [], []
     for number, change in enumerate(changes, 1):

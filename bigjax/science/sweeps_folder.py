@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from bigjax import lease
 from bigjax.config import Config
 from bigjax.errors import UserError
-from bigjax.json_files import write_json, write_text
+from bigjax.json_files import reading, write_json, write_text
 from bigjax.run_folder import RunFolder
 from bigjax.run_lock import LOCK
 from bigjax.science.sweeps import Point
@@ -112,13 +112,15 @@ class SweepFolder:
     def ended(self, point: Point, run: RunFolder) -> Status:
         """Return what is known of a point on which nobody works now."""
         if run.complete:
-            result = read_json(run.result)
-            return Status("finished", run, "", point.cfg.train.steps, _loss(result), result.get("wall_s") or 0.0)
+            with reading(run.result):
+                result = read_json(run.result)
+                return Status("finished", run, "", point.cfg.train.steps, _loss(result), result.get("wall_s") or 0.0)
         row = last_row(run.metrics)
         progress = (row.get("step", 0), row.get("train/loss"), row.get("time_s", 0.0))
         if run.outcome.is_file():
-            outcome = read_json(run.outcome)
-            return Status(outcome["state"], run, outcome["reason"], *progress)
+            with reading(run.outcome):
+                outcome = read_json(run.outcome)
+                return Status(outcome["state"], run, outcome["reason"], *progress)
         return Status("cut off" if run.environment.is_file() else "waiting", run, "", *progress)
 
     def table(self, points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -176,7 +178,7 @@ def last_row(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     for line in reversed(lines):
-        with contextlib.suppress(ValueError):  # the first may be half a line
+        with contextlib.suppress(ValueError, TypeError):  # the first may be half a line
             if "train/loss" in (row := json.loads(line)):
                 return {name: value if name == "step" else float(value) for name, value in row.items()}
     return {}

@@ -80,7 +80,10 @@ class Stack:
         self.mesh, self.room = make_mesh(len(cfgs))
         self.cfgs = [*cfgs, *[cfgs[-1]] * (self.room - len(cfgs))]
         self._cfg = self.cfgs[0]
-        self.varied = [path for path in SCALARS if len({_field(cfg, path) for cfg in self.cfgs}) > 1]
+        varied = [path for path in SCALARS if len({_field(cfg, path) for cfg in self.cfgs}) > 1]
+        self.varied = varied or [
+            "train.seed"
+        ]  # a point alone, as the last of many may be: an array says that it is one
         self._numbers = self._stacked_numbers()
         options: Any = {"compiler_options": step.compiler_options()}
         self._init = jax.jit(_over_points(self._one_state, (0,), self.mesh), **options)
