@@ -39,7 +39,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def run(flag_values: flags.FlagValues) -> int:
     """Measure by both parametrizations, print the exponents, judge those of muP."""
-    cfg, widths = cli.load_config(flag_values.config), _widths(flag_values.widths)
+    cfg, widths, out = cli.load_config(flag_values.config), _widths(flag_values.widths), cli.out_path(flag_values)
     if flag_values.plot and Path(flag_values.plot).suffix not in (".png", ".svg"):
         raise UserError(f"--plot={flag_values.plot} must end in .png or .svg")
     from bigjax import runtime
@@ -57,7 +57,7 @@ def run(flag_values: flags.FlagValues) -> int:
     print("\n".join(_table(mup, standard, uneven)))
     print(_verdict(uneven, standard))
     report = {"config": source, "optimizer": cfg.optim.name, **how, "tolerance": growing.TOLERANCE, "uneven": uneven}
-    cli.write_out(Path(flag_values.out) if flag_values.out else None, report | {"growth": _json(mup, standard)})
+    cli.write_out(out, report | {"growth": _json(mup, standard)})
     if flag_values.plot:
         try:
             growing.draw((standard, mup), f"{source}, {cfg.optim.name}", Path(flag_values.plot))

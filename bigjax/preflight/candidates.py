@@ -86,9 +86,7 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
     Raises:
       UserError: the changed config does not fit the mesh.
     """
-    changed = apply(cfg, changes)
-    sizes = sharding.mesh_shape(changed.mesh, topology.num_devices)
-    estimate = analytic.estimate(changed, sizes)
+    changed, sizes, estimate = _estimated(cfg, changes, topology)
     found = roofline.of_step(
         topology,
         sizes,
@@ -99,8 +97,18 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
         hbm_bytes_min=estimate.hbm_bytes_min,
         dtype=changed.model.dtype,
     )
-    per_chip = topology.num_devices // topology.num_chips
-    return Candidate(changes, changed, estimate, found, estimate.total_bytes * per_chip)
+    return Candidate(changes, changed, estimate, found, _needed_bytes_per_chip(estimate, topology))
+
+
+def _estimated(cfg: Config, changes: Changes, topology: Topology) -> tuple[Config, dict[str, int], Estimate]:
+    """Return the changed config, its mesh and what the analytic model says of it."""
+    changed = apply(cfg, changes)
+    sizes = sharding.mesh_shape(changed.mesh, topology.num_devices)
+    return changed, sizes, analytic.estimate(changed, sizes)
+
+
+def _needed_bytes_per_chip(estimate: Estimate, topology: Topology) -> int:
+    return estimate.total_bytes * (topology.num_devices // topology.num_chips)
 
 
 def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
@@ -181,12 +189,15 @@ def savings(cfg: Config, topology: Topology, needed_bytes_per_chip: int) -> list
 
     Savings are differences of the analytic model; `fits` subtracts them from `needed_bytes_per_chip`.
     """
-    base = candidate(cfg, {}, topology)
-    hbm = topology.chip.hbm_bytes
+
+    def needed(changes: Changes) -> int:
+        return _needed_bytes_per_chip(_estimated(cfg, changes, topology)[2], topology)
+
+    base, hbm = needed({}), topology.chip.hbm_bytes
     found = []
     for changes in _single_changes(cfg, topology):
         try:
-            saved = base.needed_bytes_per_chip - candidate(cfg, changes, topology).needed_bytes_per_chip
+            saved = base - needed(changes)
         except UserError:
             continue
         if saved > 0.01 * hbm:
@@ -199,7 +210,7 @@ def savings(cfg: Config, topology: Topology, needed_bytes_per_chip: int) -> list
     rows = found[:5]
     if len(found) > 1:
         try:
-            saved = base.needed_bytes_per_chip - candidate(cfg, together, topology).needed_bytes_per_chip
+            saved = base - needed(together)
             rows.append((saved, together))
         except UserError:
             pass

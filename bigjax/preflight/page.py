@@ -97,8 +97,6 @@ def _sharding(report: dict[str, Any]) -> list[str]:
 
 def _work(report: dict[str, Any]) -> list[str]:
     lines = ["work per step", f"  model     {report['model_flops_per_step']:.4g} FLOPs: {report['flops_convention']}"]
-    if report["compiled_flops_per_step"] is None:
-        return [*lines, "  executed  not known: nothing was compiled that says so"]
     executed = f"{report['compiled_flops_per_step']:.4g} FLOPs, {report['recompute_ratio']:.3f} of the model's"
     return [*lines, f"  executed  {executed} [{report['source']['flops']}]"]
 
