@@ -275,6 +275,8 @@ def _parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
         raise UserError(f"unknown flag --{error.flagname}: {hint}") from error
     except flags.IllegalFlagValueError as error:
         raise UserError(_illegal_value(str(error))) from error
+    except ValueError as error:  # a switch with a value, as --noanalytic=3
+        raise UserError(str(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}: every argument is a flag, --NAME=VALUE")
 

@@ -89,14 +89,24 @@ def main(flag_values: flags.FlagValues) -> int:
             return _search(cfg, planner, flag_values.budget_s, out)
         found = planner.plan(cfg)
         other = None
-        if flag_values.compare:
-            other_cfg = candidates.pinned(cli.load_config(config_source.load(flag_values.compare)), topology)
-            other = replace(planner, source=flag_values.compare).plan(other_cfg)
+        if flag_values.compare is not None:
+            other = _beside(planner, flag_values.compare)
     except (PaddingError, ReplicationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     _show(found, other, out)
     return exit_code(found)
+
+
+def _beside(planner: Any, source: str) -> dict[str, Any]:
+    """Return the plan of another config; an error names it, since the first has been planned already."""
+    from bigjax.preflight import candidates
+
+    cfg = candidates.pinned(cli.load_config(config_source.load(source)), planner.topology)
+    try:
+        return replace(planner, source=source).plan(cfg)
+    except UserError as error:
+        raise type(error)(f"--compare={source}: {error}") from error
 
 
 def _steps_per_epoch(cfg: Config, quick: bool) -> float | None:

@@ -101,6 +101,7 @@ def test_an_analytic_plan_counts_epochs_of_packaged_bytes_only(call):
     status, page, err = call(*tiny, "--topology=v5e:1x1", "--analytic")
     assert status == 0 and re.search(r"= [\d.e-]+ epochs", page) and not err
     assert "less than 1 second, less than 1 chip-second" in page  # 8 steps of a tiny model
+    assert "v5e:1x1: 1 chip, mesh one device" in page and "\n  program" not in page  # no compiler, no program
     _, page, _ = call(*tiny, "--topology=v5e:1x1", "--analytic", "--config.data.tokenizer=bpe:300")
     assert "epochs not known: the text was not read" in page
 
@@ -185,6 +186,9 @@ def test_a_parameter_that_would_be_padded_is_named(call):
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows, not"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--search"), "leave --analytic out"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare=configs/lama.py"), "there is no config file"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare="), "a config is missing"),
+        ((LLAMA, "--topology=v5e:8x8", "--analytic", "--compare=configs/rnn.py:large"), "rnn.py:large: train.global"),
+        ((LLAMA, "--topology=v5e:4x4", "--noanalytic=3"), "--noanalytic=3 does not take an argument"),
         ((LLAMA, "--topology=h100:2x8", "--analytic", "--num_slices=2"), "num_slices=2 is for TPUs"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--out=/dev/null/x.json"), "/x.json cannot be written"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--out="), "cannot be written: Is a directory"),
@@ -245,6 +249,14 @@ def test_slices_are_swept_as_slices(call, tmp_path):
 def test_a_sweep_of_what_fits_nowhere_does_not_fit(call):
     status, table, _ = call(LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=8,16")
     assert status == 5 and table.count("GiB!") == 4
+
+
+def test_a_search_without_time_judges_nothing(call, monkeypatch):
+    monkeypatch.setattr(devices, "find_spec", lambda name: name)
+    status, _, err = call(
+        *TINY, "--config.model.attention=reference", "--topology=v5e:2x2", "--search", "--budget_s=1e-9"
+    )
+    assert status == 2 and "--budget_s=1e-09 was over before the first plan was compiled" in err
 
 
 def test_what_does_not_fit_this_machine_says_what_would_help(call):
