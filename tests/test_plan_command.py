@@ -15,6 +15,7 @@ from experiments import cli, config_source, plan
 from tests.commands import ROOT, TINY, Commands, rows, shared_cache
 
 LLAMA = "--config=configs/llama.py:8b"
+ODD = ("--config.data.seq_len=8191",)
 
 
 @pytest.fixture
@@ -188,6 +189,8 @@ def test_a_parameter_that_would_be_padded_is_named(call):
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare=configs/lama.py"), "there is no config file"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare="), "a config is missing"),
         ((LLAMA, "--topology=v5e:8x8", "--analytic", "--compare=configs/rnn.py:large"), "rnn.py:large: train.global"),
+        ((LLAMA, "--topology=h100:2x8", "--analytic", "--config.model.attention=splash"), "platform 'gpu'; these do"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", *ODD, "--config.model.attention=splash"), "a multiple of 128 as"),
         ((LLAMA, "--topology=v5e:4x4", "--noanalytic=3"), "--noanalytic=3 does not take an argument"),
         ((LLAMA, "--topology=h100:2x8", "--analytic", "--num_slices=2"), "num_slices=2 is for TPUs"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--out=/dev/null/x.json"), "/x.json cannot be written"),
@@ -206,6 +209,21 @@ def test_a_missing_compiler_is_a_sentence_with_the_command(call, monkeypatch, to
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
     status, _, err = call(LLAMA, f"--topology={topology}")
     assert status == 2 and f"pip install 'bigjax[{extra}]'" in err and "--analytic" in err
+
+
+def test_what_would_help_is_what_can_run(call):
+    """The splash kernel takes multiples of 128 tokens."""
+    _, page, _ = call(LLAMA, "--topology=v5e:16x16", "--analytic", *ODD)
+    assert "DOES NOT FIT" in page and "microbatches=2 saves" in page and "splash" not in page
+
+
+def test_averaged_parameters_are_state_of_the_optimizer(call, tmp_path):
+    out, plans = tmp_path / "plan.json", []
+    for average in ("None", "0.99"):
+        call(*TINY, "--topology=v5e:1x1", "--analytic", f"--config.optim.ema_decay={average}", f"--out={out}")
+        plans.append(json.loads(out.read_text()))
+    (plain, params), (averaged, same) = ((p["optimizer_bytes_per_chip"], p["params_bytes_per_chip"]) for p in plans)
+    assert same == params == averaged - plain == 4 * plans[0]["params_total"]
 
 
 def test_two_configs_side_by_side(call, tmp_path):

@@ -10,6 +10,7 @@ from bigjax import config, sharding
 from bigjax.config import BATCH_AXES, Config
 from bigjax.errors import UserError
 from bigjax.models import attention
+from bigjax.models.attention_kernels import unmet
 from bigjax.preflight import analytic, roofline
 from bigjax.preflight.analytic import Estimate
 from bigjax.preflight.chips import Topology
@@ -141,7 +142,7 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
     the scores with, and a loss in chunks: both only save.
     """
     rows, always = cfg.train.global_batch_size, {}
-    if topology.platform == "tpu" and kernel_serves(cfg, KERNELS["tpu"]):
+    if topology.platform == "tpu" and kernel_serves(cfg, KERNELS["tpu"], "tpu"):
         always["model.attention"] = KERNELS["tpu"]
     if cfg.train.loss_chunks == 1 and _is_valid(cfg, chunks := {"train.loss_chunks": LOSS_CHUNKS}):
         always |= chunks
@@ -160,12 +161,18 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
                     break
 
 
-def kernel_serves(cfg: Config, name: str) -> bool:
-    """Return whether an attention kernel honours all that the layers of a model ask for, wherever it runs."""
-    model = cfg.model
-    return model.family != "rnn" and not attention.lacking(
+def kernel_serves(cfg: Config, name: str, platform: str) -> bool:
+    """Return whether an attention kernel can replace the one of a model on a platform."""
+    return cfg.model.family != "rnn" and not kernel_problem(cfg, name, platform)
+
+
+def kernel_problem(cfg: Config, name: str, platform: str) -> str:
+    """Return why an attention kernel cannot do what the layers of a model ask for on a platform; empty if it can."""
+    model, segments = cfg.model, cfg.data.document_mask
+    missing = attention.lacking(
         name,
-        segments=cfg.data.document_mask,
+        platform=platform,
+        segments=segments,
         window=next(filter(None, model.windows), None),
         softcap=model.attn_softcap,
         dropout=model.dropout,
@@ -174,6 +181,10 @@ def kernel_serves(cfg: Config, name: str) -> bool:
         cross=model.family == "encdec",
         bias=model.positions == "relative",
     )
+    if missing:
+        return f"model.attention='{name}' does not support {missing}"
+    need = unmet(name, cfg.data.seq_len, model.head_dim, segments)
+    return f"model.attention='{name}' needs {need}" if need else ""
 
 
 def _is_valid(cfg: Config, changes: Changes) -> bool:
@@ -230,7 +241,7 @@ def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     if cfg.model.remat != "full":
         yield {"model.remat": "full"}
     kernel = KERNELS.get(topology.platform)
-    if kernel and cfg.model.attention != kernel and kernel_serves(cfg, kernel):
+    if kernel and cfg.model.attention != kernel and kernel_serves(cfg, kernel, topology.platform):
         yield {"model.attention": kernel}
     for chunks in (8, 16, 4):
         if cfg.train.loss_chunks < chunks and _is_valid(cfg, {"train.loss_chunks": chunks}):

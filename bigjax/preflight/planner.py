@@ -6,6 +6,7 @@ from typing import Any
 from bigjax import sharding
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.models.attention_mask import AttentionError
 from bigjax.preflight import analytic, candidates, compiler, devices, program, report
 from bigjax.preflight.chips import Topology
 from bigjax.preflight.compiled import compile_and_read
@@ -68,6 +69,10 @@ class Planner:
             raise sharding.ShardingError(
                 f"the devices form {self.topology.num_slices} slices, but mesh.slice={sizes['slice']}"
             )
+        # A mesh without devices cannot tell what a kernel runs on.
+        problem = candidates.kernel_problem(cfg, cfg.model.attention, self.topology.platform)
+        if problem and cfg.model.family != "rnn":
+            raise AttentionError(problem)
         return program.build(cfg, sharding.abstract_mesh(sizes))
 
     def _verdict(self, cfg: Config, found: dict[str, Any]) -> dict[str, Any]:

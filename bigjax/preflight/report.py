@@ -6,9 +6,10 @@ Keys: `schema_version`, `config`, `fingerprint`, `topology`, `num_slices`, `chip
 `source` {memory, flops, traffic} ("compiler" or "analytic"), `uncounted_calls` (kernels whose FLOPs the compiler does
 not state), `versions`, `compile_s`;
 `fits`, `verdict`, `advice` [{change, saves_bytes_per_chip, fits, source}];
-`hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`, `optimizer_bytes_per_chip`,
-`gradient_bytes_per_chip` (like the parameters), `temporary_bytes_per_chip` (gradients and activations included),
-`program_bytes_per_chip`, `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
+`hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`,
+`optimizer_bytes_per_chip` (averaged parameters included), `gradient_bytes_per_chip` (like the parameters),
+`temporary_bytes_per_chip` (gradients and activations included), `program_bytes_per_chip`,
+`largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence, also about what
 is padded], `notes`;
 `params_total`, `params_non_embedding`, of a sparse model also `params_active`;
@@ -86,7 +87,7 @@ def state_bytes(tree: Any) -> int:
 
 def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: Outcome | None, per_chip: int) -> dict:
     state = program.state
-    params, optimizer = state_bytes((state.params, state.ema)), state_bytes(state.opt_state)
+    params, optimizer = state_bytes(state.params), state_bytes((state.opt_state, state.ema))
     compiled = outcome.compiled if outcome else None
     program_bytes = 0
     if compiled:
