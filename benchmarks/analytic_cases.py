@@ -255,5 +255,13 @@ HELD_OUT: dict[str, Config] = {
     "rnn gru full chunked data8": _rnn(1024, "full", cell="gru", train={"loss_chunks": 8}, mesh={"data": 8}),
     "t5 v1_1 none data8": _t5(64, "none", shape=T5_V1_1, seq_len=256, target_len=128, num_layers=6, mesh={"data": 8}),
     "rnn gru dots tensor2 data4": _rnn(256, "dots", cell="gru", mesh={"data": 4, "tensor": 2}),
+    "t5 gshard full chunked data2 expert4": _t5(
+        128,
+        shape={**T5_V1_1, "d_ff": 2048},
+        target_len=128,
+        moe=MoeConfig(num_experts=8, every=2, capacity_factor=2.0),
+        train={"loss_chunks": 4},
+        mesh={"data": 2, "expert": 4},
+    ),
 }
 """Cases compiled once, after the model was settled: the error to expect elsewhere."""

@@ -78,7 +78,7 @@ def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
     fixed = prod(size for size in sizes.values() if size != -1)
     rest = next((axis for axis, size in sizes.items() if size == -1), None)
-    given = " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)) or "1"
+    given = " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)) or "the mesh"
     if rest is not None:
         if num_devices % fixed:
             raise ShardingError(f"{given} = {fixed} does not divide the {num_devices} devices at hand")

@@ -17,7 +17,6 @@ run.
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -54,7 +53,7 @@ def run(flag_values: flags.FlagValues) -> int:
     given = flag_values.config
     if source is None and against is not None and hf_config.folder_of(against):
         source, given = against, config_source.load(against)
-    cfg = cli.load_config(given)
+    cfg, out = cli.load_config(given), cli.out_path(flag_values)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # read when JAX is imported; devices of other kinds ignore it
     from bigjax import runtime
 
@@ -73,7 +72,7 @@ def run(flag_values: flags.FlagValues) -> int:
         raise UserError("no mesh of these devices fits the shrunk config: the reasons are above")
     report = eq.Report(source or "", tuple(checks), tuple(references))
     print(_verdict(report, "one device" if against is None else "PyTorch"))
-    cli.write_out(Path(flag_values.out) if flag_values.out else None, report.as_json())
+    cli.write_out(out, report.as_json())
     return report.exit_code
 
 

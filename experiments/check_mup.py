@@ -44,7 +44,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def run(flag_values: flags.FlagValues) -> int:
     """Measure by both parametrizations, print the exponents, judge those of muP."""
-    cfg, widths = cli.load_config(flag_values.config), _widths(flag_values.widths)
+    cfg, widths, out = cli.load_config(flag_values.config), _widths(flag_values.widths), cli.out_path(flag_values)
     depths = _depths(flag_values.depths, cfg.model)
     if flag_values.plot and Path(flag_values.plot).suffix not in (".png", ".svg"):
         raise UserError(f"--plot={flag_values.plot} must end in .png or .svg")
@@ -58,21 +58,19 @@ def run(flag_values: flags.FlagValues) -> int:
     if depths:
         growing.at_depth(cfg, depths[0], depths[0], widths[0], "mup")
     source, how = cli.config_of(sys.argv) or "", {"steps": flag_values.steps, "seeds": flag_values.seeds}
-    pairs, uneven = [], {}
+    growths, uneven = [], {}
     for along, values in (("width", widths), ("depth", depths)):
         if not values:
             continue
         grown = growing.over_widths if along == "width" else partial(growing.over_depths, width=widths[0])
         mup, standard = (grown(cfg, name, values, **how) for name in ("mup", "standard"))
-        listed = ", ".join(map(str, values))
-        print(f"{source}: {cfg.optim.name}, {along}s {listed}, {how['steps']} steps, {how['seeds']} seeds")
+        growths += [standard, mup]
         uneven[along] = mup.uneven()
-        print("\n".join(_table(mup, standard, uneven[along])))
-        print(_verdict(uneven[along], standard))
-        pairs.append((standard, mup))
-    growths = [growth for pair in pairs for growth in pair]
+        sizes = f"{along}s {', '.join(map(str, values))}"
+        print(f"{source}: {cfg.optim.name}, {sizes}, {how['steps']} steps, {how['seeds']} seeds")
+        print("\n".join((*_table(mup, standard, uneven[along]), _verdict(uneven[along], standard))))
     report = {"config": source, "optimizer": cfg.optim.name, **how, "tolerance": growing.TOLERANCE, "uneven": uneven}
-    cli.write_out(Path(flag_values.out) if flag_values.out else None, report | {"growth": list(map(_json, growths))})
+    cli.write_out(out, report | {"growth": list(map(_json, growths))})
     if flag_values.plot:
         try:
             growing.draw(growths, f"{source}, {cfg.optim.name}", Path(flag_values.plot))
@@ -83,7 +81,7 @@ def run(flag_values: flags.FlagValues) -> int:
 
 def _sizes(name: str, texts: list[str], example: str) -> list[int]:
     given = f"--{name}={','.join(texts)}"
-    if not all(text.strip().isdigit() for text in texts):
+    if not all(text.strip().isdecimal() for text in texts):
         raise UserError(f"{given} must be whole numbers, such as {example}")
     sizes = [int(text) for text in texts]
     if len(sizes) < 2 or sorted(set(sizes)) != sizes:

@@ -48,7 +48,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def run(flag_values: flags.FlagValues) -> int:
     """Train, kill, resume and compare; print what came of it."""
-    cfg = cli.load_config(flag_values.config)
+    cfg, out = cli.load_config(flag_values.config), cli.out_path(flag_values)
     os.environ["JAX_PLATFORMS"] = "cpu"  # the devices at hand are not used, and stay free
     from bigjax.preflight import resume
     from bigjax.preflight.meshes import parse
@@ -74,7 +74,7 @@ def run(flag_values: flags.FlagValues) -> int:
                 print(_line(check), flush=True)
                 report.checks.append(check)
     print(_verdict(report))
-    cli.write_out(Path(flag_values.out) if flag_values.out else None, report.as_json())
+    cli.write_out(out, report.as_json())
     return report.exit_code
 
 

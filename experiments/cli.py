@@ -6,9 +6,12 @@ a bool is `--config.model.qk_norm` or `--noconfig.model.qk_norm`, and a tuple is
 """
 
 import difflib
+import errno
 import io
+import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,8 +100,27 @@ def config_of(argv: Sequence[str]) -> str | None:
     return _take_config(list(argv))[1]
 
 
+def out_path(flag_values: flags.FlagValues) -> Path | None:
+    """Return the file that --out asks for, None if it was not given, after making the folders above it.
+
+    Raises:
+        UserError: no file can be written there, which is better said before minutes of work than after.
+    """
+    if flag_values.out is None:
+        return None
+    out = Path(flag_values.out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+    return out
+
+
 def write_out(out: Path | None, value: Any) -> None:
-    """Write the JSON that --out asks for, if it was given, and the folders above it.
+    """Write the JSON that --out asks for, if it was given.
 
     Raises:
         UserError: the file cannot be written.
@@ -108,7 +130,6 @@ def write_out(out: Path | None, value: Any) -> None:
     if out is None:
         return
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
@@ -254,6 +275,8 @@ def _parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
         raise UserError(f"unknown flag --{error.flagname}: {hint}") from error
     except flags.IllegalFlagValueError as error:
         raise UserError(_illegal_value(str(error))) from error
+    except ValueError as error:  # a switch with a value, as --noanalytic=3
+        raise UserError(str(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}: every argument is a flag, --NAME=VALUE")
 

@@ -7,6 +7,7 @@ Exit status: 0 it fits; 1 a bug; 2 bad input; 3 something is silently replicated
 padded; 5 it does not fit.
 """
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -49,25 +50,38 @@ def main(flag_values: flags.FlagValues) -> int:
     """Validate the command line, then plan."""
     cfg = cli.load_config(flag_values.config)
     text = cli.required(flag_values, "topology")
-    if flag_values.tokens is not None and flag_values.tokens <= 0:
-        raise UserError(f"--tokens={flag_values.tokens:g} must be above 0")
+    for name in ("tokens", "budget_s", "timeout_s"):
+        value = flag_values[name].value
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name}={value:g} must be a number above 0")
     counts = _counts(flag_values.sweep_chips)
+    modes = [f"--{name}" for name in ("search", "sweep_chips", "compare") if flag_values[name].value]
+    if len(modes) > 1:
+        raise UserError(f"{' and '.join(modes)} are different questions: ask one at a time")
+    if flag_values.search and flag_values.analytic:
+        raise UserError("--search asks the compiler about the best candidates: leave --analytic out")
+    out = cli.out_path(flag_values)
+    if counts and out is not None and out.suffix == ".png":
+        raise UserError(
+            f"--out={out} is where the picture goes: name the JSON file beside it, {out.with_suffix('.json')}"
+        )
     # Nothing runs here, and a device at hand may be busy.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from bigjax.preflight import analytic, candidates, devices
+    from bigjax.preflight import candidates, devices
     from bigjax.preflight.planner import Planner, exit_code
     from bigjax.sharding import PaddingError, ReplicationError
 
     topology = devices.parse(text, flag_values.num_slices)
+    if topology.platform == "cpu" and (counts or flag_values.search):
+        raise UserError(f"{modes[0]} compares step times, and there are no figures for {text}: name a chip, as v5e:4x4")
     if not flag_values.analytic:
-        devices.check_installed(topology.platform, analytic.covers(cfg))
+        devices.check_installed(topology.platform)
     source = cli.config_of(sys.argv) or ""
     cfg = candidates.pinned(cfg, topology)
     steps_per_epoch = _steps_per_epoch(cfg, flag_values.analytic)
     planner = Planner(
         topology, source, flag_values.analytic, flag_values.timeout_s, flag_values.tokens, steps_per_epoch
     )
-    out = Path(flag_values.out) if flag_values.out else None
     try:
         if counts:
             return _sweep(cfg, planner, counts, out)
@@ -75,14 +89,24 @@ def main(flag_values: flags.FlagValues) -> int:
             return _search(cfg, planner, flag_values.budget_s, out)
         found = planner.plan(cfg)
         other = None
-        if flag_values.compare:
-            other_cfg = candidates.pinned(cli.load_config(config_source.load(flag_values.compare)), topology)
-            other = replace(planner, source=flag_values.compare).plan(other_cfg)
+        if flag_values.compare is not None:
+            other = _beside(planner, flag_values.compare)
     except (PaddingError, ReplicationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     _show(found, other, out)
     return exit_code(found)
+
+
+def _beside(planner: Any, source: str) -> dict[str, Any]:
+    """Return the plan of another config; an error names it, since the first has been planned already."""
+    from bigjax.preflight import candidates
+
+    cfg = candidates.pinned(cli.load_config(config_source.load(source)), planner.topology)
+    try:
+        return replace(planner, source=source).plan(cfg)
+    except UserError as error:
+        raise type(error)(f"--compare={source}: {error}") from error
 
 
 def _steps_per_epoch(cfg: Config, quick: bool) -> float | None:
@@ -104,8 +128,10 @@ def _steps_per_epoch(cfg: Config, quick: bool) -> float | None:
 
 
 def _counts(text: str | None) -> list[int]:
-    parts = text.split(",") if text else []
-    if not all(part.strip().isdigit() and int(part) for part in parts):
+    if text is None:
+        return []
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
         raise UserError(f"--sweep_chips={text} is not a list of numbers such as 16,64,256")
     return [int(part) for part in parts]
 
@@ -126,7 +152,7 @@ def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> in
     if out is not None:
         scaling.draw(rows, f"{planner.source} on {planner.topology.chip.name}", out.with_suffix(".png"))
         print(f"picture: {out.with_suffix('.png')}")
-    return 0 if any(not row["problem"] for row in rows) else 5
+    return 0 if any(row.get("fits") for row in rows) else 5
 
 
 def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int:
@@ -134,8 +160,6 @@ def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int
     from bigjax.preflight.planner import exit_code
     from bigjax.preflight.search_table import SearchTable
 
-    if planner.analytic:
-        raise UserError("--search asks the compiler about the best candidates: leave --analytic out")
     with SearchTable() as table:
         result = search.search(
             cfg,
@@ -146,6 +170,8 @@ def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int
             show=table.show,
         )
     print(table.summary(result))
+    if not result.tried:
+        raise UserError(f"--budget_s={budget_s:g} was over before the first plan was compiled: raise it")
     if result.best is None:
         print("no plan that was compiled fits; raise --budget_s, or use more chips", file=sys.stderr)
         return 5

@@ -15,6 +15,7 @@ from experiments import cli, config_source, plan
 from tests.commands import ROOT, TINY, Commands, rows, shared_cache
 
 LLAMA = "--config=configs/llama.py:8b"
+ODD = ("--config.data.seq_len=8191",)
 
 
 @pytest.fixture
@@ -101,6 +102,7 @@ def test_an_analytic_plan_counts_epochs_of_packaged_bytes_only(call):
     status, page, err = call(*tiny, "--topology=v5e:1x1", "--analytic")
     assert status == 0 and re.search(r"= [\d.e-]+ epochs", page) and not err
     assert "less than 1 second, less than 1 chip-second" in page  # 8 steps of a tiny model
+    assert "v5e:1x1: 1 chip, mesh one device" in page and "\n  program" not in page  # no compiler, no program
     _, page, _ = call(*tiny, "--topology=v5e:1x1", "--analytic", "--config.data.tokenizer=bpe:300")
     assert "epochs not known: the text was not read" in page
 
@@ -146,6 +148,12 @@ def test_a_mesh_axis_that_splits_nothing_is_named(call, monkeypatch):
     assert status == 3 and "silent replication: mesh.tensor=4 splits nothing" in page
 
 
+def test_means_of_adafactor_may_be_whole(call):
+    """Of keys they are 24 layers x 128 heads x 128 features x 4 bytes, 1.5 MiB, beside 1.5 GiB that are split."""
+    status, page, _ = call("--config=configs/t5.py:11b", "--topology=v5p:4x4x8", "--analytic")
+    assert status in (0, 5) and "silent replication" not in page
+
+
 def test_a_parameter_that_would_be_padded_is_named(call):
     # 8 key-value heads over 16 devices; a batch that does not divide is the user's mistake, see below.
     status, page, err = call(
@@ -163,20 +171,36 @@ def test_a_parameter_that_would_be_padded_is_named(call):
         ((LLAMA, "--topology=v5p:8x8"), "v5p:8x8 has 2 sizes and v5p needs 3"),
         ((LLAMA, "--topology=v5e:64x64"), "has 4096 chips and v5e has at most 256"),
         ((LLAMA, "--topology=cpu:0"), "write cpu:N"),
-        ((LLAMA, "--topology=v5e:4x4", "--tokens=-1"), "--tokens=-1 must be above 0"),
+        ((LLAMA, "--topology=v5e:4x4", "--tokens=-1"), "--tokens=-1 must be a number above 0"),
+        ((LLAMA, "--topology=v5e:4x4", "--tokens=nan"), "--tokens=nan must be a number above 0"),
+        ((LLAMA, "--topology=v5e:4x4", "--search", "--budget_s=0"), "--budget_s=0 must be a number above 0"),
+        ((LLAMA, "--topology=v5e:4x4", "--timeout_s=inf"), "--timeout_s=inf must be a number above 0"),
         ((LLAMA, "--topology=v5e:4x4", "--sweep_chips=4,x"), "--sweep_chips=4,x is not a list of numbers"),
+        ((LLAMA, "--topology=v5e:4x4", "--sweep_chips=²"), "--sweep_chips=² is not a list of numbers"),
+        ((LLAMA, "--topology=v5e:4x4", "--sweep_chips="), "--sweep_chips= is not a list of numbers"),
+        ((LLAMA, "--topology=v5e:4x4", "--sweep_chips=4", "--search"), "--search and --sweep_chips are different"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=4", "--out=a.png"), "name the JSON file beside it"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=9", "--num_slices=2"), "of --num_slices=2"),
+        ((LLAMA, "--topology=cpu:4", "--search"), "--search compares step times, and there are no figures for cpu:4"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--num_slices=2", "--config.mesh.slice=4"), "form 2 slices, but"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32 = 32, but there are 16"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows, not"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--search"), "leave --analytic out"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare=configs/lama.py"), "there is no config file"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare="), "a config is missing"),
+        ((LLAMA, "--topology=v5e:8x8", "--analytic", "--compare=configs/rnn.py:large"), "rnn.py:large: train.global"),
+        ((LLAMA, "--topology=h100:2x8", "--analytic", "--config.model.attention=splash"), "platform 'gpu'; these do"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", *ODD, "--config.model.attention=splash"), "a multiple of 128 as"),
+        ((LLAMA, "--topology=v5e:4x4", "--noanalytic=3"), "--noanalytic=3 does not take an argument"),
         ((LLAMA, "--topology=h100:2x8", "--analytic", "--num_slices=2"), "num_slices=2 is for TPUs"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--out=/dev/null/x.json"), "/x.json cannot be written"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--out="), "cannot be written: Is a directory"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(call, arguments, message):
-    status, _, err = call(*arguments)
-    assert status == 2
+    status, page, err = call(*arguments)
+    assert status == 2 and not page  # no work is thrown away
     assert err.startswith("error: ") and message in err and len(err.strip().splitlines()) == 1
 
 
@@ -185,6 +209,21 @@ def test_a_missing_compiler_is_a_sentence_with_the_command(call, monkeypatch, to
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
     status, _, err = call(LLAMA, f"--topology={topology}")
     assert status == 2 and f"pip install 'bigjax[{extra}]'" in err and "--analytic" in err
+
+
+def test_what_would_help_is_what_can_run(call):
+    """The splash kernel takes multiples of 128 tokens."""
+    _, page, _ = call(LLAMA, "--topology=v5e:16x16", "--analytic", *ODD)
+    assert "DOES NOT FIT" in page and "microbatches=2 saves" in page and "splash" not in page
+
+
+def test_averaged_parameters_are_state_of_the_optimizer(call, tmp_path):
+    out, plans = tmp_path / "plan.json", []
+    for average in ("None", "0.99"):
+        call(*TINY, "--topology=v5e:1x1", "--analytic", f"--config.optim.ema_decay={average}", f"--out={out}")
+        plans.append(json.loads(out.read_text()))
+    (plain, params), (averaged, same) = ((p["optimizer_bytes_per_chip"], p["params_bytes_per_chip"]) for p in plans)
+    assert same == params == averaged - plain == 4 * plans[0]["params_total"]
 
 
 def test_two_configs_side_by_side(call, tmp_path):
@@ -213,6 +252,34 @@ def test_chips_are_swept_as_a_table_and_a_picture(call, tmp_path):
     assert weak[2]["step_seconds_estimate"] == pytest.approx(weak[0]["step_seconds_estimate"], rel=0.01)
     assert strong[2]["step_seconds_estimate"] < strong[0]["step_seconds_estimate"] / 8
     assert len(table.splitlines()) == 1 + 6 + 2
+
+
+def test_slices_are_swept_as_slices(call, tmp_path):
+    out = tmp_path / "scale.json"
+    asked = ("--config=configs/gpt.py:d12", "--topology=v5e:4x4", "--num_slices=2", "--analytic")
+    status, _, _ = call(*asked, "--config.model.attention=splash", "--sweep_chips=8,32", f"--out={out}")
+    found = json.loads(out.read_text())
+    # 512 rows on the 32 chips of two slices; gradients travel between them however few chips each has.
+    assert status == 0 and [row["global_batch_size"] for row in found] == [128, 512, 512, 512]
+    assert all(row["dcn_bytes_per_chip"] > 0 for row in found)
+
+
+def test_a_sweep_of_what_fits_nowhere_does_not_fit(call):
+    status, table, _ = call(LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=8,16")
+    assert status == 5 and table.count("GiB!") == 4
+
+
+def test_a_search_without_time_judges_nothing(call, monkeypatch):
+    monkeypatch.setattr(devices, "find_spec", lambda name: name)
+    status, _, err = call(
+        *TINY, "--config.model.attention=reference", "--topology=v5e:2x2", "--search", "--budget_s=1e-9"
+    )
+    assert status == 2 and "--budget_s=1e-09 was over before the first plan was compiled" in err
+
+
+def test_what_does_not_fit_this_machine_says_what_would_help(call):
+    status, page, _ = call(LLAMA, "--topology=cpu:8", "--analytic")
+    assert status == 5 and "--config.model.remat=full" not in page and "--config.train.microbatches=64 saves" in page
 
 
 def test_a_preset_is_a_config(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_sizes_that_do_not_multiply_to_the_devices():
     message = "mesh.data=3 * mesh.fsdp=2 = 6, but there are 8 devices; set one axis to -1 to use the rest"
     with fails(message):
         sharding.mesh_shape(MeshConfig(data=3, fsdp=2), 8)
-    with fails("1 = 1, but there are 8 devices"):
+    with fails("the mesh = 1, but there are 8 devices"):
         sharding.mesh_shape(MeshConfig(data=1), 8)
     with fails(message):
         mesh_of(data=3, fsdp=2)

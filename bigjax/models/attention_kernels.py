@@ -30,6 +30,17 @@ def target_platform() -> str | None:
     return None if device is None else device.platform
 
 
+def unmet(name: str, seq_len: int, head_dim: int, segments: bool) -> str:
+    """Return what the kernel `name` needs of the shapes and does not get; empty if they suit it."""
+    if name == "splash" and seq_len % SPLASH_BLOCKS[-1]:
+        return f"a multiple of {SPLASH_BLOCKS[-1]} as data.seq_len, not {seq_len}"
+    if name == "cudnn" and (head_dim % 8 or head_dim > 256):
+        return f"a multiple of 8 up to 256 (128 before Hopper) as model.head_dim, not {head_dim}"
+    if name == "cudnn" and segments and seq_len % 2:
+        return f"data.document_mask=False or an even data.seq_len, not {seq_len}"
+    return ""
+
+
 def xla(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, layout=UNSHARDED):
     """`jax.nn.dot_product_attention` as plain XLA operations."""
     del softcap, dropout
@@ -52,16 +63,8 @@ def cudnn(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, lay
         raise AttentionError(
             "model.attention='cudnn' needs a mesh with devices (a topology's will do), not an abstract one"
         )
-    seq_len, head_dim = q_BSHK.shape[1], q_BSHK.shape[-1]
-    if head_dim % 8 or head_dim > 256:
-        raise AttentionError(
-            f"model.attention='cudnn' needs a multiple of 8 up to 256 (128 before Hopper) as model.head_dim, "
-            f"not {head_dim}"
-        )
-    if mask.segments_BS is not None and seq_len % 2:
-        raise AttentionError(
-            f"model.attention='cudnn' with data.document_mask=True needs an even data.seq_len, not {seq_len}"
-        )
+    if need := unmet("cudnn", q_BSHK.shape[1], q_BSHK.shape[-1], mask.segments_BS is not None):
+        raise AttentionError(f"model.attention='cudnn' needs {need}")
     try:
         return _on_shards(
             partial(_dot_product, "cudnn", mask.window, mask.causal), q_BSHK, k_BTGK, v_BTGK, mask, layout
@@ -82,9 +85,9 @@ def splash(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, la
     """
     del dropout
     seq_len = q_BSHK.shape[1]
-    block = next((size for size in SPLASH_BLOCKS if seq_len % size == 0), None)
-    if block is None:
-        raise AttentionError(f"model.attention='splash' needs a multiple of 128 as data.seq_len, not {seq_len}")
+    if need := unmet("splash", seq_len, q_BSHK.shape[-1], mask.segments_BS is not None):
+        raise AttentionError(f"model.attention='splash' needs {need}")
+    block = next(size for size in SPLASH_BLOCKS if seq_len % size == 0)
     interpret = target_platform() == "cpu"
 
     def kernel(q, k, v, segments):

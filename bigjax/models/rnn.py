@@ -4,7 +4,6 @@ dropout (Gal & Ghahramani 2016), whose state can go on from one segment of a tex
 Legend: B batch, S sequence (time), D model, E the same at the other end of a matrix, G gates, V vocab, L layers.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from bigjax.config import ModelConfig
 from bigjax.config_rnn import is_on
 from bigjax.models import blocks, layers, stacks
 from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
+from bigjax.models.recurrence import CELLS, through_time
 from bigjax.params import Initializer, ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -35,7 +35,7 @@ __all__ = [  # with what it shares with other language models
     "unembedding",
 ]
 
-GATES = {"lstm": 4, "gru": 3}
+GATES = {name: len(cell.from_input) for name, cell in CELLS.items()}
 
 
 def uniform(std: float) -> Initializer:
@@ -115,13 +115,13 @@ def apply_segment(
     x_BSD = blocks.look_up(tables, tokens_BS, None, cfg, layout)
     x_BSD = drop.words(layout.place(x_BSD, "batch", "seq", "embed"), tokens_BS)
     starts_BS = _starts(tokens_BS, continues_B, segments_BS)
-    declared, tick = specs(cfg)["blocks"], {"lstm": _lstm, "gru": _gru}[cfg.cell]
+    declared = specs(cfg)["blocks"]
 
     def block(nth, x, layer, index):
         del nth
         p = layout.gather(layer, declared, cfg.dtype)
         here = {name: jax.lax.dynamic_index_in_dim(s, index, 1, keepdims=False) for name, s in state.items()}
-        return _through_time(tick, drop.inputs(x, index), p, here, starts_BS, drop.recurrent(B, index, cfg), layout)
+        return _through_time(cfg, drop.inputs(x, index), p, here, starts_BS, drop.recurrent(B, index, cfg), layout)
 
     x_BSD, after = stacks.through(block, x_BSD, params["blocks"], cfg)
     return drop.output(x_BSD), {name: jnp.swapaxes(s_LBD, 0, 1) for name, s_LBD in after.items()}
@@ -135,54 +135,16 @@ def _starts(tokens_BS, continues_B, segments_BS) -> jax.Array:
     return starts_BS if continues_B is None else starts_BS.at[:, 0].set(continues_B == 0)
 
 
-def _through_time(
-    tick: Callable, x_BSD, p: dict, state: State, starts_BS, mask_BD, layout: Layout
-) -> tuple[jax.Array, State]:
+def _through_time(cfg, x_BSD, p: dict, state: State, starts_BS, mask_BD, layout: Layout) -> tuple[jax.Array, State]:
     """Take one layer through a segment; return what it writes at each step, and its state afterwards."""
     # The part of the gates that does not wait for the state is formed at once for all steps.
     where = layout.act("seq", "batch", "gates", "mlp")
     inputs_SBGE = jnp.einsum("BSD,DGE->SBGE", x_BSD, p["input"], out_sharding=where)
     if "bias" in p:
         inputs_SBGE = inputs_SBGE + p["bias"]
-    split = {"h": "vector", "c": "mlp"}  # the cell stays where the gates are; the state is multiplied as a whole
-    state = {name: layout.place(s, "batch", split[name]) for name, s in state.items()}
-
-    def step(state: State, now):
-        inputs_BGE, starts_B = now
-        state = {name: jnp.where(starts_B[:, None], 0.0, s) for name, s in state.items()}
-        h_BD = state["h"] if mask_BD is None else state["h"] * mask_BD
-        where = layout.act("batch", "gates", "mlp")
-        recurrent_BGE = jnp.einsum(
-            "BD,DGE->BGE",
-            h_BD.astype(x_BSD.dtype),
-            p["recurrent"],
-            preferred_element_type=jnp.float32,
-            out_sharding=where,
-        )
-        state = tick(inputs_BGE.astype(jnp.float32), recurrent_BGE, state, p, layout)
-        return state, state["h"].astype(x_BSD.dtype)
-
-    after, out_SBD = jax.lax.scan(step, state, (inputs_SBGE, jnp.swapaxes(starts_BS, 0, 1)))
-    after = {name: layout.place(s, "batch", "vector") for name, s in after.items()}
+    starts_SB, matrix, bias_E = jnp.swapaxes(starts_BS, 0, 1), p["recurrent"], p.get("candidate_bias")
+    out_SBD, after = through_time(CELLS[cfg.cell], matrix, bias_E, inputs_SBGE, state, mask_BD, starts_SB, layout)
     return jnp.swapaxes(out_SBD, 0, 1), after
-
-
-def _lstm(inputs_BGE, recurrent_BGE, state: State, p: dict, layout: Layout) -> State:
-    """Gates input, forget, candidate, output (Gal & Ghahramani 2016, equation 4; as `torch.nn.LSTM`)."""
-    del p
-    gates = inputs_BGE + recurrent_BGE
-    i, f, g, o = (gates[:, nth] for nth in range(4))
-    c = jax.nn.sigmoid(f) * state["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return {"h": layout.place(jax.nn.sigmoid(o) * jnp.tanh(c), "batch", "vector"), "c": c}
-
-
-def _gru(inputs_BGE, recurrent_BGE, state: State, p: dict, layout: Layout) -> State:
-    """Gates reset, update, candidate; the reset gate comes after the product (as `torch.nn.GRU`)."""
-    r, z = (jax.nn.sigmoid(inputs_BGE[:, nth] + recurrent_BGE[:, nth]) for nth in range(2))
-    candidate = recurrent_BGE[:, 2] + p["candidate_bias"] if "candidate_bias" in p else recurrent_BGE[:, 2]
-    n = jnp.tanh(inputs_BGE[:, 2] + r * candidate)
-    h = layout.place(state["h"], "batch", "mlp")
-    return {"h": layout.place((1 - z) * n + z * h, "batch", "vector")}
 
 
 class _Drops(NamedTuple):

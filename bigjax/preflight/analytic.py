@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import prod
 
 from bigjax.config import Config
-from bigjax.errors import UserError
 from bigjax.params import ParamSpec
 from bigjax.preflight import analytic_flops, analytic_memory, analytic_traffic
 from bigjax.preflight.analytic_share import Share, share
@@ -52,32 +51,6 @@ class Estimate:
         return held + self.gradient_bytes + self.activation_bytes + self.temporary_bytes
 
 
-COVERED = ("decoder", "encoder", "encdec", "rnn")
-"""The families, sparse or not, that `benchmarks.analytic_memory` has compared with a compiler."""
-
-
-class NotCovered(UserError):
-    """The analytic model does not know the model."""
-
-
-def covers(cfg: Config) -> bool:
-    """Return whether the model is one that the analytic model knows."""
-    return not _uncovered(cfg)
-
-
-def _uncovered(cfg: Config) -> str:
-    return "" if cfg.model.family in COVERED else f"model.family={cfg.model.family!r}"
-
-
-def check_covered(cfg: Config) -> None:
-    """Raise NotCovered for a model whose memory and traffic nobody has compared with a compiler's."""
-    if what := _uncovered(cfg):
-        raise NotCovered(
-            f"{what}: the analytic model has no figures for the memory and the traffic of such a model; plan with the "
-            "compiler, without --analytic and --search"
-        )
-
-
 def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     """Return what one training step of `cfg` needs on each device of a mesh with these sizes of all seven axes.
 
@@ -86,9 +59,7 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
 
     Raises:
       ShardingError: the mesh does not fit the model or the batch.
-      NotCovered: as `check_covered`.
     """
-    check_covered(cfg)
     mine = share(cfg, mesh_sizes)
     peak = analytic_memory.peak(mine)
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)

@@ -141,7 +141,8 @@ def _loss_bytes(share: Share) -> int:
     """Return what the loss needs.
 
     It reads the output matrix in the compute dtype and the last hidden states in float32, too; in pieces, it adds the
-    gradient of the matrix up in float32 and keeps that of the hidden states.
+    gradient of the matrix up in float32, keeps that of the hidden states, and holds the sum over the devices that split
+    the batch in the compute dtype.
     """
     width, output = share.cfg.model.d_model, _output(share)
     stream = share.loss_tokens * width * share.item
@@ -149,7 +150,8 @@ def _loss_bytes(share: Share) -> int:
     # The buffers of the experts in the loop before are not used again for the logits.
     sparse = [stack for stack in share.stacks if stack.sparse_layers]
     experts = max((_expert_buffers(stack) for stack in sparse), default=0)
-    return loss + experts + (4 * output + stream if _chunked(share) else 0)
+    summed = output * share.item if share.layout.over("batch") else 0
+    return loss + experts + (4 * output + summed + stream if _chunked(share) else 0)
 
 
 def _chunked(share: Share) -> bool:

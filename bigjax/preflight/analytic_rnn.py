@@ -1,11 +1,8 @@
 """What a recurrent layer keeps and sends, for the analytic model: read from programs of the TPU compiler."""
 
+from bigjax.models.recurrence import CELLS
 from bigjax.models.rnn import GATES
 from bigjax.preflight.analytic_share import Share
-
-SAVED_BY_CELL = {"lstm": 11, "gru": 9}
-"""Float32 arrays of the model's width that a layer keeps of each token: JAX saves the value of every operation of a
-step that a derivative needs."""
 
 
 def saved_by_layer(share: Share) -> int:
@@ -21,10 +18,12 @@ def saved_by_layer(share: Share) -> int:
 def layer_bytes(share: Share) -> int:
     """Return the bytes that the backward pass of one layer adds: what its steps keep, and the gradients of the gates.
 
-    Those are there in the order of the steps, and once more in that of the tokens.
+    Those are there in the order of the steps, and once more in that of the tokens; where a gate's two parts go into
+    sums of their own, so are the gradients of the sums.
     """
-    gates = GATES[share.cfg.model.cell] * share.tokens * split_width(share) * share.item
-    return _kept(share) + 4 * gates + (_weights(share) if share.cfg.model.remat == "full" else 0)
+    cell, part = CELLS[share.cfg.model.cell], share.tokens * split_width(share) * share.item
+    gradients = 4 * len(cell.from_input) + (0 if cell.from_input == cell.from_state else cell.num_sums)
+    return _kept(share) + gradients * part + (_weights(share) if share.cfg.model.remat == "full" else 0)
 
 
 def split_width(share: Share) -> int:
@@ -33,7 +32,8 @@ def split_width(share: Share) -> int:
 
 
 def _kept(share: Share) -> int:
-    return 4 * SAVED_BY_CELL[share.cfg.model.cell] * share.tokens * split_width(share)
+    """Return the bytes of the sums that the steps of a layer form, and of its memory, in float32."""
+    return 4 * (CELLS[share.cfg.model.cell].num_sums + 1) * share.tokens * split_width(share)
 
 
 def _weights(share: Share) -> int:

@@ -56,7 +56,7 @@ def _parameters(share: Share) -> Iterator[Sent]:
             yield from _reduction(share, spec, calls, 4 * elements)
         if name == "embed/tokens":
             yield from _look_up(share, spec)
-        elif name != output and not name.endswith("blocks/recurrent"):
+        elif name != output:
             yield from _reduction(share, spec, calls, elements * share.item)
 
 
@@ -144,19 +144,16 @@ def _beside(stack: Share) -> Iterator[Sent]:
 
 
 def _recurrent(stack: Share) -> Iterator[Sent]:
-    """Yield what recurrent layers send: at every step, since it is a loop.
+    """Yield what recurrent layers send over `tensor`.
 
-    The gradient of the recurrent matrix is summed over the batch in each, in float32. Over `tensor` the state is
-    gathered for the next product, and its gradient summed; that of a layer's input once for all steps.
+    At every step the state is gathered for the next product, and its gradient summed to where it goes on; that of a
+    layer's input is summed once for all steps.
     """
     model, steps = stack.cfg.model, stack.num_layers * stack.seq_len
     again = model.remat == "full"
-    recurrent = next(spec for name, spec in stack.specs.items() if name.endswith("/recurrent"))
-    gradient = 4 * stack.used(recurrent) / stack.num_layers
-    yield "all-reduce", stack.layout.over("batch"), steps, gradient
     axes, state = stack.layout.over("mlp"), 4 * stack.rows * model.d_model
     yield "all-gather", axes, steps * (1 + again), state
-    yield "all-reduce", axes, steps, state
+    yield "reduce-scatter", axes, steps, state
     yield "all-reduce", axes, stack.num_layers, stack.tokens * model.d_model * stack.item
 
 

@@ -10,6 +10,7 @@ from bigjax import config, sharding
 from bigjax.config import BATCH_AXES, Config
 from bigjax.errors import UserError
 from bigjax.models import attention
+from bigjax.models.attention_kernels import unmet
 from bigjax.preflight import analytic, roofline
 from bigjax.preflight.analytic import Estimate
 from bigjax.preflight.chips import Topology
@@ -86,9 +87,7 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
     Raises:
       UserError: the changed config does not fit the mesh.
     """
-    changed = apply(cfg, changes)
-    sizes = sharding.mesh_shape(changed.mesh, topology.num_devices)
-    estimate = analytic.estimate(changed, sizes)
+    changed, sizes, estimate = _estimated(cfg, changes, topology)
     found = roofline.of_step(
         topology,
         sizes,
@@ -99,8 +98,18 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
         hbm_bytes_min=estimate.hbm_bytes_min,
         dtype=changed.model.dtype,
     )
-    per_chip = topology.num_devices // topology.num_chips
-    return Candidate(changes, changed, estimate, found, estimate.total_bytes * per_chip)
+    return Candidate(changes, changed, estimate, found, _needed_bytes_per_chip(estimate, topology))
+
+
+def _estimated(cfg: Config, changes: Changes, topology: Topology) -> tuple[Config, dict[str, int], Estimate]:
+    """Return the changed config, its mesh and what the analytic model says of it."""
+    changed = apply(cfg, changes)
+    sizes = sharding.mesh_shape(changed.mesh, topology.num_devices)
+    return changed, sizes, analytic.estimate(changed, sizes)
+
+
+def _needed_bytes_per_chip(estimate: Estimate, topology: Topology) -> int:
+    return estimate.total_bytes * (topology.num_devices // topology.num_chips)
 
 
 def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
@@ -133,7 +142,7 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
     the scores with, and a loss in chunks: both only save.
     """
     rows, always = cfg.train.global_batch_size, {}
-    if topology.platform == "tpu" and kernel_serves(cfg, KERNELS["tpu"]):
+    if topology.platform == "tpu" and kernel_serves(cfg, KERNELS["tpu"], "tpu"):
         always["model.attention"] = KERNELS["tpu"]
     if cfg.train.loss_chunks == 1 and _is_valid(cfg, chunks := {"train.loss_chunks": LOSS_CHUNKS}):
         always |= chunks
@@ -152,12 +161,18 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
                     break
 
 
-def kernel_serves(cfg: Config, name: str) -> bool:
-    """Return whether an attention kernel honours all that the layers of a model ask for, wherever it runs."""
-    model = cfg.model
-    return model.family != "rnn" and not attention.lacking(
+def kernel_serves(cfg: Config, name: str, platform: str) -> bool:
+    """Return whether an attention kernel can replace the one of a model on a platform."""
+    return cfg.model.family != "rnn" and not kernel_problem(cfg, name, platform)
+
+
+def kernel_problem(cfg: Config, name: str, platform: str) -> str:
+    """Return why an attention kernel cannot do what the layers of a model ask for on a platform; empty if it can."""
+    model, segments = cfg.model, cfg.data.document_mask
+    missing = attention.lacking(
         name,
-        segments=cfg.data.document_mask,
+        platform=platform,
+        segments=segments,
         window=next(filter(None, model.windows), None),
         softcap=model.attn_softcap,
         dropout=model.dropout,
@@ -166,6 +181,10 @@ def kernel_serves(cfg: Config, name: str) -> bool:
         cross=model.family == "encdec",
         bias=model.positions == "relative",
     )
+    if missing:
+        return f"model.attention='{name}' does not support {missing}"
+    need = unmet(name, cfg.data.seq_len, model.head_dim, segments)
+    return f"model.attention='{name}' needs {need}" if need else ""
 
 
 def _is_valid(cfg: Config, changes: Changes) -> bool:
@@ -181,12 +200,15 @@ def savings(cfg: Config, topology: Topology, needed_bytes_per_chip: int) -> list
 
     Savings are differences of the analytic model; `fits` subtracts them from `needed_bytes_per_chip`.
     """
-    base = candidate(cfg, {}, topology)
-    hbm = topology.chip.hbm_bytes
+
+    def needed(changes: Changes) -> int:
+        return _needed_bytes_per_chip(_estimated(cfg, changes, topology)[2], topology)
+
+    base, hbm = needed({}), topology.chip.hbm_bytes
     found = []
     for changes in _single_changes(cfg, topology):
         try:
-            saved = base.needed_bytes_per_chip - candidate(cfg, changes, topology).needed_bytes_per_chip
+            saved = base - needed(changes)
         except UserError:
             continue
         if saved > 0.01 * hbm:
@@ -199,7 +221,7 @@ def savings(cfg: Config, topology: Topology, needed_bytes_per_chip: int) -> list
     rows = found[:5]
     if len(found) > 1:
         try:
-            saved = base.needed_bytes_per_chip - candidate(cfg, together, topology).needed_bytes_per_chip
+            saved = base - needed(together)
             rows.append((saved, together))
         except UserError:
             pass
@@ -219,7 +241,7 @@ def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     if cfg.model.remat != "full":
         yield {"model.remat": "full"}
     kernel = KERNELS.get(topology.platform)
-    if kernel and cfg.model.attention != kernel and kernel_serves(cfg, kernel):
+    if kernel and cfg.model.attention != kernel and kernel_serves(cfg, kernel, topology.platform):
         yield {"model.attention": kernel}
     for chunks in (8, 16, 4):
         if cfg.train.loss_chunks < chunks and _is_valid(cfg, {"train.loss_chunks": chunks}):

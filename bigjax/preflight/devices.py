@@ -78,12 +78,9 @@ def name(topology: Topology) -> str:
     return f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
 
 
-def check_installed(platform: str, analytic: bool) -> None:
-    """Raise UserError with the command to run if the compiler of `platform` is not installed.
-
-    `analytic`: whether the model can be planned without one.
-    """
-    hint = ", or use --analytic, which needs none" if analytic else ""
+def check_installed(platform: str) -> None:
+    """Raise UserError with the command to run if the compiler of `platform` is not installed."""
+    hint = ", or use --analytic, which needs none"
     if platform == "tpu" and find_spec("libtpu") is None:
         raise UserError(f"the TPU compiler is not installed: pip install 'bigjax[plan-tpu]'{hint}")
     if platform == "gpu" and not any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):

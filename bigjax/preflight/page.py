@@ -44,8 +44,9 @@ def _sections(report: dict[str, Any]) -> Iterator[list[str]]:
 def _verdict(report: dict[str, Any]) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1) or "one device"
     slices = f", {report['num_slices']} slices" if report["num_slices"] > 1 else ""
+    chips = f"{report['chips']:,} chips" if report["chips"] > 1 else "1 chip"
     lines = [
-        f"{report['config']} on {report['topology']}{slices}: {report['chips']:,} chips, mesh {mesh}",
+        f"{report['config']} on {report['topology']}{slices}: {chips}, mesh {mesh}",
         report["verdict"],
     ]
     for advice in report["advice"]:
@@ -65,8 +66,14 @@ def _memory(report: dict[str, Any]) -> list[str]:
         ("  of them gradients", "gradient_bytes_per_chip", "exact"),
         ("program", "program_bytes_per_chip", source),
         ("needed", "hbm_bytes_per_chip_needed", source),
-        ("the chip has", "hbm_bytes_per_chip", "data sheet"),
+        (
+            "the chip has",
+            "hbm_bytes_per_chip",
+            "this machine" if report["topology"].startswith("cpu") else "data sheet",
+        ),
     ):
+        if key == "program_bytes_per_chip" and not report[key]:
+            continue  # nothing was compiled to the end
         lines.append(f"  {label:<20} {gib(report[key]):>12}  [{note}]")
     if report["largest_buffers"]:
         lines.append("  largest buffers:")
@@ -97,8 +104,6 @@ def _sharding(report: dict[str, Any]) -> list[str]:
 
 def _work(report: dict[str, Any]) -> list[str]:
     lines = ["work per step", f"  model     {report['model_flops_per_step']:.4g} FLOPs: {report['flops_convention']}"]
-    if report["compiled_flops_per_step"] is None:
-        return [*lines, "  executed  not known: nothing was compiled that says so"]
     executed = f"{report['compiled_flops_per_step']:.4g} FLOPs, {report['recompute_ratio']:.3f} of the model's"
     return [*lines, f"  executed  {executed} [{report['source']['flops']}]"]
 

@@ -6,6 +6,7 @@ from typing import Any
 from bigjax import sharding
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.models.attention_mask import AttentionError
 from bigjax.preflight import analytic, candidates, compiler, devices, program, report
 from bigjax.preflight.chips import Topology
 from bigjax.preflight.compiled import compile_and_read
@@ -40,12 +41,10 @@ class Planner:
         """
         built = self._program(cfg)  # what does not fit the mesh fails before the compiler starts
         if self.analytic:
-            analytic.check_covered(cfg)
             return self._judge(built, None)
         outcome = compiler.start(cfg, self.topology, quick=quick).wait(self.timeout_s)
         if outcome.failure:
-            hint = "; --analytic plans without the compiler" if analytic.covers(cfg) else ""
-            raise UserError(f"{outcome.failure}{hint}")
+            raise UserError(f"{outcome.failure}; --analytic plans without the compiler")
         return self._judge(built, outcome)
 
     def judge(self, cfg: Config, outcome: Outcome | None) -> dict[str, Any]:
@@ -53,16 +52,10 @@ class Planner:
         return self._judge(self._program(cfg), outcome)
 
     def _judge(self, built: program.Program, outcome: Outcome | None) -> dict[str, Any]:
-        try:
-            estimate = analytic.estimate(built.cfg, dict(built.mesh.shape))
-        except analytic.NotCovered:
-            if outcome is None:
-                raise
-            estimate = None  # only the compiler knows what such a model needs
         found = report.build(
             built,
             self.topology,
-            estimate,
+            analytic.estimate(built.cfg, dict(built.mesh.shape)),
             outcome,
             config=self.source,
             run_tokens=self.run_tokens,
@@ -72,6 +65,14 @@ class Planner:
 
     def _program(self, cfg: Config) -> program.Program:
         sizes = sharding.mesh_shape(cfg.mesh, self.topology.num_devices)
+        if self.topology.num_slices not in (1, sizes["slice"]):
+            raise sharding.ShardingError(
+                f"the devices form {self.topology.num_slices} slices, but mesh.slice={sizes['slice']}"
+            )
+        # A mesh without devices cannot tell what a kernel runs on.
+        problem = candidates.kernel_problem(cfg, cfg.model.attention, self.topology.platform)
+        if problem and cfg.model.family != "rnn":
+            raise AttentionError(problem)
         return program.build(cfg, sharding.abstract_mesh(sizes))
 
     def _verdict(self, cfg: Config, found: dict[str, Any]) -> dict[str, Any]:
@@ -81,8 +82,7 @@ class Planner:
             verdict = f"FITS: {gib(needed)} of {gib(has)} a chip, {gib(has - needed)} to spare [{source}]"
             return {"verdict": verdict, "advice": []}
         verdict = f"DOES NOT FIT: needs {gib(needed)} a chip, which has {gib(has)} [{source}]"
-        advice = candidates.savings(cfg, self.topology, needed) if analytic.covers(cfg) else []
-        return {"verdict": verdict, "advice": advice}
+        return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed)}
 
 
 def of_traced(cfg: Config, traced: Any, mesh: Any, source: str, steps_per_epoch: float) -> tuple[Any, dict[str, Any]]:

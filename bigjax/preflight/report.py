@@ -6,14 +6,14 @@ Keys: `schema_version`, `config`, `fingerprint`, `topology`, `num_slices`, `chip
 `source` {memory, flops, traffic} ("compiler" or "analytic"), `uncounted_calls` (kernels whose FLOPs the compiler does
 not state), `versions`, `compile_s`;
 `fits`, `verdict`, `advice` [{change, saves_bytes_per_chip, fits, source}];
-`hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`, `optimizer_bytes_per_chip`,
-`gradient_bytes_per_chip` (like the parameters), `temporary_bytes_per_chip` (gradients and activations included),
-`program_bytes_per_chip`, `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
+`hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`,
+`optimizer_bytes_per_chip` (averaged parameters included), `gradient_bytes_per_chip` (like the parameters),
+`temporary_bytes_per_chip` (gradients and activations included), `program_bytes_per_chip`,
+`largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence, also about what
 is padded], `notes`;
 `params_total`, `params_non_embedding`, of a sparse model also `params_active`;
 `model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
-(the last two null where no kernel or compiler states them and the analytic model does not know the model);
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
 `step_seconds_estimate` {low, mid, high}, all null where there are no figures for the devices;
@@ -46,18 +46,14 @@ SCHEMA_VERSION = 1
 def build(
     program: Program,
     topology: Topology,
-    estimate: Estimate | None,
+    estimate: Estimate,
     outcome: Outcome | None,
     *,
     config: str,
     run_tokens: float | None = None,
     steps_per_epoch: float | None = None,
 ) -> dict[str, Any]:
-    """Return the plan.
-
-    `outcome` is None for the analytic model alone, and no failure; `estimate` is None where that model has no figures,
-    and then there is an outcome.
-    """
+    """Return the plan; `outcome` is None for the analytic model alone, and no failure."""
     cfg, per_chip = program.cfg, topology.num_devices // topology.num_chips
     compiled = outcome.compiled if outcome else None
     report: dict[str, Any] = {
@@ -89,11 +85,9 @@ def state_bytes(tree: Any) -> int:
     return sum(prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _memory(
-    program: Program, topology: Topology, estimate: Estimate | None, outcome: Outcome | None, per_chip: int
-) -> dict:
+def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: Outcome | None, per_chip: int) -> dict:
     state = program.state
-    params, optimizer = state_bytes((state.params, state.ema)), state_bytes(state.opt_state)
+    params, optimizer = state_bytes(state.params), state_bytes((state.opt_state, state.ema))
     compiled = outcome.compiled if outcome else None
     program_bytes = 0
     if compiled:
@@ -102,7 +96,6 @@ def _memory(
         temporary = outcome.out_of_memory_bytes
         needed = state_bytes((state, program.batch)) + temporary
     else:
-        assert estimate
         needed = estimate.total_bytes
         temporary = needed - params - optimizer
     hbm = topology.chip.hbm_bytes
@@ -148,9 +141,11 @@ def silent_replication(program: Program) -> list[str]:
     """Return a sentence for everything that the mesh repeats on several devices without being told to.
 
     A mesh axis that splits neither the batch nor a parameter; an array of the state above the limit that `fsdp` leaves
-    whole.
+    whole. The means over the rows or columns of a parameter that Adafactor keeps may be: they are small beside it, and
+    have lost the axis that `fsdp` splits.
     """
     sizes, problems, used = dict(program.mesh.shape), [], set()
+    shapes = {spec.shape for spec in jax.tree.leaves(program.model.specs)}
     for array in program.batch.values():
         used |= {axis for entry in array.sharding.spec for axis in axes_of_entry(entry)}
     missing = [axis for axis in BATCH_AXES if sizes[axis] > 1 and axis not in used]
@@ -160,6 +155,7 @@ def silent_replication(program: Program) -> list[str]:
         used |= {axis for entry in entries for axis in entry}
         size = prod(x.shape) * x.dtype.itemsize
         allowed = any(name.endswith(f"/{allowed}") for allowed in program.cfg.mesh.allow_replicated)
+        allowed |= name.startswith("opt_state/") and x.shape not in shapes
         if sizes["fsdp"] > 1 and size > REPLICATION_LIMIT_BYTES and not any(entries) and not allowed:
             problems.append(f"{name} ({size / 2**20:.1f} MiB) is whole on every device")
     idle = [axis for axis, size in sizes.items() if size > 1 and axis not in used]
@@ -188,28 +184,24 @@ def padding(program: Program, compiled: Compiled) -> list[str]:
     return problems
 
 
-def _work(
-    program: Program, topology: Topology, estimate: Estimate | None, compiled: Compiled | None, per_chip: int
-) -> dict:
+def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Compiled | None, per_chip: int) -> dict:
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     model = flops.run_flops_per_token(cfg, program.model.specs) * tokens
     # Kernels state no work, so a step with some is taken at the analytic count.
     exact = compiled if compiled and not compiled.uncounted_calls else None
-    executed = exact.flops if exact else estimate.compiled_flops if estimate else None
-    collectives = compiled.collectives if compiled else estimate.collectives if estimate else []
-    # What a step reads and writes of its state, where the saved activations are not known.
-    least = float(2 * state_bytes(program.state.params) + state_bytes(program.state.opt_state))
+    executed = exact.flops if exact else estimate.compiled_flops
+    collectives = compiled.collectives if compiled else estimate.collectives
     found = None
-    if executed is not None and topology.platform != "cpu":
+    if topology.platform != "cpu":
         found = roofline.of_step(
             topology,
             mesh_shape,
             collectives,
             model_flops=model / topology.num_devices,
             compiled_flops=executed,
-            hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes if estimate else least,
-            hbm_bytes_min=estimate.hbm_bytes_min if estimate else least,
+            hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes,
+            hbm_bytes_min=estimate.hbm_bytes_min,
             dtype=cfg.model.dtype,
         )
     rows = []
@@ -220,8 +212,8 @@ def _work(
     return {
         "model_flops_per_step": model,
         "flops_convention": "6 N + 12 L H K S a token (Chowdhery et al. 2022, appendix B), no recomputation",
-        "compiled_flops_per_step": None if executed is None else executed * topology.num_devices,
-        "recompute_ratio": None if executed is None else executed * topology.num_devices / model,
+        "compiled_flops_per_step": executed * topology.num_devices,
+        "recompute_ratio": executed * topology.num_devices / model,
         "collectives": rows,
         "seconds": dict(found.seconds) if found else None,
         "exposed_link_seconds": found.exposed_link_seconds if found else None,

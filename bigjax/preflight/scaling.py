@@ -18,26 +18,29 @@ Row = dict[str, Any]
 
 
 def of_size(topology: Topology, num_chips: int) -> Topology:
-    """Return a slice of the same chip with `num_chips` chips, as near to a square or cube as powers of two allow.
+    """Return `num_chips` of the same chip, in as many slices as near to a square or cube as powers of two allow.
 
     Raises:
-      PlanError: there is no such slice.
+      PlanError: there are no such slices.
     """
+    slices = topology.num_slices
+    if num_chips % slices:
+        raise PlanError(f"--sweep_chips={num_chips} is not a multiple of --num_slices={slices}")
     if topology.platform == "gpu":
         per_host = min(num_chips, topology.chip.chips_per_host)
         shape = (num_chips // per_host, per_host)
     else:
-        dimensions, left = len(topology.shape), num_chips
+        dimensions, left = len(topology.shape), num_chips // slices
         sides = [1] * dimensions
         while left > 1:
             if left % 2:
-                raise PlanError(f"--sweep_chips={num_chips}: TPU slices have a power of two of chips")
+                raise PlanError(f"--sweep_chips={num_chips}: a TPU slice has a power of two of chips")
             sides[sides.index(min(sides))] *= 2
             left //= 2
         shape = tuple(sorted(sides))
-    if prod(shape) != num_chips:
+    if prod(shape) * slices != num_chips:
         raise PlanError(f"--sweep_chips={num_chips} is not a multiple of the {topology.chip.chips_per_host} a host has")
-    return devices.parse(devices.name(replace(topology, shape=shape)))
+    return devices.parse(devices.name(replace(topology, shape=shape)), slices)
 
 
 def sweep(cfg: Config, planner: Planner, counts: Sequence[int]) -> list[Row]:

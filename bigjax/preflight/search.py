@@ -7,7 +7,7 @@ from typing import Any
 
 from bigjax.config import Config
 from bigjax.errors import UserError
-from bigjax.preflight import analytic, candidates, compiler, devices
+from bigjax.preflight import candidates, compiler, devices
 from bigjax.preflight.candidates import Candidate
 from bigjax.preflight.chips import Topology
 from bigjax.preflight.compiler import Outcome
@@ -95,9 +95,8 @@ def search(
     of one, and `show(tried, running, left)` is called whenever something happens.
 
     Raises:
-      UserError: no candidate fits, by the analytic model, or it does not know the model.
+      UserError: no candidate fits, by the analytic model.
     """
-    analytic.check_covered(cfg)
     start = time.monotonic()
     everything = list(candidates.variants(cfg, topology))
     limit = SLACK * topology.chip.hbm_bytes
