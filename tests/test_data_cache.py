@@ -27,6 +27,18 @@ def entries(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
+def test_nothing_is_kept_of_a_file_that_grew_after_it_was_hashed(tmp_path):
+    corpus, root = tmp_path / "a.txt", tmp_path / "cache"
+    corpus.write_text("as it was")
+    (side,), _ = split_sources((f"text:{corpus}",), (), 0.0, "text")
+    corpus.write_text("as it was, and more")
+    with pytest.raises(DataError, match=r"a\.txt changed while it was read"):
+        tokenize(side, ByteTokenizer(), root)
+    corpus.write_text("as it was")
+    # What was made of the other text would be found here, under the digest of this one.
+    assert tokenize(side, ByteTokenizer(), root).tokens.astype(np.uint8).tobytes() == b"as it was"
+
+
 @pytest.fixture
 def shard_folder(tmp_path):
     folder = tmp_path / "shard"
