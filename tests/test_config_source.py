@@ -1,5 +1,6 @@
 """experiments.config_source: config files and run folders, sound or broken."""
 
+import errno
 import json
 
 import pytest
@@ -54,6 +55,19 @@ def test_a_bug_in_a_config_file_is_not_a_user_error(tmp_path):
     (tmp_path / "a.py").write_text("def get_config(): return {}['a']")
     with pytest.raises(KeyError):
         config_source.load(str(tmp_path / "a.py"))
+
+
+def test_a_config_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.py"
+    path.write_text(CONFIG_FILE)
+
+    def refuse(loader, name):
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    # As root, whom no permission stops: where Python's own loader opens the file.
+    monkeypatch.setattr("importlib.machinery.SourceFileLoader.get_data", refuse)
+    with pytest.raises(UserError, match=r"a\.py cannot be read: Permission denied"):
+        config_source.load(str(path))
 
 
 def test_a_run_folder_gives_its_config(tmp_path, capsys):

@@ -2,16 +2,19 @@
 
 import json
 import multiprocessing
+import os
 import threading
 
 import numpy as np
 import pytest
 
 from bigjax.data import DataError
+from bigjax.data.bpe import build_tokenizer
 from bigjax.data.cache import cache_folder, make_once
 from bigjax.data.shards import open_shard, tokenize, write_shard
 from bigjax.data.sources import split_sources
 from bigjax.data.tokenizers import ByteTokenizer
+from tests.commands import mounted
 
 DOCUMENTS = [("a", "first"), ("b", "second ä"), ("c", "")]
 
@@ -96,6 +99,22 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
     assert entries(tmp_path) == ["entry"]
 
 
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:270"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, tokenizer):
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("some words, and some more. " * 100)
+    (side,), _ = split_sources((f"text:{corpus}",), (), 0.0, "text")
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64k", "none") as disk:
+        with pytest.raises(OSError, match="No space left"), (disk / "other").open("wb", buffering=0) as other:
+            while True:
+                other.write(bytes(2**12))
+        with pytest.raises(DataError, match=r"cannot be written \(No space left on device\): make room, or set data"):
+            tokenize(side, build_tokenizer(tokenizer, [side], disk), disk)
+        (disk / "other").unlink()
+        assert tokenize(side, build_tokenizer(tokenizer, [side], disk), disk).num_bytes == 2700
+        assert list(disk.rglob("*.tmp")) == []
+
+
 def test_who_comes_second_waits_and_does_not_write(tmp_path):
     started, proceed, calls = threading.Event(), threading.Event(), []
 
@@ -176,3 +195,9 @@ def test_the_cache_folder_is_the_users_unless_set(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"set data\.cache_dir"):
         cache_folder(str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))  # nothing can be made there
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder(None) == tmp_path / f"bigjax-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"set data\.cache_dir"):
+        cache_folder(None)
