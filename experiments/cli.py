@@ -59,9 +59,7 @@ def main(
     except (UserError, flags.Error, PermissionError) as error:
         if "--debug" in argv:
             traceback.print_exc()
-        # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
-        forbidden = isinstance(error, PermissionError) and error.filename is not None
-        print(f"error: {error.filename}: {error.strerror}" if forbidden else f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         status = getattr(error, "exit_code", UserError.exit_code)
     except KeyboardInterrupt:
         # Once it trains, a run turns Ctrl-C into a checkpoint; before that there is nothing to save.
@@ -69,6 +67,13 @@ def main(
         status = 130
     if status:
         sys.exit(status)
+
+
+def _message(error: Exception) -> str:
+    # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def load_config(config: ConfigDict | None) -> Config:
