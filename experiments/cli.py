@@ -45,8 +45,8 @@ def main(
     `define_flags(flag_values)` defines the command's own flags. With `config` the command also takes --config (a
     ConfigDict in `flag_values.config`, None if absent) and answers --print_config and --diff without calling `run`.
     With `config_of_run` the config is that of the run folder --workdir, which a command must then define.
-    A user error, from parsing or from `run`, is one message on stderr and exit status 2; --debug adds the traceback.
-    Any other exception passes through.
+    A user error, from parsing or from `run`, or a file that may not be used, is one message on stderr and exit status
+    2; --debug adds the traceback. Any other exception passes through.
 
     Raises:
         SystemExit: the exit status is not 0.
@@ -59,10 +59,10 @@ def main(
         if config_of_run and not {"-h", "-help", "--help"} & set(argv):
             argv.append(f"--config={_workdir_of_run(argv)}")
         status = _main(run, doc, define_flags, examples, config, argv)
-    except (UserError, flags.Error) as error:
+    except (UserError, flags.Error, PermissionError) as error:
         if "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         status = getattr(error, "exit_code", UserError.exit_code)
     except KeyboardInterrupt:
         # Once it trains, a run turns Ctrl-C into a checkpoint; before that there is nothing to save.
@@ -70,6 +70,13 @@ def main(
         status = 130
     if status:
         sys.exit(status)
+
+
+def _message(error: Exception) -> str:
+    # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def load_config(config: ConfigDict | None) -> Config:
@@ -286,7 +293,9 @@ def _illegal_value(message: str) -> str:
     match = re.match(r"flag --config\.([^=]+)=(.*?): ", message, re.DOTALL)
     if not match or match[1] not in schema.field_paths(Config):
         return message.removeprefix("flag ")
-    return f"--config.{match[1]}={match[2]} is not {schema.expected(Config, match[1])}"
+    expected = schema.expected(Config, match[1])
+    hint = ": repeat the flag, or write a Python tuple" if expected.startswith("a tuple") else ""
+    return f"--config.{match[1]}={match[2]} is not {expected}{hint}"
 
 
 def _show_config(flag_values: flags.FlagValues, source: str | None) -> None:

@@ -149,5 +149,11 @@ def _load_module(file: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up by name while the file runs.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except OSError as error:
+        # One of a file that the config itself opens is as good as a bug in it, and keeps its traceback.
+        if error.filename != spec.origin:
+            raise
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
     return module

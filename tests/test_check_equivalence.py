@@ -82,6 +82,13 @@ def test_sound_configs_pass(source, on_meshes, dtypes, monkeypatch):
             assert 1e-3 < found.largest_ratio < 0.5, found
 
 
+def test_a_sum_within_rounding_of_the_kink_of_relu_is_no_finding(call_check, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    # With ReLU, a sum in this config's last layer falls on one side of 0 on one device and on the other on eight.
+    status, said, _ = call_check("equivalence", "--config=configs/copy_task.py", "--meshes=fsdp=8")
+    assert status == 0 and "SAME as one device: 1 same" in said, said
+
+
 @pytest.mark.parametrize("mesh", [*FEW, SEQUENCE])
 def test_the_tiny_config_passes(mesh):
     assert on(mesh).status == "same"

@@ -9,11 +9,13 @@ from functools import partial
 
 import pytest
 
+from bigjax import strict
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.errors import UserError
-from bigjax.preflight import children, resume, resume_compare
+from bigjax.preflight import children, meshes, resume, resume_compare
 from bigjax.preflight.resume import Case, Check, Runs
 from bigjax.preflight.resume_compare import Judgement, Trace
+from configs import moe_tiny
 from experiments import check_resume
 from tests.commands import ROOT, shared_cache
 
@@ -267,6 +269,14 @@ def test_mistakes_are_one_sentence(call, arguments, message):
     config = ("--config=configs/quickstart.py",) if arguments else ()
     status, _, said = call(*config, *arguments)
     assert status == 2 and message in said and len(said.splitlines()) == 1
+
+
+def test_a_mesh_that_splits_experts_has_room_for_them():
+    (small,) = resume.small(strict.from_dict(Config, moe_tiny.get_config()), STEPS, KILL_AT, HERE)
+    split = MeshConfig(data=1, fsdp=2, expert=4)
+    assert meshes.places(split) == 8
+    assert resume.unfit(small, split) is None
+    assert resume.cases(split, [], 8)[-1].processes == 8
 
 
 def test_a_run_that_the_launcher_refuses_is_bad_input(environment, config, tmp_path):

@@ -1,5 +1,6 @@
 """experiments.cli: what a user sees on the command line, right or wrong."""
 
+import errno
 import json
 import os
 import subprocess
@@ -190,6 +191,11 @@ def test_overrides_may_come_before_the_config():
             [GPT, "--config.train.microbatches=3"],
             "train.global_batch_size=512 is not divisible by train.microbatches=3",
         ),
+        (
+            [GPT, "--config.data.sources=shakespeare,text:*.txt"],
+            "--config.data.sources=shakespeare,text:*.txt is not a tuple of str: repeat the flag, or write a "
+            "Python tuple",
+        ),
         (["--config.optim.lr=3"], "--config.optim.lr changes a config, but --config=FILE[:ARG] is missing"),
         ([], "--config=FILE[:ARG] is missing, e.g. --config=configs/gpt.py:d12"),
         (["--config="], "a config is missing: give FILE[:ARG], the folder of a run, or hf:PATH"),
@@ -221,6 +227,13 @@ def test_a_user_error_while_running_ends_like_one_in_parsing(capsys, error):
         raise error("the mesh has no room")
 
     assert fail(capsys, run, config=False) == "the mesh has no room"
+
+
+def test_a_file_that_the_user_may_not_use_is_named(capsys):
+    def run(flag_values):
+        raise PermissionError(errno.EACCES, "Permission denied", "theirs/config.json")
+
+    assert fail(capsys, run, config=False) == "theirs/config.json: Permission denied"
 
 
 def test_the_status_is_what_run_returns():

@@ -1,5 +1,6 @@
 """experiments.config_source: config files and run folders, sound or broken."""
 
+import errno
 import json
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_sweep_takes_what_adds_points(tmp_path):
     (tmp_path / "a.py").write_text("def sweep(): pass")
     with pytest.raises(UserError, match=r"defines no sweep\(add\).*: its sweep takes something else"):
         config_source.load_sweep(str(tmp_path / "a.py"))
+
+
+def test_a_config_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.py"
+    path.write_text(CONFIG_FILE)
+
+    def refuse(loader, name):
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    # As root, whom no permission stops: where Python's own loader opens the file.
+    monkeypatch.setattr("importlib.machinery.SourceFileLoader.get_data", refuse)
+    with pytest.raises(UserError, match=r"a\.py cannot be read: Permission denied"):
+        config_source.load(str(path))
 
 
 def test_a_run_folder_gives_its_config(tmp_path, capsys):

@@ -2,16 +2,19 @@
 
 import json
 import multiprocessing
+import os
 import threading
 
 import numpy as np
 import pytest
 
 from bigjax.data import DataError
+from bigjax.data.bpe import build_tokenizer
 from bigjax.data.cache import cache_folder, make_once
 from bigjax.data.shards import open_shard, tokenize, write_shard
 from bigjax.data.sources import split_sources
 from bigjax.data.tokenizers import ByteTokenizer
+from tests.commands import mounted
 
 DOCUMENTS = [("a", "first"), ("b", "second ä"), ("c", "")]
 
@@ -25,6 +28,18 @@ class Ended(ByteTokenizer):
 
 def entries(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def test_nothing_is_kept_of_a_file_that_grew_after_it_was_hashed(tmp_path):
+    corpus, root = tmp_path / "a.txt", tmp_path / "cache"
+    corpus.write_text("as it was")
+    (side,), _ = split_sources((f"text:{corpus}",), (), 0.0, "text")
+    corpus.write_text("as it was, and more")
+    with pytest.raises(DataError, match=r"a\.txt changed while it was read"):
+        tokenize(side, ByteTokenizer(), root)
+    corpus.write_text("as it was")
+    # What was made of the other text would be found here, under the digest of this one.
+    assert tokenize(side, ByteTokenizer(), root).tokens.astype(np.uint8).tobytes() == b"as it was"
 
 
 @pytest.fixture
@@ -82,6 +97,22 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
     assert entries(tmp_path) == []
     make_once(tmp_path / "entry", lambda folder: (folder / "whole").write_text("whole"))
     assert entries(tmp_path) == ["entry"]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:270"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, tokenizer):
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("some words, and some more. " * 100)
+    (side,), _ = split_sources((f"text:{corpus}",), (), 0.0, "text")
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64k", "none") as disk:
+        with pytest.raises(OSError, match="No space left"), (disk / "other").open("wb", buffering=0) as other:
+            while True:
+                other.write(bytes(2**12))
+        with pytest.raises(DataError, match=r"cannot be written \(No space left on device\): make room, or set data"):
+            tokenize(side, build_tokenizer(tokenizer, [side], disk), disk)
+        (disk / "other").unlink()
+        assert tokenize(side, build_tokenizer(tokenizer, [side], disk), disk).num_bytes == 2700
+        assert list(disk.rglob("*.tmp")) == []
 
 
 def test_who_comes_second_waits_and_does_not_write(tmp_path):
@@ -164,3 +195,9 @@ def test_the_cache_folder_is_the_users_unless_set(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"set data\.cache_dir"):
         cache_folder(str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))  # nothing can be made there
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder(None) == tmp_path / f"bigjax-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"set data\.cache_dir"):
+        cache_folder(None)

@@ -48,6 +48,26 @@ def test_the_digest_depends_on_content_only(tmp_path):
     assert open_source(specs[1], "text").digest != first.digest
 
 
+@pytest.mark.parametrize("spec", ["text:*.txt", "jsonl:all.jsonl", "parquet:*.parquet"])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_file_that_changes_before_it_was_read_is_named(spec, when, tmp_path, monkeypatch):
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    source = open_source(spec, "text")
+    name = next(iter(tmp_path.glob(spec.partition(":")[2]))).name
+    documents = source.read()
+    if when == "between":
+        next(documents)
+    changed = [text.replace("n", "m") for text in TEXTS]  # every file can still be read, whole
+    monkeypatch.setattr(f"{__name__}.TEXTS", changed)
+    write_files(tmp_path)
+    with pytest.raises(DataError, match=r"changed while it was read: run again"):
+        list(documents)
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=rf"{name} cannot be read.*No such file"):
+        list(source.read())
+
+
 def bad_parquet(path, **columns):
     pq.write_table(pa.table(columns), path)
 

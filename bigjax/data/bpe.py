@@ -73,4 +73,4 @@ def train_bpe(texts: Iterable[str], size: int, folder: Path) -> None:
             f"data.tokenizer='bpe:{size}' needs more text: the training documents give {reached} tokens; "
             f"set data.tokenizer='bpe:{reached}' or less"
         )
-    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")

@@ -5,6 +5,7 @@ A lock file lets the other processes of a machine wait for the first; where lock
 systems) several processes do the same work and the first rename wins, which is slower but as safe.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -22,16 +23,21 @@ from bigjax.data.errors import DataError
 def cache_folder(cache_dir: str | None) -> Path:
     """Return `cache_dir`, or else `$XDG_CACHE_HOME/bigjax`, or else `~/.cache/bigjax`; make it if missing.
 
-    A user without a home gets one in the folder for temporary files.
+    A user without a home, or with one that cannot be written to, gets one in the folder for temporary files.
 
     Raises:
       DataError: the folder cannot be made or written to.
     """
-    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        folder = (Path(cache_dir) if cache_dir else Path(user_cache) / "bigjax").expanduser().absolute()
-    except RuntimeError:  # neither $HOME nor the system names a home
-        folder = Path(tempfile.gettempdir(), f"bigjax-{os.getuid()}")
+    named = cache_dir or (os.environ.get("XDG_CACHE_HOME") and f"{os.environ['XDG_CACHE_HOME']}/bigjax")
+    if not named:
+        # Neither $HOME nor the system may name a home; and a container's may be `/`, a daemon's not exist.
+        with contextlib.suppress(RuntimeError, DataError):
+            return _made("~/.cache/bigjax")
+    return _made(named or f"{tempfile.gettempdir()}/bigjax-{os.getuid()}")
+
+
+def _made(name: str) -> Path:
+    folder = Path(name).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,9 +56,20 @@ def make_once(folder: Path, write: Callable[[Path], None]) -> None:
     """Make `folder` with `write(temporary folder)`, unless it is there.
 
     Safe against other processes and against crashes; an exception in `write` leaves nothing behind.
+
+    Raises:
+      DataError: it cannot be written, as on a full disk.
     """
     if folder.is_dir():
         return
+    try:
+        _make_alone(folder, write)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"the cache {folder} cannot be written ({reason}): make room, or set data.cache_dir") from error
+
+
+def _make_alone(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(folder.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file closes or its process dies

@@ -9,12 +9,14 @@ compute it. Held-out documents are whole documents. Which they are depends on th
   document is on the same side in every run and on every machine, and copies of a document are on one side.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from bigjax.data import copying, readers, shakespeare, tfds_source
@@ -134,10 +136,32 @@ def _packaged(source: Source) -> bool:
     return source.spec.startswith("shakespeare")
 
 
-def _hashed(spec: str, how: list[str], paths: dict, read: Callable[[], Iterator[Document]]) -> Source:
-    files = {name: readers.file_digest(path) for name, path in paths.items()}
+def _hashed(spec: str, how: list[str], paths: dict[str, Path], read: Callable[[], Iterator[Document]]) -> Source:
+    """Return the source of some files; a pass over them ends with an error if they are no longer those hashed here.
+
+    Else what was read of a file that changed meanwhile would be kept, in the cache, as the content of the old one.
+    """
+    with _readable():
+        files = {name: readers.file_digest(path) for name, path in paths.items()}
+
+    def documents() -> Iterator[Document]:
+        with _readable():
+            yield from read()
+            for name, path in paths.items():
+                if readers.file_digest(path) != files[name]:
+                    raise DataError(f"{path} changed while it was read: run again when nothing writes to it")
+
     digest = hashlib.sha256(json.dumps([how, files]).encode()).hexdigest()
-    return Source(spec, files, digest, read)
+    return Source(spec, files, digest, documents)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Make a file that the system does not let us read, or not any more, a DataError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

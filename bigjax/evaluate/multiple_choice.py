@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bigjax.data.readers import decode
 from bigjax.errors import UserError
 from bigjax.evaluate.likelihood import Scorer
 
@@ -28,11 +29,12 @@ def read_questions(path: Path) -> list[Question]:
     """Read a JSONL of objects with `question`, `choices` and `answer`, the place of the right choice or its text.
 
     Raises:
-      UserError: there is no such file, or a line is not such an object: naming the line and what is wrong.
+      UserError: there is no such file, it is not UTF-8, or a line is not such an object; names the line.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path} of questions")
-    lines = [(number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    text = decode(path.read_bytes(), str(path))  # of which JSON ends a line at "\n" only
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path} holds no questions")
     return [_question(line, f"{path}, line {number}") for number, line in lines]

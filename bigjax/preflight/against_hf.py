@@ -204,6 +204,9 @@ def _theirs(folder: Path, batch: Mapping[str, np.ndarray], output: Output, scrat
     transformers.utils.logging.disable_progress_bar()  # no bar for what takes a moment
     kind: Any = getattr(transformers, import_config(folder).architecture.class_name)
     model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # else the padding token's row gets no gradient where it is a token of the text
     given = {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items() if name != "weights"}
     weights = torch.from_numpy(batch["weights"])
     logits = output.theirs(model, given)

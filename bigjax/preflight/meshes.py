@@ -51,16 +51,21 @@ def factorisations(num_devices: int, sparse: bool = False) -> Iterator[MeshConfi
                 yield MeshConfig(data=data, fsdp=fsdp, expert=expert, tensor=tensor, shard_sequence=split)
 
 
+def places(mesh: MeshConfig) -> int:
+    """Return the number of devices of a mesh."""
+    return prod(getattr(mesh, axis) for axis in AXES)
+
+
 def devices(mesh: MeshConfig) -> list[Any]:
     """Return as many devices as the mesh has places.
 
     Raises:
       UserError: there are fewer.
     """
-    places, found = prod(getattr(mesh, axis) for axis in AXES), jax.devices()
-    if places > len(found):
-        raise UserError(f"mesh {mesh_name(mesh)} needs {places} devices, but there are {len(found)}")
-    return found[:places]
+    needed, found = places(mesh), jax.devices()
+    if needed > len(found):
+        raise UserError(f"mesh {mesh_name(mesh)} needs {needed} devices, but there are {len(found)}")
+    return found[:needed]
 
 
 def all_meshes(num_devices: int, sparse: bool = False) -> Iterable[MeshConfig]:

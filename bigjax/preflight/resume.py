@@ -30,7 +30,7 @@ from bigjax.config import Config, LogConfig, MeshConfig, replace
 from bigjax.errors import UserError
 from bigjax.json_files import write_json
 from bigjax.preflight import children, error_bounds
-from bigjax.preflight.meshes import mesh_name
+from bigjax.preflight.meshes import mesh_name, places
 from bigjax.preflight.resume_compare import Judgement, Trace, compare, read
 from bigjax.preflight.shrink import shrink
 from bigjax.run_folder import PACKAGES, RunFolder, git_revision, versions
@@ -132,11 +132,6 @@ def unfit(cfg: Config, mesh: MeshConfig) -> str | None:
     except sharding.ShardingError as error:
         return str(error)
     return None
-
-
-def places(mesh: MeshConfig) -> int:
-    """Return the number of devices of a mesh."""
-    return mesh.data * mesh.fsdp * mesh.tensor
 
 
 def _allowing(cfg: Config, mesh: MeshConfig) -> MeshConfig:

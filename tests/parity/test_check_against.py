@@ -118,8 +118,10 @@ def test_a_gradient_off_by_a_factor_is_named_alone(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A Hugging Face folder of a small Llama."""
+    """A Hugging Face folder of a small Llama, whose padding token, untrained by transformers, is in the text."""
     hf.export_checkpoint(random_params(LLAMA), LLAMA, tmp_path / "llama")
+    path = tmp_path / "llama" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": 0}))
     return tmp_path / "llama"
 
 

@@ -214,6 +214,17 @@ def test_a_question_that_is_wrong_is_named(line, message, tmp_path):
         multiple_choice.read_questions(path)
 
 
+def test_questions_are_utf_8_with_a_line_end_after_each(tmp_path):
+    asked = Question("été\u2028?", ("b", "c"), 0)  # U+2028 ends a line of text, but none of JSON
+    line = json.dumps({"question": asked.question, "choices": ["b", "c"], "answer": 0}, ensure_ascii=False)
+    path = tmp_path / "quiz.jsonl"
+    path.write_bytes(f"{line}\r\n{line}".encode())
+    assert multiple_choice.read_questions(path) == [asked, asked]
+    path.write_bytes(line.replace("\u2028", "").encode("latin-1"))
+    with pytest.raises(UserError, match=r"quiz\.jsonl is not UTF-8: byte 0xe9"):
+        multiple_choice.read_questions(path)
+
+
 def test_what_cannot_be_scored_is_said(tokenizer):
     scorer = scorer_of(GPT, None, tokenizer)
     with pytest.raises(LikelihoodError, match="nothing to score after 'the'"):
