@@ -89,7 +89,10 @@ CASES: dict[str, tuple[str, ModelConfig]] = {
     "qwen3": ("Qwen3ForCausalLM", dataclasses.replace(LLAMA, qk_norm=True, rope=RopeConfig(theta=1e6))),
     "mixtral": (
         "MixtralForCausalLM",
-        dataclasses.replace(LLAMA, moe=MoeConfig(num_experts=3, aux_loss=0.02, z_loss=0.1), rope=RopeConfig(theta=1e6)),
+        # Of an odd width, which the kernel that transformers takes for experts by itself does not compute.
+        dataclasses.replace(
+            LLAMA, d_ff=27, moe=MoeConfig(num_experts=3, aux_loss=0.02, z_loss=0.1), rope=RopeConfig(theta=1e6)
+        ),
     ),
     "gemma2": ("Gemma2ForCausalLM", GEMMA2),
     "gemma2 without caps": (

@@ -25,7 +25,7 @@ from bigjax.config import Config, MeshConfig, OptimConfig, replace
 from bigjax.errors import UserError
 from bigjax.interop import hf
 from bigjax.interop.hf_config import export_config, import_config
-from bigjax.interop.hf_verify import VerificationError
+from bigjax.interop.hf_verify import PLAIN, VerificationError
 from bigjax.preflight.equivalence import Check, Difference, Reference, judged
 from bigjax.preflight.observation import named_pieces, whole
 
@@ -203,7 +203,7 @@ def _theirs(folder: Path, batch: Mapping[str, np.ndarray], output: Output, scrat
 
     transformers.utils.logging.disable_progress_bar()  # no bar for what takes a moment
     kind: Any = getattr(transformers, import_config(folder).architecture.class_name)
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = kind.from_pretrained(folder, dtype=torch.float32, **PLAIN).eval()
     given = {name: torch.from_numpy(array.astype(np.int64)) for name, array in batch.items() if name != "weights"}
     weights = torch.from_numpy(batch["weights"])
     logits = output.theirs(model, given)
