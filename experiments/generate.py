@@ -33,7 +33,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_integer("beams", 0, "search for the likeliest text with so many hypotheses", flag_values=flag_values)
     flags.DEFINE_float("length_penalty", 0.0, "of --beams: above 0 favours longer texts", flag_values=flag_values)
     flags.DEFINE_integer("num_samples", 1, "texts to write", flag_values=flag_values)
-    flags.DEFINE_integer("seed", 0, "draws the tokens", flag_values=flag_values)
+    flags.DEFINE_integer("seed", 0, "draws the tokens", 0, 2**32 - 1, flag_values=flag_values)
     distributed.define_flags(flag_values)
 
 

@@ -275,6 +275,8 @@ def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_
         (["--prompt=a", "--top_p=0"], "top_p=0.0 must be above 0"),
         (["--prompt=a", "--top_k=0"], "top_k=0 must be at least 1"),
         (["--prompt=a", "--num_samples=0"], "--num_samples=0 must be at least 1"),
+        (["--prompt=a", f"--seed={2**32}"], "--seed=4294967296: 4294967296 is not an integer in the range"),
+        (["--prompt=a", "--max_new_tokens=4", "--config.data.tokenizer=bpe:300"], "data.tokenizer='bpe:300', but "),
         (["--prompt=a", "--max_new_tokens=64"], "model.max_seq_len=64"),
         (["--prompt=a", "--workdir=/nowhere/at/all"], "/nowhere/at/all"),
     ],

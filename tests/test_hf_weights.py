@@ -257,6 +257,8 @@ def test_the_fields_in_which_a_run_differs_are_named(sound):
         ({"activation": "relu_squared"}, "model.activation: 'swiglu' there, 'relu_squared' here"),
         ({"rope": RopeConfig(theta=5.0), "positions": "none"}, "model.positions: 'rotary' there, 'none' here"),
         ({"layer_windows": (0, 5)}, "model.layer_windows: [] there, [0, 5] here"),
+        # Logits are divided by a width that no config.json says.
+        ({"parametrization": "mup", "mup_base_d_model": 12}, "model.parametrization: 'standard' there, 'mup' here"),
     ],
     ids=str,
 )
