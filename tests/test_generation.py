@@ -173,6 +173,10 @@ def test_a_row_ends_before_eos():
     ended = generate(model, params, PROMPTS, eos_id=eos_id, **GREEDY)
     assert ended == [row[: row.index(eos_id)] if eos_id in row else row for row in whole]
     assert len(ended[0]) <= 4
+    earlier = [eos_id, whole[0][1]]
+    assert generate(model, params, PROMPTS[:1], eos_id=earlier, **GREEDY) == [
+        whole[0][: min(map(whole[0].index, earlier))]
+    ]
 
 
 def test_lengths_of_one_bucket_share_a_program(monkeypatch):
