@@ -211,7 +211,7 @@ class TrainConfig:
     """
 
     steps: int = bounded(1000, minimum=1)
-    seed: int = bounded(0, minimum=0)
+    seed: int = bounded(0, minimum=0, maximum=2**32 - 1)  # as many as a key of JAX tells apart
     global_batch_size: int = bounded(16, minimum=1)
     ramp_batch_size: int = bounded(0, minimum=0)
     ramp_tokens: int = bounded(0, minimum=0)

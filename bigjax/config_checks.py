@@ -124,6 +124,8 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
     yield from config_mup.problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
+    if len(set(data.classes)) < len(data.classes) or not all(name.strip() for name in data.classes):
+        yield f"data.classes={data.classes} must be names, each only once"
     if not data.sources:
         yield "data.sources is empty: name at least one source, such as 'shakespeare'"
     rest = [f"mesh.{axis}" for axis in mesh_axes if getattr(mesh, axis) == -1]

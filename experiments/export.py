@@ -41,22 +41,18 @@ def main(flag_values: flags.FlagValues) -> None:
     from bigjax import runtime
 
     runtime.configure_jax()
-    from bigjax import checkpoint_reading
     from bigjax.interop import hf
     from experiments import trained
 
     hf.check_exportable(cfg.model, out)
     run = trained.load(flag_values.workdir, cfg)
-    classes = cfg.data.classes
-    if not classes and run.step:  # those that training found
-        classes = checkpoint_reading.read_data_state(run.folder.checkpoints, run.step).get("classes", ())
     report = hf.export_checkpoint(
         run.weights,
         cfg.model,
         out,
         dtype=flag_values.dtype,
         tokenizer_from=run.folder.path,
-        classes=classes,
+        classes=run.cfg.data.classes,
         max_shard_bytes=int(flag_values.max_shard_gb * 1e9),
     )
     print(

@@ -33,7 +33,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_integer("beams", 0, "search for the likeliest text with so many hypotheses", flag_values=flag_values)
     flags.DEFINE_float("length_penalty", 0.0, "of --beams: above 0 favours longer texts", flag_values=flag_values)
     flags.DEFINE_integer("num_samples", 1, "texts to write", flag_values=flag_values)
-    flags.DEFINE_integer("seed", 0, "draws the tokens", flag_values=flag_values)
+    flags.DEFINE_integer("seed", 0, "draws the tokens", 0, 2**32 - 1, flag_values=flag_values)
     distributed.define_flags(flag_values)
 
 
@@ -55,10 +55,12 @@ def main(flag_values: flags.FlagValues) -> int:
 
     from bigjax import data, models
     from bigjax.evaluate import beam_search, generation, writing
+    from bigjax.interop import hf_config
     from experiments import trained
 
     tokenizer = data.load_tokenizer(trained.folder_of(flag_values.workdir))
     settings = _settings(flag_values, tokenizer)
+    foreign = hf_config.end_ids(folder) if (folder := hf_config.folder_of(flag_values.workdir)) else []
     ids, ends = writing.prompt_of(cfg, tokenizer, prompt)
     prompts, model = [ids] * flag_values.num_samples, models.build(cfg.model)
     # Loading takes long: what can be wrong with the flags is found out first.
@@ -68,9 +70,9 @@ def main(flag_values: flags.FlagValues) -> int:
     else:
         generation.check(model, prompts, **settings)
     run = trained.load(flag_values.workdir, cfg)
-    common = {"eos_id": tokenizer.eos_id, "layout": run.layout}
-    if ends:
-        common |= {"eos_id": ends.end, "start_id": ends.start}
+    end = ends.end if ends else tokenizer.eos_id
+    common = {"eos_id": [*foreign, *([] if end is None else [end])], "layout": run.layout}
+    common |= {"start_id": ends.start} if ends else {}
     with jax.set_mesh(run.mesh):
         if flag_values.beams:
             texts = beam_search.beam_search(run.model, run.weights, prompts, **settings, **common)

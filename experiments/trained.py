@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from bigjax import checkpoint, models, optim, sharding, step
-from bigjax.config import Config
+from bigjax import checkpoint, checkpoint_reading, models, optim, sharding, step, strict
+from bigjax.config import Config, replace
 from bigjax.data import Tokenizer, load_tokenizer
 from bigjax.errors import UserError
 from bigjax.interop import hf_config
@@ -16,6 +16,7 @@ from bigjax.models import Model
 from bigjax.params import names
 from bigjax.run_folder import RunFolder
 from bigjax.sharding import Layout
+from experiments import config_source
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ def load(workdir: str, cfg: Config) -> Trained:
     config, whose plumbing, such as the mesh, may have been changed.
 
     Raises:
-      UserError: there is no complete checkpoint, or the mesh does not fit the devices.
+      UserError: there is no complete checkpoint, the mesh does not fit the devices, or the tokenizer was changed.
     """
     folder = RunFolder(folder_of(workdir))
+    if (own := strict.from_dict(Config, config_source.load(workdir)).data.tokenizer) != cfg.data.tokenizer:
+        raise UserError(f"data.tokenizer={cfg.data.tokenizer!r}, but {workdir} has one of its own, {own!r}")
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.layout(cfg.mesh, mesh, model.specs)
@@ -53,7 +56,13 @@ def load(workdir: str, cfg: Config) -> Trained:
         return Trained(cfg, folder, mesh, model, layout, 0, weights)
     part = "params" if abstract.ema is None else "ema"
     found, weights = checkpoint.restore_part(folder.checkpoints, part, getattr(abstract, part))
+    if cfg.model.num_classes and not cfg.data.classes:  # those that training found
+        cfg = replace(cfg, data={"classes": _classes(folder, found)})
     return Trained(cfg, folder, mesh, model, layout, found, weights)
+
+
+def _classes(folder: RunFolder, step: int) -> tuple[str, ...]:
+    return tuple(checkpoint_reading.read_data_state(folder.checkpoints, step).get("classes", ()))
 
 
 def folder_of(workdir: str) -> Path:

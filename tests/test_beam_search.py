@@ -152,6 +152,16 @@ def test_a_row_ends_before_a_stop_sequence():
         assert generate(model, params, [[2, 3]], stop=stop, **how) == [whole[: end - longest]]
 
 
+def test_any_of_several_tokens_ends_a_hypothesis():
+    """Either may: with one that no text has, nothing changes; a beam of one is greedy up to the first of them."""
+    model, params = random_model(dataclasses.replace(DECODER, vocab_size=31))
+    (greedy,) = generate(model, params, [[2, 3]], max_new_tokens=12, temperature=0)
+    how = {"max_new_tokens": 12, "beams": 3, "length_penalty": 1.0}
+    alone = beam_search(model, params, [[2, 3]], eos_id=greedy[5], **how)
+    assert beam_search(model, params, [[2, 3]], eos_id=[99, greedy[5]], **how) == alone
+    assert set(greedy[:4]).isdisjoint(*beam_search(model, params, [[2, 3]], eos_id=greedy[:4], **how))
+
+
 def test_min_p_follows_its_definition():
     draws, logits = 20_000, np.random.default_rng(1).normal(size=12).astype(np.float32)
     probs = np.exp(logits.astype(np.float64) / 0.7)

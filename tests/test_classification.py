@@ -55,6 +55,11 @@ def test_a_table_gives_texts_and_classes(kind, tmp_path):
     [
         (ROWS, {"num_classes": 3}, r"there are 2 classes \(sea, sky\), but model.num_classes=3"),
         (ROWS, {"classes": ("sky", "earth")}, "has the label 'sea', which is none of the classes sky, earth"),
+        (
+            [("a gull", "sea " * 99)],
+            {"classes": ("sky", "sea")},
+            r"the label 'sea sea .* \[...\]', which is none of the classes sky, sea$",
+        ),
         (ROWS, {"classes": ("sky", "sea", "fire"), "num_classes": 3}, "no text of the class 'fire' to train on"),
         (ROWS, {"label_key": "labels"}, "no column 'labels', only 'text', 'label'"),
         ([], {}, r"there is no label to train on in 'csv:.*data.csv'"),
@@ -128,6 +133,11 @@ def test_from_masked_tokens_to_classes(tmp_path, tmp_path_factory):
     measured = json.loads(evaluated.stdout)["classification"]
     assert measured["accuracy"] == commands.read(after / "result.json")["eval_accuracy"] == 1.0
     assert "precision" in evaluated.stderr
+    # A run knows its classes without what it was trained on.
+    path.rename(tmp_path / "elsewhere.csv")
+    alone = json.loads(run("experiments.evaluate", f"--workdir={after}", f"--sources=csv:{unseen}").stdout)
+    assert alone["classification"] == measured
+    (tmp_path / "elsewhere.csv").rename(path)
     other = run(
         "experiments.train",
         *labelled,
@@ -144,6 +154,8 @@ def test_configs_clash_by_name():
         ({"model": {"family": "encoder"}}, "train.objective='causal_lm' trains model.family='decoder'"),
         ({"train": {"objective": "masked_lm"}}, "train.objective='masked_lm' trains model.family='encoder'"),
         ({"model": {"num_classes": 2}}, "model.num_classes=2 does not suit model.head='lm'"),
+        ({"data": {"classes": ["a", "b", "a"]}}, "data.classes=\\('a', 'b', 'a'\\) must be names, each only once"),
+        ({"data": {"classes": ["a", " "]}}, "data.classes=\\('a', ' '\\) must be names, each only once"),
     ):
         with pytest.raises(strict.ConfigError, match=message):
             strict.from_dict(Config, changes)

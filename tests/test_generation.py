@@ -173,6 +173,10 @@ def test_a_row_ends_before_eos():
     ended = generate(model, params, PROMPTS, eos_id=eos_id, **GREEDY)
     assert ended == [row[: row.index(eos_id)] if eos_id in row else row for row in whole]
     assert len(ended[0]) <= 4
+    earlier = [eos_id, whole[0][1]]
+    assert generate(model, params, PROMPTS[:1], eos_id=earlier, **GREEDY) == [
+        whole[0][: min(map(whole[0].index, earlier))]
+    ]
 
 
 def test_lengths_of_one_bucket_share_a_program(monkeypatch):
@@ -275,6 +279,8 @@ def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_
         (["--prompt=a", "--top_p=0"], "top_p=0.0 must be above 0"),
         (["--prompt=a", "--top_k=0"], "top_k=0 must be at least 1"),
         (["--prompt=a", "--num_samples=0"], "--num_samples=0 must be at least 1"),
+        (["--prompt=a", f"--seed={2**32}"], "--seed=4294967296: 4294967296 is not an integer in the range"),
+        (["--prompt=a", "--max_new_tokens=4", "--config.data.tokenizer=bpe:300"], "data.tokenizer='bpe:300', but "),
         (["--prompt=a", "--max_new_tokens=64"], "model.max_seq_len=64"),
         (["--prompt=a", "--workdir=/nowhere/at/all"], "/nowhere/at/all"),
     ],

@@ -154,7 +154,7 @@ DAMAGES = {
         rf"index.json does not list {Q}, which its files have$",
     ),
     "no weight map": (
-        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": 3}'),
+        lambda f: (f / "model.safetensors").rename(f / "model.safetensors.index.json").write_text('{"weight_map": 3}'),
         r"index.json has no weight_map from tensors to files$",
     ),
 }

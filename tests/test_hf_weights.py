@@ -15,7 +15,7 @@ from bigjax import models
 from bigjax.config import ModelConfig, MoeConfig, RopeConfig
 from bigjax.interop import hf, hf_verify
 from bigjax.interop.hf_architecture import HuggingFaceError
-from bigjax.interop.hf_config import disagreements, import_config
+from bigjax.interop.hf_config import disagreements, end_ids, import_config
 from bigjax.params import names
 
 GPT2 = ModelConfig(vocab_size=61, num_layers=2, d_model=24, num_heads=3, max_seq_len=40)
@@ -89,7 +89,10 @@ CASES: dict[str, tuple[str, ModelConfig]] = {
     "qwen3": ("Qwen3ForCausalLM", dataclasses.replace(LLAMA, qk_norm=True, rope=RopeConfig(theta=1e6))),
     "mixtral": (
         "MixtralForCausalLM",
-        dataclasses.replace(LLAMA, moe=MoeConfig(num_experts=3, aux_loss=0.02, z_loss=0.1), rope=RopeConfig(theta=1e6)),
+        # Of an odd width, which the kernel that transformers takes for experts by itself does not compute.
+        dataclasses.replace(
+            LLAMA, d_ff=27, moe=MoeConfig(num_experts=3, aux_loss=0.02, z_loss=0.1), rope=RopeConfig(theta=1e6)
+        ),
     ),
     "gemma2": ("Gemma2ForCausalLM", GEMMA2),
     "gemma2 without caps": (
@@ -254,6 +257,8 @@ def test_the_fields_in_which_a_run_differs_are_named(sound):
         ({"activation": "relu_squared"}, "model.activation: 'swiglu' there, 'relu_squared' here"),
         ({"rope": RopeConfig(theta=5.0), "positions": "none"}, "model.positions: 'rotary' there, 'none' here"),
         ({"layer_windows": (0, 5)}, "model.layer_windows: [] there, [0, 5] here"),
+        # Logits are divided by a width that no config.json says.
+        ({"parametrization": "mup", "mup_base_d_model": 12}, "model.parametrization: 'standard' there, 'mup' here"),
     ],
     ids=str,
 )
@@ -270,6 +275,24 @@ def test_a_model_that_no_architecture_holds_is_not_exported(tmp_path, change, me
 def test_a_folder_that_holds_something_is_not_written_to(sound):
     with pytest.raises(HuggingFaceError, match="is not an empty folder: choose another for the export"):
         hf.export_checkpoint(random_params(LLAMA), LLAMA, sound)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [(7, [5, 9], [5, 9]), (7, 5, [5]), ([7, 8], "absent", [7, 8]), (7, None, []), (None, "absent", [])],
+)
+def test_the_ends_of_texts_are_those_of_transformers(tmp_path, config, generation, expected):
+    """Instruction-tuned models have several; a `generation_config.json` alone decides where there is one."""
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": config}))
+    if generation != "absent":
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    assert end_ids(tmp_path) == expected
+
+
+def test_ends_of_texts_that_are_no_ids_are_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(HuggingFaceError, match=r"config.json: eos_token_id='</s>' is neither a token's id nor a list"):
+        end_ids(tmp_path)
 
 
 def test_defaults_are_those_of_transformers(tmp_path):

@@ -48,7 +48,7 @@ def test_fields_left_out_take_their_default():
     [
         ("optim", "lr", "abc", "optim.lr='abc' is a str, expected a float above 0"),
         ("optim", "b1", True, "optim.b1=True is a bool, expected a float at least 0 and below 1"),
-        ("train", "seed", True, "train.seed=True is a bool, expected an int at least 0"),
+        ("train", "seed", True, "train.seed=True is a bool, expected an int at least 0 and at most 4294967295"),
         ("train", "steps", 1000.0, "train.steps=1000.0 is a float, expected an int at least 1"),
         ("model", "qk_norm", 1, "model.qk_norm=1 is an int, expected a bool"),
         ("data", "tokenizer", 3, "data.tokenizer=3 is an int, expected a str"),

@@ -1,6 +1,7 @@
 """Rows for classification: a text and the name of its class; and what is shared by all that has classes."""
 
 import hashlib
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ def numbers_of(side: SplitSource, labels: Sequence[str], classes: tuple[str, ...
     index, found = {name: i for i, name in enumerate(classes)}, Counter(labels)
     if unknown := sorted(set(found) - set(index)):
         raise DataError(
-            f"{side.source.spec!r} has the label {unknown[0]!r}, which is none of the classes {', '.join(classes)}"
+            f"{side.source.spec!r} has the label {textwrap.shorten(unknown[0], 60)!r}, which is none of the classes "
+            f"{', '.join(classes)}"
         )
     empty = [name for name in classes if not found[name]]
     if empty and side.split == "train":

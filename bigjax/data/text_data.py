@@ -118,7 +118,9 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
     data, root = cfg.data, cache_folder(cfg.data.cache_dir)
     columns = cutting.columns(cfg)
     sides = [SplitSource(open_source(spec, columns), "eval", "all") for spec in sources]
-    training, _ = split_sources(data.sources, data.eval_sources, data.holdout, columns)
+    # Only where nobody names the classes are they taken from what was trained on.
+    unnamed = cfg.model.num_classes and not data.classes
+    training = split_sources(data.sources, data.eval_sources, data.holdout, columns)[0] if unnamed else []
     cut = cutting.cutter(cfg, tokenizer, root, training)
     return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size, tokenizer)
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.evaluate.decoding import LayoutKey, begin, bucket, fits, one_by_one, pad_left, prepare
+from bigjax.evaluate.decoding import LayoutKey, begin, bucket, ends_of, fits, one_by_one, pad_left, prepare
 from bigjax.evaluate.generation import GenerationError, check, check_start
 from bigjax.models import Model
 from bigjax.sharding import UNSHARDED, Layout
@@ -31,7 +31,7 @@ def beam_search(
     max_new_tokens: int,
     beams: int,
     length_penalty: float = 0.0,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     start_id: int | None = None,
     layout: Layout = UNSHARDED,
 ) -> list[list[int]]:
@@ -55,7 +55,7 @@ def beam_search(
     settings = {
         "filling_B": filling_B,
         "length_penalty": np.float32(length_penalty),
-        "eos_id": np.int32(-1 if eos_id is None else eos_id),
+        "eos_id": np.array(ends_of(eos_id) or [-1], np.int32),
         "start_id": np.int32(start_id or 0),
         "limit": np.int32(max_new_tokens),
     }
@@ -144,7 +144,7 @@ def _program(model: Model, shared: LayoutKey, max_new: int, beams: int) -> Calla
             parents, tokens = flat // V, flat % V
             here = jnp.arange(max_new) == n
             written = jnp.where(here, tokens[..., None], _pick(alive.tokens, parents))
-            ends = tokens == settings["eos_id"]
+            ends = jnp.any(tokens[..., None] == settings["eos_id"], axis=-1)
             found = _Beams(scores, written, jnp.where(ends, n, n + 1))
             both = _Beams(*(jnp.concatenate(pair, axis=1) for pair in zip(ended, found, strict=True)))
             ranks = jnp.where(ends, scores / penalty(n + 1), IMPOSSIBLE)

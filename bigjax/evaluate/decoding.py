@@ -36,6 +36,13 @@ def bucket(length: int) -> int:
     return max(MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
+def ends_of(eos_id: int | Sequence[int] | None) -> list[int]:
+    """Return the tokens that end a text: none, one or several."""
+    if eos_id is None:
+        return []
+    return [eos_id] if isinstance(eos_id, int) else list(eos_id)
+
+
 def pad_left(prompts: Sequence[Sequence[int]], layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return prompts `(B, S)`, where each starts `(B,)`, and which rows only fill up a batch that the mesh divides."""
     ways = prod(layout.sizes.get(axis, 1) for axis in BATCH_AXES)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.evaluate.decoding import LayoutKey, begin, bucket, fits, one_by_one, pad_left, prepare
+from bigjax.evaluate.decoding import LayoutKey, begin, bucket, ends_of, fits, one_by_one, pad_left, prepare
 from bigjax.evaluate.sampling import sample
 from bigjax.models import Model
 from bigjax.sharding import UNSHARDED, Layout
@@ -36,7 +36,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     key: jax.Array | None = None,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     stop: Sequence[Sequence[int]] = (),
     start_id: int | None = None,
     layout: Layout = UNSHARDED,
@@ -55,7 +55,7 @@ def generate(
       min_p: sample from the tokens with at least this share of the probability of the most likely one (Nguyen et al.
         2024, section 3).
       key: draws the tokens; may be None at temperature 0.
-      eos_id: ends a row, and so does each sequence of tokens in `stop`.
+      eos_id: ends a row, as does any of several, and each sequence of tokens in `stop`.
       start_id: what an encoder-decoder writes after.
 
     Raises:
@@ -76,7 +76,7 @@ def generate(
         "key": jax.random.key(0) if key is None else key,
         # Rows that only fill the batch up are finished from the start.
         "done_B": done_B,
-        "stop_KM": _stop_array([*stop, *([] if eos_id is None else [[eos_id]])]),
+        "stop_KM": _stop_array([*stop, *([id_] for id_ in ends_of(eos_id))]),
         "start_id": np.int32(start_id or 0),
         "limit": np.int32(max_new_tokens),
     }

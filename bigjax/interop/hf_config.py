@@ -23,7 +23,8 @@ ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, GEMMA2, *BERT, T5)
 PREFIX = "hf:"
 """What a Hugging Face folder is marked with where a run folder may stand, too."""
 
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
+CONFIG, GENERATION, ADAPTER = "config.json", "generation_config.json", "adapter_config.json"
+EOS = "eos_token_id"
 
 WITHOUT_EFFECT = (
     "cache_implementation",
@@ -125,6 +126,21 @@ def class_names(folder: Path) -> tuple[str, ...]:
         return () if all(re.fullmatch(r"LABEL_\d+", name) for name in named) else named
     except (TypeError, ValueError, AttributeError):
         raise HuggingFaceError(f"{place}: {LABELS} is not a table of a name for each number") from None
+
+
+def end_ids(folder: Path) -> list[int]:
+    """Return the tokens that end a text where transformers generates: of `generation_config.json`, else of the config.
+
+    Raises:
+      HuggingFaceError: they are neither a number nor a list of numbers.
+    """
+    place = next(path for name in (GENERATION, CONFIG) if (path := folder.expanduser() / name).is_file())
+    values = read_json(place)
+    found = values.get(EOS) if isinstance(values, dict) else values
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(id_) is int for id_ in ids):
+        raise HuggingFaceError(f"{place}: {EOS}={found!r} is neither a token's id nor a list of ids")
+    return ids
 
 
 def read_json(path: Path) -> Any:

@@ -37,10 +37,10 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
       HuggingFaceError: there are no safetensors files, the index names a file outside the folder or none, a file is cut
         short, or a file lacks what the index says it has.
     """
+    if (folder / SINGLE).is_file():  # before shards that may be left from an earlier save, as transformers has it
+        return _header(folder / SINGLE)
     if (folder / INDEX).is_file():
         return _of_index(folder)
-    if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise HuggingFaceError(

@@ -19,6 +19,9 @@ from bigjax.run_folder import versions
 RELATIVE_TOLERANCE = 1e-4
 """Of the largest number: what float32 leaves after some 100 layers of sums in another order."""
 
+PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+"""How transformers computes as its code reads: its kernels take no widths but some, and round otherwise."""
+
 
 class VerificationError(UserError):
     """Transformers cannot load an exported folder, or computes something else from it."""
@@ -81,7 +84,7 @@ def _theirs(
     # No bar for what takes a moment.
     transformers.utils.logging.disable_progress_bar()
     loaded: Any = getattr(transformers, class_name).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        folder, dtype=torch.float32, output_loading_info=True, **PLAIN
     )
     model, info = loaded
     wrong = ", ".join(f"{kind} {sorted(names)}" for kind, names in info.items() if names)

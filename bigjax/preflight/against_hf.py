@@ -25,7 +25,7 @@ from bigjax.config import Config, MeshConfig, OptimConfig, replace
 from bigjax.errors import UserError
 from bigjax.interop import hf
 from bigjax.interop.hf_config import export_config, import_config
-from bigjax.interop.hf_verify import VerificationError
+from bigjax.interop.hf_verify import PLAIN, VerificationError
 from bigjax.preflight.equivalence import Check, Difference, Reference, judged
 from bigjax.preflight.observation import named_pieces, whole
 
@@ -203,7 +203,7 @@ def _theirs(folder: Path, batch: Mapping[str, np.ndarray], output: Output, scrat
 
     transformers.utils.logging.disable_progress_bar()  # no bar for what takes a moment
     kind: Any = getattr(transformers, import_config(folder).architecture.class_name)
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = kind.from_pretrained(folder, dtype=torch.float32, **PLAIN).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.padding_idx = None  # else the padding token's row gets no gradient where it is a token of the text

@@ -93,7 +93,7 @@ def exponent_of(found: Sequence[Best]) -> tuple[float, float]:
 
     if len(found) < 3:
         raise UserError(f"an exponent with an interval needs at least 3 widths, not {len(found)}")
-    line = stats.linregress(np.log([one.width for one in found]), np.log([one.lr for one in found]))
+    line: Any = stats.linregress(np.log([one.width for one in found]), np.log([one.lr for one in found]))
     return float(line.slope), float(stats.t.ppf(0.975, len(found) - 2) * line.stderr)
 
 

@@ -54,6 +54,16 @@ def test_a_checkpoint_of_transformers_is_imported_and_exported_bit_for_bit(tmp_p
     assert again.num_parameters() == report["parameters"]
 
 
+def test_of_a_whole_file_and_shards_the_one_is_read_that_transformers_reads(tmp_path):
+    whole, shards = (peers.build(LLAMA, seed) for seed in (0, 1))
+    whole.save_pretrained(tmp_path / "whole")
+    shards.save_pretrained(tmp_path / "both", max_shard_size="8KB")
+    shutil.copy(tmp_path / "whole/model.safetensors", tmp_path / "both")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "both")
+    _, params = hf.import_checkpoint(tmp_path / "both")
+    np.testing.assert_array_equal(params["embed"]["tokens"], loaded.model.embed_tokens.weight.detach().numpy())
+
+
 def test_an_export_in_another_dtype_is_rounded_once_and_verified_in_it(tmp_path):
     report = hf.export_checkpoint(random_params(LLAMA), LLAMA, tmp_path, dtype="bfloat16")
     assert (report["verified"], report["dtype"]) == (True, "bfloat16")
