@@ -81,9 +81,8 @@ class Stack:
         self.cfgs = [*cfgs, *[cfgs[-1]] * (self.room - len(cfgs))]
         self._cfg = self.cfgs[0]
         varied = [path for path in SCALARS if len({_field(cfg, path) for cfg in self.cfgs}) > 1]
-        self.varied = varied or [
-            "train.seed"
-        ]  # a point alone, as the last of many may be: an array says that it is one
+        # A point alone, as the last of many may be, varies nothing; but there must be an array that says it is one.
+        self.varied = varied or ["train.seed"]
         self._numbers = self._stacked_numbers()
         options: Any = {"compiler_options": step.compiler_options()}
         self._init = jax.jit(_over_points(self._one_state, (0,), self.mesh), **options)
