@@ -83,15 +83,12 @@ def test_flat_in_depth(alpha, family, optimizer):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "rule", "wrong"),
-    [
-        (1.0, "residual_scale", lambda cfg: 1.0),
-        pytest.param(0.5, "learning_rate", lambda *_: 1.0, marks=pytest.mark.exhaustive),
-    ],
+    ("optimizer", "rule"),
+    [("adam", "residual_scale"), pytest.param("sgd", "learning_rate", marks=pytest.mark.exhaustive)],
 )
-def test_a_broken_rule_of_depth_is_not_flat(alpha, rule, wrong, monkeypatch):
-    monkeypatch.setattr(mup, rule, wrong)
-    assert uneven_in_depth(in_depth(alpha))
+def test_a_broken_rule_of_depth_is_not_flat(optimizer, rule, monkeypatch):
+    monkeypatch.setattr(mup, rule, lambda *_: 1.0)
+    assert uneven_in_depth(in_depth(1.0, optimizer=optimizer))
 
 
 BROKEN = {

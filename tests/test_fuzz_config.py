@@ -46,7 +46,10 @@ def overrides(draw: st.DrawFn) -> dict:
     """Return values by the paths of up to four fields, one of which may be misspelled."""
     chosen = {path: draw(values(path)) for path in draw(st.sets(st.sampled_from(sorted(PATHS)), max_size=4))}
     if draw(st.integers(0, 9)) == 0:
-        chosen[draw(st.sampled_from(("optim.lrr", "model", "train.steps.x", "", "ünknown")))] = draw(JUNK)
+        extra = draw(st.sampled_from(("optim.lrr", "model", "train.steps.x", "", "ünknown")))
+        # A whole section in the place of its fields, which would not reach the config beside it.
+        chosen = {path: value for path, value in chosen.items() if not path.startswith(f"{extra}.")}
+        chosen[extra] = draw(JUNK)
     return chosen
 
 
