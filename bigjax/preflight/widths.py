@@ -65,7 +65,8 @@ class Growth:
 
         Logits may fall at the start: an output weight that has not learned yet adds up as a random walk, which muP
         divides by the width, and might as well be zero (Yang et al. 2022, appendix D.2). So may what each of many
-        blocks learns where alpha is below 1, as alpha - 1, but not all of them together (Dey et al. 2025, section 3).
+        blocks learns where alpha is below 1, as alpha - 1, but not all of them together (Dey et al. 2025, section 3): a
+        few steps do not show a rate that is wrong there.
         """
         found: dict[str, list[str]] = {}
         for name, slope in self.slopes.items():
