@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def _parse(text: str) -> Owner | None:
 
 def _is_stale(owner: Owner, path: Path) -> bool:
     if owner["host"] != socket.gethostname():
-        return time.time() - path.stat().st_mtime > LEASE_S
+        return _now(path.parent) - path.stat().st_mtime > LEASE_S
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
@@ -118,6 +119,15 @@ def _is_stale(owner: Owner, path: Path) -> bool:
         return False
     # Another process may have got the same number since, and a zombie is as good as gone.
     return _start_ticks(owner["pid"]) != owner["ticks"]
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the clock that stamps the files there, which is one for all machines: their own may jump."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:  # it may be read but not written to
+        return time.time()
 
 
 def _start_ticks(pid: int) -> int | None:

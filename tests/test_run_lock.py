@@ -73,6 +73,19 @@ def test_the_lock_of_another_machine_holds_while_it_is_renewed(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_a_clock_that_jumps_neither_takes_over_nor_keeps_a_lock(tmp_path, monkeypatch, jump):
+    lock_of(tmp_path / "run", host="elsewhere", pid=1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    with pytest.raises(run_lock.InUse):
+        run_lock.held(tmp_path / "run").__enter__()
+    old = now - lease.LEASE_S - 1
+    os.utime(tmp_path / "run" / run_lock.LOCK, (old, old))
+    with run_lock.held(tmp_path / "run"):
+        pass
+
+
 def test_the_owner_renews_its_lock(tmp_path, monkeypatch):
     class Twice:
         """An event that is set after one renewal."""
