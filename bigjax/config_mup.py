@@ -7,6 +7,9 @@ from typing import Any
 BASE_SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")
 """The sizes of a base shape: `model.mup_base_NAME` each."""
 
+BASE_FIELDS = tuple(f"mup_base_{name}" for name in (*BASE_SIZES, "num_layers"))
+"""All fields of `model` that say what a base is like; 0 in each is none."""
+
 
 def base_sizes(model: Any) -> dict[str, Fraction]:
     """Return the sizes of the base shape by the name they have in `model`.
@@ -33,9 +36,9 @@ def problems(cfg: Any) -> Iterator[str]:
     """Yield what is wrong with the parametrization of a config, one sentence each."""
     model = cfg.model
     if model.parametrization == "standard":
-        for name in (*BASE_SIZES, "num_layers"):
-            if size := getattr(model, f"mup_base_{name}"):
-                yield f"model.mup_base_{name}={size} is only read by model.parametrization='mup'"
+        for field in BASE_FIELDS:
+            if size := getattr(model, field):
+                yield f"model.{field}={size} is only read by model.parametrization='mup'"
         return
     said = "model.parametrization='mup'"
     if model.family == "rnn":

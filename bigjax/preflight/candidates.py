@@ -167,8 +167,11 @@ def kernel_serves(cfg: Config, name: str, platform: str) -> bool:
 
 
 def kernel_problem(cfg: Config, name: str, platform: str) -> str:
-    """Return why an attention kernel cannot do what the layers of a model ask for on a platform; empty if it can."""
+    """Return why an attention kernel cannot do what the layers of a model ask for on a platform; empty if it can, and
+    where there is no attention."""
     model, segments = cfg.model, cfg.data.document_mask
+    if model.family == "rnn":
+        return ""
     missing = attention.lacking(
         name,
         platform=platform,

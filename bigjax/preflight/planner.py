@@ -70,8 +70,7 @@ class Planner:
                 f"the devices form {self.topology.num_slices} slices, but mesh.slice={sizes['slice']}"
             )
         # A mesh without devices cannot tell what a kernel runs on.
-        problem = candidates.kernel_problem(cfg, cfg.model.attention, self.topology.platform)
-        if problem and cfg.model.family != "rnn":
+        if problem := candidates.kernel_problem(cfg, cfg.model.attention, self.topology.platform):
             raise AttentionError(problem)
         return program.build(cfg, sharding.abstract_mesh(sizes))
 

@@ -17,7 +17,7 @@ import optax
 
 from bigjax import models, optim, params
 from bigjax.config import Config, replace
-from bigjax.config_mup import BASE_SIZES
+from bigjax.config_mup import BASE_FIELDS
 from bigjax.data.random_batch import random_batch
 from bigjax.errors import ConfigError
 from bigjax.objectives import OBJECTIVES
@@ -157,8 +157,7 @@ def at_width(cfg: Config, width: int, base: int, parametrization: str) -> Config
     Raises:
       ConfigError: there is no rule for something in it.
     """
-    unset: dict[str, Any] = {f"mup_base_{name}": 0 for name in (*BASE_SIZES, "num_layers")}
-    unset |= {"parametrization": "standard", "mup_depth_alpha": 1.0}
+    unset = dict.fromkeys(BASE_FIELDS, 0) | {"parametrization": "standard", "mup_depth_alpha": 1.0}
     small = shrink(replace(cfg, model=unset))
     if not small.model.num_kv_heads:
         raise ConfigError(f"model.parametrization='mup' has no rules for model.family={cfg.model.family!r}")

@@ -50,7 +50,7 @@ def base_shape(cfg: ModelConfig) -> ModelConfig:
     """Return the model of the base shape, as deep as `cfg`, by the standard parametrization."""
     sizes = {name: int(size) for name, size in config_mup.base_sizes(cfg).items()}
     moe = dataclasses.replace(cfg.moe, d_ff=sizes.pop("moe.d_ff"))
-    unset = {f"mup_base_{name}": 0 for name in (*config_mup.BASE_SIZES, "num_layers")}
+    unset = dict.fromkeys(config_mup.BASE_FIELDS, 0)
     return dataclasses.replace(cfg, parametrization="standard", moe=moe, **sizes, **unset)
 
 
