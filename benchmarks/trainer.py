@@ -22,8 +22,9 @@ class Trainer:
         self._arrays = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": np.ones((self._rows, S), np.float32)}
         self.abstract = step.abstract_state(cfg, self.model, tx, layout, self.mesh)
         self._step = step.jit_train_step(cfg, self.model, tx, layout)
+        initial = step.init_aside(cfg, self.model, tx, layout)
         compiling = step.compile_aside(self._step.trace(self.abstract, self._batch()))
-        self.state = step.jit_init_state(cfg, self.model, tx, layout)()
+        self.state = initial.result()
         compiling.result()
 
     def advance(self) -> None:

@@ -20,10 +20,13 @@ def configure_jax() -> None:
     if "JAX_PLATFORMS" not in os.environ and _installed("libtpu") and not _has_tpu():
         # Without a TPU, the library's search for one prints alarming lines at every start.
         os.environ["JAX_PLATFORMS"] = "cuda,cpu" if _has_cuda_plugin() else "cpu"
-    if os.environ.get("JAX_PLATFORMS") == "cpu" or not (_has_tpu() or _has_cuda_plugin()):
+    only_cpus = os.environ.get("JAX_PLATFORMS") == "cpu" or not (_has_tpu() or _has_cuda_plugin())
+    if only_cpus:
         _keep_freed_memory()
     import jax
 
+    if only_cpus:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     give_devices_threads(jax.config.jax_num_cpu_devices)  # pyright: ignore[reportAttributeAccessIssue]
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:
@@ -55,14 +58,17 @@ def _keep_freed_memory() -> None:
 
     XLA allocates its buffers anew in every step on a CPU. By default glibc returns large blocks to the system at once,
     and the next step waits for as many pages to be mapped and zeroed again: on 2 cores that was 0.1 (`--workload=w1`)
-    to 0.2 (`w2`) of a step in `benchmarks.train_step`. The process stays as large as it once was. Threads that have
-    allocated before keep what they had, so this comes before JAX starts its own.
+    to 0.2 (`w2`) of a step in `benchmarks.train_step`. The process stays as large as it once was.
+
+    glibc keeps so much only in the heap of the main thread, from which a step allocates if it is dispatched
+    synchronously. One heap for all threads would keep it, too, but threads that compile then wait for each other: that
+    was 1.2 (JAX 0.10.2) to 1.7 s (0.12) of the first step of w1.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    # <malloc.h>: no block of its own for a large request, nothing trimmed, however much it is, one arena for all.
-    for option, value in ((-4, 0), (-1, -1), (-8, 1)):
+    # <malloc.h>: no block of its own for a large request; nothing trimmed, however much it is.
+    for option, value in ((-4, 0), (-1, -1)):
         mallopt(option, value)
 
 

@@ -92,10 +92,25 @@ def compile_aside(traced: Any) -> Future:
 
     Much of a compilation for a CPU keeps one core busy. The initial state, or a checkpoint, is made meanwhile.
     """
-    compiler = ThreadPoolExecutor(1, "compile")
-    compiled = compiler.submit(traced.lower().compile)
-    compiler.shutdown(wait=False)
-    return compiled
+    return _aside(traced.lower().compile)
+
+
+def init_aside(cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout) -> Future:
+    """Make the initial state on the mesh that is set, in a thread of its own, while the step is traced and compiled."""
+    mesh = jax.sharding.get_mesh()
+
+    def make() -> TrainState:
+        with jax.set_mesh(mesh):
+            return jit_init_state(cfg, model, tx, layout)()
+
+    return _aside(make)
+
+
+def _aside(work: Callable[[], Any]) -> Future:
+    thread = ThreadPoolExecutor(1, "aside")
+    result = thread.submit(work)
+    thread.shutdown(wait=False)
+    return result
 
 
 def abstract_state(

@@ -126,6 +126,7 @@ def run(
         if cfg.init_from is not None and not resuming:
             initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
         pulse.phase("compile")
+        initializing = None if plan or resuming else step.init_aside(cfg, model, tx, layout)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:
@@ -145,7 +146,8 @@ def run(
             state, start = restored.state, restored.step
         else:
             stream = text.train.leaving_out(rollback.left_out(folder))
-            state, start = step.jit_init_state(cfg, model, tx, layout)(), 0
+            initializing = initializing or step.init_aside(cfg, model, tx, layout)
+            state, start = initializing.result(), 0
             if initial is not None:
                 state = step.with_params(state, initial)
         text = dataclasses.replace(text, train=stream)
