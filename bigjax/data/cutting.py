@@ -12,6 +12,7 @@ from bigjax.data.labelled import LabelledText, classes_of, read_labels
 from bigjax.data.masking import MaskedText, Masking
 from bigjax.data.next_sentence import SentencePairs
 from bigjax.data.pairs import Ends, PairedText, target_side
+from bigjax.data.readers import OPTIONAL
 from bigjax.data.rows import PackedText, Rows
 from bigjax.data.shards import Shard, Side, tokenize
 from bigjax.data.sources import Document, SplitSource
@@ -158,7 +159,7 @@ def columns(cfg: Config) -> str | tuple[str, ...]:
     data = cfg.data
     records = {
         "token_classification": (data.text_key, data.label_key),
-        "question_answering": (data.text_key, data.question_key, data.answer_key, data.answer_start_key),
+        "question_answering": (data.text_key, data.question_key, data.answer_key, data.answer_start_key, *OPTIONAL),
     }
     return records.get(cfg.train.objective, data.text_key)
 
