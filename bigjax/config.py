@@ -32,9 +32,10 @@ class DataConfig:
     columns; `classes` in order, by default all the labels that are trained on, sorted. For `token_classification` both
     columns of `jsonl:GLOB` are lists, of words and their tags, or `conll:GLOB` has a word and its tag on each line. For
     `question_answering` the columns of `jsonl:GLOB` are `text_key` (the context), `question_key`, `answer_key` and
-    `answer_start_key`, a number of characters; a row has as much of the context as goes in, and the next row of it
-    starts `doc_stride` tokens later. `target_len` is the length of what an encoder-decoder writes, 0 for other
-    families. `mask_rate` of the tokens are hidden, by `span_corruption` in spans of `mean_span`.
+    `answer_start_key`, a number of characters, and if a line has it `is_impossible`, by which there is no answer; a row
+    has as much of the context as goes in, and the next row of it starts `doc_stride` tokens later. `target_len` is the
+    length of what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by
+    `span_corruption` in spans of `mean_span`.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
     With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
     the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.

@@ -5,10 +5,10 @@
     python -m experiments.evaluate --workdir=runs/finetune_question_answering
 
 A line of the files has `context`, `question`, `answer` and `answer_start` (in characters; several right answers are
-lists of both, and empty lists are no answer), as in SQuAD (Rajpurkar et al. 2016, 2018). A text longer than a row is
-read in pieces, 128 tokens apart, and the best answer of all of them is taken. Rows of 384, 32 a batch, a learning rate
-of 5e-5 and about 3 epochs of SQuAD's 87,599 questions are those of Devlin et al. 2019, section 4.2. The model is
-MiniLM's shape; start from trained weights of it with --config.init_from.
+lists of both, and empty lists or a true `is_impossible` are no answer), as in SQuAD (Rajpurkar et al. 2016, 2018). A
+text longer than a row is read in pieces, 128 tokens apart, and the best answer of all of them is taken. Rows of 384, 32
+a batch, a learning rate of 5e-5 and about 3 epochs of SQuAD's 87,599 questions are those of Devlin et al. 2019, section
+4.2. The model is MiniLM's shape; start from trained weights of it with --config.init_from.
 """
 
 import dataclasses

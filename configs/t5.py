@@ -14,9 +14,10 @@ inside of the MLP; a document is cut into pieces of its own, not joined to the n
 start from a run with --config.init_from=RUN and set --config.train.objective=seq2seq, the columns data.text_key and
 data.target_key, and data.target_len.
 
-`tiny` reads the packaged plays in bytes: a check that the objective runs, not a useful model. After its 600 steps of 32
-rows, 406 s on two busy CPU cores, held-out loss is 2.438 nats per written token. Byte frequencies, with sentinels where
-they must stand, give 2.457: by then it has barely begun to use the context.
+`tiny` reads the packaged plays in bytes: a check that the objective learns, not a useful model. After its 1,500
+steps of 16 rows, 222 s on two busy CPU cores, held-out loss is 2.364 nats per written token. The share that each token
+has of all that is written gives 3.41; a span that ends after a byte with a fixed chance, sentinels in their order, and
+bytes by their shares give 2.85 (`test_the_baselines_in_the_docstring_of_the_tiny_t5` counts both).
 """
 
 from typing import NamedTuple
@@ -57,7 +58,7 @@ SHARDED = ("3b", "11b", "v1_1-xl", "v1_1-xxl")
 VOCABULARY = 32128
 """32,000 pieces, three special tokens and 100 sentinels, made a multiple of 128."""
 
-TINY_STEPS = 600
+TINY_STEPS = 1500
 
 
 def model(shape: Shape, *, gated: bool, vocab_size: int = VOCABULARY) -> ModelConfig:
@@ -112,10 +113,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def _tiny() -> Config:
     return Config(
         model=model(SHAPES["tiny"], gated=True, vocab_size=360),
-        data=DataConfig(seq_len=128, target_len=32),
+        data=DataConfig(seq_len=64, target_len=16),
         train=TrainConfig(
-            steps=TINY_STEPS, global_batch_size=32, objective="span_corruption", eval_every_steps=200, eval_batches=20
+            steps=TINY_STEPS, global_batch_size=16, objective="span_corruption", eval_every_steps=300, eval_batches=20
         ),
-        optim=OptimConfig(lr=7e-4, warmup_steps=100, weight_decay=0.0),
-        checkpoint=CheckpointConfig(every_steps=200),
+        optim=OptimConfig(lr=2e-3, warmup_steps=100, weight_decay=0.0),
+        checkpoint=CheckpointConfig(every_steps=300),
     )

@@ -9,7 +9,7 @@ import jax
 from bigjax import metrics, params, plots, rollback, strict
 from bigjax.config import Config
 from bigjax.data import TextData
-from bigjax.evaluate import generation
+from bigjax.evaluate import generation, writing
 from bigjax.json_files import reading
 from bigjax.models import Model
 from bigjax.run_folder import RunFolder
@@ -115,7 +115,7 @@ def sample(cfg: Config, model: Model, layout: Layout, weights: Any, text: TextDa
 
 
 def _prompt(cfg: Config, text: TextData) -> list[int]:
-    return text.tokenizer.encode(cfg.log.sample_prompt or "\n").tolist()
+    return writing.prompt_of(cfg, text.tokenizer, cfg.log.sample_prompt or "\n")[0]
 
 
 def summary(folder: RunFolder) -> str:

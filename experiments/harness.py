@@ -5,8 +5,9 @@
 
     print(simple_evaluate(RunLM("runs/quickstart"), tasks=["lambada_openai"])["results"])  # downloads its data
 
-`hf:PATH` of a Hugging Face folder may stand for the run. Nothing is put before a text, no start token either, and there
-are no chat templates.
+`hf:PATH` of a Hugging Face folder may stand for the run. A text starts with what its tokenizer.json puts there, which
+is never scored; in rolling likelihoods the harness's own models score it, too, after another one. There are no chat
+templates.
 """
 
 from collections.abc import Mapping, Sequence

@@ -179,7 +179,8 @@ def test_min_p_follows_its_definition():
     [
         (DECODER, {"beams": 0}, "beams=0 must be 1 to half of model.vocab_size=6"),
         (DECODER, {"beams": 4}, "beams=4 must be 1 to half"),
-        (DECODER, {"length_penalty": -1.0}, "length_penalty=-1.0 must be 0 or above"),
+        (DECODER, {"length_penalty": -1.0}, "length_penalty=-1.0 must be 0 to 4"),
+        (DECODER, {"length_penalty": 1e300}, r"length_penalty=1e\+300 must be 0 to 4"),
         (DECODER, {"start_id": 0}, "start_id=0, but model.family='decoder'"),
         (T5, {}, "start_id=None, but model.family='encdec'"),
         (dataclasses.replace(DECODER, family="encoder"), {}, "model.family='encoder' writes no text"),

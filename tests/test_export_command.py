@@ -62,6 +62,7 @@ def test_the_folder_has_the_runs_tokenizer(workdir, exported):
     assert sorted(path.name for path in exported.iterdir()) == [
         "bigjax_export.json",
         "config.json",
+        "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",

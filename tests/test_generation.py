@@ -77,6 +77,14 @@ def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     assert len({tuple(written) for written in together}) > 1
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-29, 1e-31, 1e-38, 1e-46, 5e-324])
+def test_next_to_no_temperature_is_greedy(temperature):
+    """Logits of order 1 over 1e-39 leave float32, in which 1e-46 is 0. At 1e-6 noise decides below some 1e-5 only."""
+    model, params = random_model(LLAMA)
+    drawn = generate(model, params, PROMPTS, key=jax.random.key(1), **{**NUCLEUS, "temperature": temperature})
+    assert drawn == generate(model, params, PROMPTS, **GREEDY)
+
+
 def test_experts_that_drop_in_training_take_all_tokens_here():
     model, params = random_model(SPARSE)
     tight = models.build(dataclasses.replace(SPARSE, moe=dataclasses.replace(SPARSE.moe, capacity_factor=0.25)))

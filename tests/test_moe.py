@@ -90,17 +90,13 @@ def mixtral(logits: np.ndarray, k: int, real: np.ndarray) -> np.ndarray:
 
 
 quick_jit = partial(jax.jit, compiler_options=COMPILE_STEP)
-
-
-@partial(quick_jit, static_argnums=(3, 4))
-def routed(logits, real, uniform, cfg: MoeConfig, capacity):
-    return moe_routing.route(logits, real, uniform, cfg, capacity)
+routed = quick_jit(moe_routing.route, static_argnums=(3, 4))
 
 
 def combine_weights(found: moe_routing.Routing) -> np.ndarray:
     """Return G: the weight of each expert for each token."""
-    G = np.zeros((S, E))
-    np.add.at(G, (np.arange(S)[:, None], found.experts), np.where(found.kept, found.weights, 0))
+    G = np.zeros((len(found.experts), len(found.load)))
+    np.add.at(G, (np.arange(len(G))[:, None], found.experts), np.where(found.kept, found.weights, 0))
     return G
 
 

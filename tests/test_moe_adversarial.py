@@ -1,4 +1,5 @@
-"""GShard's layer with one place an expert, on inputs made to break it, with the experts split 1, 2, 4 and 8 ways.
+"""GShard's layer with one place an expert, on inputs made to break it, with the experts split 1, 2, 4 and 8 ways;
+and its router on random groups of odd sizes.
 
 Outputs and drops against the loop over tokens of `test_moe`, gradients against every expert on every token. Float32,
 with the tolerance of that file.
@@ -16,7 +17,20 @@ from bigjax.config import ModelConfig, MoeConfig
 from bigjax.models import moe, moe_routing
 from bigjax.sharding import UNSHARDED
 from tests.conftest import mesh_of
-from tests.test_moe import LENGTH, ROWS, D, algorithm_1, close, inputs, literal, loss, quick_jit, softmax
+from tests.test_moe import (
+    LENGTH,
+    ROWS,
+    D,
+    algorithm_1,
+    close,
+    combine_weights,
+    inputs,
+    literal,
+    loss,
+    quick_jit,
+    routed,
+    softmax,
+)
 
 EXPERTS = 8
 MOE = MoeConfig(num_experts=EXPERTS, router="gshard", capacity_factor=EXPERTS / LENGTH, aux_loss=0.5)
@@ -95,3 +109,20 @@ def test_one_place_an_expert_however_they_are_split(name):
         np.testing.assert_allclose(aux["loss"][:, 0], losses, rtol=1e-5)
         np.testing.assert_allclose(aux["moe/dropped"][:, 0], dropped, rtol=1e-6)
         close(grads, expected)
+
+
+@pytest.mark.parametrize(("size", "experts"), [(1, 2), (2, 7), (7, 3), (13, 5), (31, 2), (29, 11)])
+def test_groups_of_any_size_are_routed_as_by_the_loop(size, experts):
+    """Whole numbers as logits, so that many are equal; two in five tokens lean to one expert, a third is padding."""
+    rng, cfg = np.random.default_rng(size * experts), MoeConfig(num_experts=experts, router="gshard")
+    for capacity in (1, 2, size):
+        for _ in range(20):
+            logits = rng.integers(-2, 3, (size, experts)).astype(np.float32)
+            logits[rng.random(size) < 0.4, rng.integers(experts)] += 3
+            real, rnd = rng.random(size) < 2 / 3, rng.random(size).astype(np.float32)
+            real[rng.integers(size)] = True
+            expected, aux = algorithm_1(np.asarray(jax.nn.softmax(logits)), capacity, rnd, real)
+            found = jax.device_get(routed(logits, real, rnd, cfg, capacity))
+            np.testing.assert_array_equal(combine_weights(found) > 0, expected > 0)
+            np.testing.assert_allclose(combine_weights(found), expected, rtol=1e-6, atol=0)
+            np.testing.assert_allclose(found.aux_loss, aux, rtol=1e-5)

@@ -111,6 +111,9 @@ def test_characters_of_several_bytes_are_counted_as_characters(tmp_path):
         ({"answer": [], "answer_start": [], "context": " "}, "data.jsonl:1: the context is empty"),
         ({"answer_start": "15"}, "an answer is a string and where it starts a number"),
         ({"question": None}, "context and question must be strings"),
+        ({"is_impossible": "no"}, "data.jsonl:1: 'is_impossible' is 'no', neither true nor false"),
+        ({"is_impossible": None}, "data.jsonl:1: 'is_impossible' is None, neither true nor false"),
+        ({"is_impossible": False, "answer": [], "answer_start": []}, "no answer, but 'is_impossible' is False"),
     ],
 )
 def test_mistakes_are_named(change, message, tmp_path):
@@ -154,6 +157,7 @@ def test_scores_are_those_of_squad():
 
 
 UNANSWERED = {"context": "Lear lives.", "question": "Where is Lear?", "answer": [], "answer_start": []}
+PLAUSIBLE = {"context": "Kent is off to Rome.", "question": "Why?", "answer": "Rome", "answer_start": 15}
 
 
 def test_no_answer_is_learned_as_the_first_place_of_a_row(tmp_path):
@@ -162,6 +166,13 @@ def test_no_answer_is_learned_as_the_first_place_of_a_row(tmp_path):
     assert arrays["targets"][1].tolist() == [0, 0] and arrays["targets"][0].all()
     assert arrays["weights"].tolist() == [[1, 1]] * 2
     assert rows.examples[1].answers == ()
+
+
+@pytest.mark.parametrize(("said", "answered"), [(True, 0), ("true", 0), (1, 0), (False, 1), ("false", 1), (0, 1)])
+def test_a_plausible_answer_of_an_impossible_question_is_none(said, answered, tmp_path):
+    rows = build(f"jsonl:{jsonl(tmp_path, [EXAMPLES[0], PLAUSIBLE | {'is_impossible': said}])}", tmp_path / "cache")
+    assert [len(one.answers) for one in rows.examples] == [1, answered]
+    assert rows.arrays(np.arange(2), np.arange(2))["targets"].any(axis=1).tolist() == [True, bool(answered)]
 
 
 def test_no_answer_of_a_long_text_scores_as_its_least_piece(tmp_path):
@@ -239,7 +250,8 @@ def test_a_worked_example_of_no_answers():
 
 def test_from_questions_to_answers(tmp_path, tmp_path_factory):
     run = commands.Commands(commands.shared_cache(tmp_path_factory)).run
-    path, unseen = jsonl(tmp_path, [*EXAMPLES, UNANSWERED]), jsonl(tmp_path, [example("Oberon", "Athens")], "unseen")
+    path = jsonl(tmp_path, [*EXAMPLES, PLAUSIBLE | {"is_impossible": True}])
+    unseen = jsonl(tmp_path, [example("Oberon", "Athens")], "unseen")
     tiny = (
         "--config=configs/finetune_question_answering.py",
         "--config.model.num_layers=2",

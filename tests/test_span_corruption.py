@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig, replace
-from bigjax.data import DataError
+from bigjax.data import DataError, build
 from bigjax.data.pairs import Ends
 from bigjax.data.shards import Shard
 from bigjax.data.span_corruption import corrupt, corrupted, prefixed, random_spans, span_counts, text_length
 from bigjax.data.special_tokens import SENTINELS, sentinel_ids, special_ids
 from bigjax.data.tokenizers import ByteTokenizer, JsonTokenizer
 from bigjax.errors import ConfigError
+from bigjax.strict import from_dict
+from configs import t5
 
 CFG = Config(
     model=ModelConfig(family="encdec", vocab_size=400, d_model=32, num_heads=2, positions="relative"),
@@ -205,3 +207,27 @@ def test_lengths_that_do_not_fit_are_named(data, message):
 def test_fields_that_clash_are_named(sections, message):
     with pytest.raises(ConfigError, match=message):
         replace(CFG, **sections)
+
+
+@pytest.mark.exhaustive
+def test_the_baselines_in_the_docstring_of_the_tiny_t5():
+    """Bytes are ids below 256, what is above is sentinels and the end; nats per written token that is held out."""
+    built = build(from_dict(Config, t5.get_config("tiny")), slice(0, 1))
+    assert built.eval is not None
+    train, held_out = built.train.sources[0], built.eval.sources[0]
+    counted, scored = (
+        rows.arrays(np.arange(min(len(rows), 20_000)), np.arange(min(len(rows), 20_000))) for rows in (train, held_out)
+    )
+
+    def written(arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is written, and whether it follows a byte."""
+        real = arrays["weights"] > 0
+        return arrays["targets"][real], arrays["inputs"][real] < 256
+
+    (seen, seen_inside), (tokens, inside) = written(counted), written(scored)
+    counts = np.bincount(seen, minlength=360) + 1  # one more, for what is held out only
+    assert np.mean(-np.log(counts[tokens] / counts.sum())) == pytest.approx(3.41, abs=0.005)
+    byte, stop = counts[:256], np.mean(seen[seen_inside] >= 256)
+    nats = np.where(tokens < 256, -np.log(byte[np.minimum(tokens, 255)] / byte.sum()), 0.0)
+    nats -= np.where(inside, np.log(np.where(tokens < 256, 1 - stop, stop)), 0.0)
+    assert np.mean(nats) == pytest.approx(2.85, abs=0.005)

@@ -35,13 +35,19 @@ class Example:
 def read_examples(side: SplitSource) -> Iterator[Example]:
     """Yield the examples of a side; answer and start are a string and a number, or a list of each, which may be empty.
 
+    A record with a true `is_impossible` has no answer, whatever plausible one it names (Rajpurkar et al. 2018).
+
     Raises:
-      DataError: a value is of another kind, or an answer does not stand where it should.
+      DataError: a value is of another kind, an answer does not stand where it should, or there is none where
+        `is_impossible` says that there is.
     """
     for name, record in side.documents():
-        context, question, answers, starts = json.loads(record)
+        context, question, answers, starts, *said = json.loads(record)
         place = f"{side.source.spec!r}, {name}"
-        if isinstance(answers, str):
+        impossible = _truth(said[0], place) if said else None
+        if impossible:
+            answers, starts = [], []
+        elif isinstance(answers, str):
             answers, starts = [answers], [starts]
         if not isinstance(context, str) or not isinstance(question, str):
             raise DataError(f"{place}: context and question must be strings")
@@ -49,10 +55,19 @@ def read_examples(side: SplitSource) -> Iterator[Example]:
             raise DataError(f"{place}: the context is empty")
         if not _is_list(answers, str) or not _is_list(starts, int) or len(answers) != len(starts):
             raise DataError(f"{place}: an answer is a string and where it starts a number, or both are lists as long")
+        if impossible is False and not answers:
+            raise DataError(f"{place}: there is no answer, but 'is_impossible' is {said[0]!r}")
         for answer, start in zip(answers, starts, strict=True):
             if not answer.strip() or start < 0 or context[start : start + len(answer)] != answer:
                 raise DataError(f"{place}: the answer {answer!r} does not stand at character {start} of the context")
         yield Example(context, question, tuple(answers), tuple(starts))
+
+
+def _truth(value: Any, place: str) -> bool:
+    for truth, spellings in ((True, (1, "true")), (False, (0, "false"))):
+        if value in spellings:  # 1 is true to Python
+            return truth
+    raise DataError(f"{place}: 'is_impossible' is {value!r}, neither true nor false")
 
 
 def _is_list(values: Any, kind: type) -> bool:

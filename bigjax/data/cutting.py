@@ -12,6 +12,7 @@ from bigjax.data.labelled import LabelledText, classes_of, read_labels
 from bigjax.data.masking import MaskedText, Masking
 from bigjax.data.next_sentence import SentencePairs
 from bigjax.data.pairs import Ends, PairedText, target_side
+from bigjax.data.readers import OPTIONAL
 from bigjax.data.rows import PackedText, Rows
 from bigjax.data.shards import Shard, Side, tokenize
 from bigjax.data.sources import Document, SplitSource
@@ -41,7 +42,8 @@ def _packed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Sp
     _check_vocabulary(cfg, tokenizer)
     data = cfg.data
     how = (data.seq_len, data.document_mask, data.order == "contiguous")
-    return lambda side: PackedText(side.source.spec, _shard(side, tokenizer, root), *how)
+    # As in transformers, a text that is continued starts with what the tokenizer puts before it.
+    return lambda side: PackedText(side.source.spec, _shard(side, tokenizer, root, tokenizer.opening), *how)
 
 
 def _masked(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
@@ -158,7 +160,7 @@ def columns(cfg: Config) -> str | tuple[str, ...]:
     data = cfg.data
     records = {
         "token_classification": (data.text_key, data.label_key),
-        "question_answering": (data.text_key, data.question_key, data.answer_key, data.answer_start_key),
+        "question_answering": (data.text_key, data.question_key, data.answer_key, data.answer_start_key, *OPTIONAL),
     }
     return records.get(cfg.train.objective, data.text_key)
 
@@ -188,13 +190,13 @@ def _check_vocabulary(cfg: Config, tokenizer: Tokenizer, special: Iterable[int] 
         )
 
 
-def _shard(side: SplitSource, tokenizer: Tokenizer, root: Path) -> Shard:
+def _shard(side: SplitSource, tokenizer: Tokenizer, root: Path, opening: Sequence[int] = ()) -> Shard:
     """Tokenise one side of a source.
 
     Raises:
       DataError: it has fewer than two tokens, which make no row.
     """
-    shard = tokenize(side, tokenizer, root)
+    shard = tokenize(side, tokenizer, root, opening)
     if len(shard.tokens) < 2:
         raise DataError(
             f"{side.source.spec!r} has {shard.num_documents} documents with {len(shard.tokens)} tokens for "

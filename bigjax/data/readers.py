@@ -80,14 +80,18 @@ def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]
         yield f"{name}:{number}", text
 
 
+OPTIONAL = ("is_impossible",)
+"""Columns that a record may lack; they are asked for last."""
+
+
 def read_records(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the values of some keys of each line of JSON, as one JSON list.
+    """Yield the values of some keys of each line of JSON, as one JSON list, without those of `OPTIONAL` that it lacks.
 
     Raises:
       DataError: as `read_jsonl`, of any kind of value.
     """
-    for number, record in _json_lines(path, keys):
-        yield f"{name}:{number}", json.dumps([record[key] for key in keys], ensure_ascii=False)
+    for number, record in _json_lines(path, tuple(key for key in keys if key not in OPTIONAL)):
+        yield f"{name}:{number}", json.dumps([record[key] for key in keys if key in record], ensure_ascii=False)
 
 
 def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:

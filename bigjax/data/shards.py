@@ -9,7 +9,7 @@
 import array
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,22 +71,27 @@ class Side(Protocol):
         ...
 
 
-def tokenize(side: Side, tokenizer: Tokenizer, root: Path) -> Shard:
-    """Return the shard of one side of a source, from the cache below `root` if it is there."""
-    folder = root / "tokens" / content_key(FORMAT, side.key(), tokenizer.digest)
-    make_once(folder, lambda temporary: write_shard(temporary, side.documents(), tokenizer))
+def tokenize(side: Side, tokenizer: Tokenizer, root: Path, opening: Sequence[int] = ()) -> Shard:
+    """Return the shard of one side of a source, from the cache below `root` if it is there.
+
+    Args:
+      opening: the ids that every document starts with.
+    """
+    folder = root / "tokens" / content_key(FORMAT, side.key(), tokenizer.digest, *([list(opening)] if opening else []))
+    make_once(folder, lambda temporary: write_shard(temporary, side.documents(), tokenizer, opening))
     return open_shard(folder)
 
 
-def write_shard(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> None:
-    """Tokenise documents into a folder; every document ends with the tokenizer's end-of-text id if it has one."""
+def write_shard(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, opening: Sequence[int] = ()) -> None:
+    """Tokenise documents into a folder, each between `opening` and the tokenizer's end-of-text id if it has one."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     end = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype)
+    start = np.array(opening, dtype)
     offsets, num_bytes, digest = array.array("q", [0]), 0, hashlib.sha256()
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "names.jsonl").open("w") as names:
         for batch in _batches(documents):
             for (name, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-                content = np.concatenate([ids.astype(dtype), end]).tobytes()
+                content = np.concatenate([start, ids.astype(dtype), end]).tobytes()
                 tokens.write(content)
                 digest.update(content)
                 names.write(json.dumps(name) + "\n")

@@ -128,7 +128,7 @@ def _wanted(columns: str | tuple[str, ...]) -> str:
     if isinstance(columns, str):
         return f"texts, under {columns!r}"
     forms = " or ".join(FORMS[kind] for kind in RECORD_READERS if _suits(kind, columns))
-    return f"{', '.join(map(repr, columns))} of each record of {forms}"
+    return f"{', '.join(repr(key) for key in columns if key not in readers.OPTIONAL)} of each record of {forms}"
 
 
 def _packaged(source: Source) -> bool:

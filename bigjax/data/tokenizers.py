@@ -7,6 +7,7 @@ Text is always taken literally: a special token spelled out in a document is enc
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ class Tokenizer(Protocol):
     Attributes:
       vocab_size: one more than the largest id.
       eos_id: the id that ends a document, if there is one.
+      opening: the ids that the definition puts before a text, such as the `<bos>` of Llama and Gemma; mostly none.
+      bos_id: the last of `opening`, else the bos_token that a tokenizer_config.json names, if it does.
       token_bytes: (vocab_size,) int32, UTF-8 bytes each id stands for, 0 for special ones; None where that cannot be
         said, as for WordPiece, which drops spaces.
       word_starts: (vocab_size,) bool, whether a word starts with the id.
@@ -38,6 +41,8 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     eos_id: int | None
+    opening: tuple[int, ...]
+    bos_id: int | None
     token_bytes: np.ndarray | None
     word_starts: np.ndarray
     digest: str
@@ -72,6 +77,8 @@ class ByteTokenizer:
 
     vocab_size = 256
     eos_id: int | None = None
+    opening: tuple[int, ...] = ()
+    bos_id: int | None = None
     digest = "bytes"
 
     def __init__(self):
@@ -103,14 +110,15 @@ class JsonTokenizer:
     """A tokenizer of the `tokenizers` library: byte-level BPE, SentencePiece-style BPE or Unigram, or WordPiece.
 
     Raises:
-      DataError: the kind of vocabulary is another, or `eos_token` is not in it.
+      DataError: the kind of vocabulary is another, or `eos_token` or `bos_token` is not in it.
     """
 
-    def __init__(self, definition: str, eos_token: str | None, place: str):
+    def __init__(self, definition: str, eos_token: str | None, place: str, bos_token: str | None = None):
         """Args:
         definition: the content of a tokenizer.json.
         eos_token: the token that ends a document; None takes the first of `EOS_NAMES` that exists.
         place: what to call the definition in errors.
+        bos_token: the token that starts a text, where the definition does not put one there itself.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -122,17 +130,21 @@ class JsonTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        for role, token in (("eos_token", eos_token), ("bos_token", bos_token)):
+            if token is not None and token not in vocabulary:
+                raise DataError(f"{place}: the {role} {token!r} of its {CONFIG_FILE} is not in the vocabulary")
         if eos_token is None:
             eos_token = next((name for name in EOS_NAMES if name in vocabulary), None)
-        elif eos_token not in vocabulary:
-            raise DataError(f"{place}: the eos_token {eos_token!r} of its {CONFIG_FILE} is not in the vocabulary")
-        self._eos_token = eos_token
+        self._eos_token, self._bos_token = eos_token, bos_token
         self._definition = definition
         self.eos_id = None if eos_token is None else vocabulary[eos_token]
         self.vocab_size = max(vocabulary.values()) + 1
         self._vocabulary = vocabulary
         self._place = place
-        self._set_tables(json.loads(definition), place)
+        content = json.loads(definition)
+        self.opening = tuple(_opening(content.get("post_processor") or {}))
+        self.bos_id = self.opening[-1] if self.opening else None if bos_token is None else vocabulary[bos_token]
+        self._set_tables(content, place)
         self.digest = hashlib.sha256(json.dumps([definition, eos_token]).encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
@@ -177,8 +189,17 @@ class JsonTokenizer:
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(self._definition, encoding="utf-8")
-        if self._eos_token is not None:
-            (folder / CONFIG_FILE).write_text(json.dumps({"eos_token": self._eos_token}))
+        named = {"eos_token": self._eos_token, "bos_token": self._bos_token}
+        if named := {role: token for role, token in named.items() if token is not None}:
+            (folder / CONFIG_FILE).write_text(json.dumps(named))
+
+
+def _opening(processor: dict[str, Any]) -> list[int]:
+    """Return the ids that a post-processor of a tokenizer.json puts before a text."""
+    if processor.get("type") == "Sequence":
+        return [id_ for inner in reversed(processor["processors"]) for id_ in _opening(inner)]
+    before = itertools.takewhile(lambda part: "SpecialToken" in part, processor.get("single") or [])
+    return [id_ for part in before for id_ in processor["special_tokens"][part["SpecialToken"]["id"]]["ids"]]
 
 
 def _token_length(definition: dict[str, Any], place: str) -> Callable[[str], int]:
@@ -211,7 +232,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer that `save_tokenizer` wrote, or a `tokenizer.json` from elsewhere.
 
-    The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside it, else the first of `EOS_NAMES`.
+    The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside it, else the first of `EOS_NAMES`. What
+    a text starts with is up to the post-processor of the file, as for transformers, whatever `add_bos_token` says.
 
     Raises:
       DataError: there is none, or it cannot be used.
@@ -233,9 +255,15 @@ def load_file(path: Path) -> Tokenizer:
         raise DataError(f"{path} or the {CONFIG_FILE} beside it is not JSON: {error}") from None
     if content == {"kind": "bytes"}:
         return ByteTokenizer()
-    eos_token = config.get("eos_token") if isinstance(config, dict) else config
-    if isinstance(eos_token, dict):  # an added token, spelled out
-        eos_token = eos_token.get("content")
-    if not isinstance(config, dict) or not (eos_token is None or isinstance(eos_token, str)):
-        raise DataError(f"{config_path} names no eos_token: it is {eos_token!r}")
-    return JsonTokenizer(definition, eos_token, str(path))
+    eos_token, bos_token = (_named(config, role, config_path) for role in ("eos_token", "bos_token"))
+    return JsonTokenizer(definition, eos_token, str(path), bos_token)
+
+
+def _named(config: Any, role: str, place: Path) -> str | None:
+    """Return the spelling of a special token by a tokenizer_config.json."""
+    token = config.get(role) if isinstance(config, dict) else config
+    if isinstance(token, dict):  # an added token, spelled out
+        token = token.get("content")
+    if not isinstance(config, dict) or not (token is None or isinstance(token, str)):
+        raise DataError(f"{place} names no {role}: it is {token!r}")
+    return token

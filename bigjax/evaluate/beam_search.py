@@ -22,6 +22,9 @@ from bigjax.sharding import UNSHARDED, Layout
 IMPOSSIBLE = -1e30
 """The score of a hypothesis that there is none of."""
 
+STRONGEST = 4.0
+"""The largest alpha: lp(Y) of 600,000 tokens is then 1e20, and what is impossible still ranks below what is not."""
+
 
 def beam_search(
     model: Model,
@@ -41,7 +44,7 @@ def beam_search(
     become better than the W that ended, or at `max_new_tokens`, where the open ones count too.
 
     Args:
-      length_penalty: alpha; 0 ranks by probability alone, and more favours longer texts.
+      length_penalty: alpha; 0 ranks by probability alone, and more, up to `STRONGEST`, favours longer texts.
       Others as for `generate`.
 
     Raises:
@@ -67,8 +70,8 @@ def check_beams(model: Model, beams: int, length_penalty: float) -> None:
     """Raise GenerationError if there cannot be that many beams, or the penalty makes no sense."""
     if not 1 <= beams <= model.cfg.vocab_size // 2:
         raise GenerationError(f"beams={beams} must be 1 to half of model.vocab_size={model.cfg.vocab_size}")
-    if not 0 <= length_penalty < float("inf"):
-        raise GenerationError(f"length_penalty={length_penalty} must be 0 or above")
+    if not 0 <= length_penalty <= STRONGEST:
+        raise GenerationError(f"length_penalty={length_penalty} must be 0 to {STRONGEST:g}")
 
 
 class _Beams(NamedTuple):

@@ -20,6 +20,9 @@ from bigjax.sharding import UNSHARDED, Layout
 ANY, NONE = -1, -2
 """In a stop sequence: matches every token; matches none."""
 
+COLDEST = 1e-30
+"""Below this temperature the likeliest token is taken: only ties are drawn there, and logits over it leave float32."""
+
 
 class GenerationError(UserError):
     """The prompts, the lengths or the sampling settings make no sense, or do not fit the model."""
@@ -48,7 +51,7 @@ def generate(
 
     Args:
       prompts: token ids, of any lengths; an encoder-decoder's are rows as it read them in training, with their end.
-      temperature: divides the logits; 0 takes the most likely token.
+      temperature: divides the logits; 0, or anything below `COLDEST`, takes the most likely token.
       top_k: sample from the k most likely tokens only (Fan et al. 2018, section 5.1).
       top_p: sample from the smallest set of tokens whose probability reaches p (Holtzman et al. 2020, section 3.1),
         among those that `top_k` leaves.
@@ -67,10 +70,11 @@ def generate(
     if temperature and key is None:
         raise GenerationError(f"temperature={temperature} draws at random and needs a key")
     tokens_BS, starts_B, done_B = pad_left(prompts, layout)
+    greedy = temperature < COLDEST
     masks = top_p is not None, min_p is not None
-    run = _program(model, LayoutKey(layout), bucket(max_new_tokens), temperature == 0, top_k, *masks)
+    run = _program(model, LayoutKey(layout), bucket(max_new_tokens), greedy, top_k, *masks)
     inputs = {
-        "temperature": np.float32(temperature or 1),
+        "temperature": np.float32(1 if greedy else temperature),
         "top_p": np.float32(1 if top_p is None else top_p),
         "min_p": np.float32(0 if min_p is None else min_p),
         "key": jax.random.key(0) if key is None else key,

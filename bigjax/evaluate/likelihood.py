@@ -41,8 +41,8 @@ class Scorer:
     """A trained model and what belongs to it; `train.global_batch_size` texts are scored at a time.
 
     A row is at most `data.seq_len` tokens long. Sparse layers drop nothing: what a text gets must not depend on what it
-    is padded with. No special token is put before a text, but for `prefix_id` where there is nothing else to predict
-    its first token from.
+    is padded with. Before a text stands what the tokenizer puts there for a decoder, and `prefix_id` where there is
+    nothing else to predict its first token from.
     """
 
     cfg: Config
@@ -56,9 +56,11 @@ class Scorer:
 
     @property
     def prefix_id(self) -> int:
-        """The token that stands before a text: the end of another one, or a line end where the tokenizer has none."""
-        eos_id = self.tokenizer.eos_id
-        return int(self.tokenizer.encode("\n")[-1]) if eos_id is None else eos_id
+        """The token before a text: its start, the end of another one, or a line end where the tokenizer has neither."""
+        for id_ in (self.tokenizer.bos_id, self.tokenizer.eos_id):
+            if id_ is not None:
+                return id_
+        return int(self.tokenizer.encode("\n")[-1])
 
     def after(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Return the likelihood of each second text after the first, which may be empty.
@@ -98,7 +100,7 @@ class Scorer:
             first = [*first[-(self.cfg.data.seq_len - 1) :], ends_of(self.tokenizer).end]
         else:
             first, whole, room = encode(context), encode(context + text), self.cfg.data.seq_len
-            first, second = first or [self.prefix_id], whole[len(first) :]
+            first, second = [*self.tokenizer.opening, *first] or [self.prefix_id], whole[len(first) :]
         if not 0 < len(second) <= room:
             raise LikelihoodError(
                 f"{text[:40]!r} is {len(second)} tokens after its context: it must have 1 to {room}, as a row has"

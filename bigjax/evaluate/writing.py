@@ -19,11 +19,12 @@ from bigjax.sharding import Layout
 def prompt_of(cfg: Config, tokenizer: Tokenizer, text: str) -> tuple[list[int], Ends | None]:
     """Return the ids that a model is given for a text, and what is around an encoder-decoder's rows.
 
-    A decoder continues the text; an encoder-decoder reads it as in training, cut off at `data.seq_len`, with its end.
+    A decoder continues the text, after what its tokenizer puts before one; an encoder-decoder reads it as in training,
+    cut off at `data.seq_len`, with its end.
     """
     ids = tokenizer.encode(text).tolist()
     if cfg.model.family != "encdec":
-        return ids, None
+        return [*tokenizer.opening, *ids], None
     ends = ends_of(tokenizer)
     return [*ids[: cfg.data.seq_len - 1], ends.end], ends
 

@@ -27,7 +27,7 @@ from bigjax.interop.hf_config import CONFIG, export_config
 from bigjax.interop.hf_files import Planned
 from bigjax.interop.hf_import import check_same_model, import_checkpoint, load_params
 from bigjax.interop.hf_tensors import Piece, tensor_shape, tensors_of, to_tensor
-from bigjax.interop.hf_tokenizer import export_tokenizer
+from bigjax.interop.hf_tokenizer import export_generation, export_tokenizer
 from bigjax.json_files import write_json
 from bigjax.params import names
 
@@ -58,6 +58,7 @@ def export_checkpoint(
     *,
     dtype: str | None = None,
     tokenizer_from: Path | None = None,
+    started_from: Path | None = None,
     classes: Sequence[str] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def export_checkpoint(
 
     Args:
       params: on the host or on devices. dtype: of the tensors; None keeps that of each parameter.
-      tokenizer_from: a folder whose tokenizer is written, too, with the special tokens of the model.
+      tokenizer_from: a folder whose tokenizer is written, too, with the special tokens of the model, and its
+        `generation_config.json`, or that of `started_from`, or one with these tokens.
       classes: the names of the classes of a classifier, which are numbered otherwise.
       max_shard_bytes: files are no larger, unless a single tensor is.
 
@@ -94,6 +96,7 @@ def export_checkpoint(
         values |= labels(classes) if classes and cfg.num_classes else {}
         special, copied = export_tokenizer(tokenizer_from, folder, cfg) if tokenizer_from else ({}, [])
         values |= special
+        copied += export_generation([path for path in (tokenizer_from, started_from) if path], folder, special)
         write_json(folder / CONFIG, values)
     except OSError as error:
         raise HuggingFaceError(f"{folder} cannot be written: {error.strerror or error}") from error

@@ -1,6 +1,8 @@
-"""The tokenizer of an exported folder: transformers' AutoTokenizer makes the rows that the run was trained on."""
+"""The tokenizer of an exported folder: transformers' AutoTokenizer makes the rows that the run was trained on, and its
+`generate` starts and ends texts as the run does.
+"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ from bigjax.data.cutting import ends_of
 from bigjax.data.special_tokens import SENTINELS, SPELLINGS, special_ids
 from bigjax.data.tokenizers import CONFIG_FILE, FILE, ByteTokenizer, Tokenizer, load_tokenizer
 from bigjax.interop.hf_architecture import HuggingFaceError
-from bigjax.interop.hf_config import read_json
+from bigjax.interop.hf_config import EOS, GENERATION, read_json
 from bigjax.json_files import write_json
 
 
@@ -29,7 +31,8 @@ class Special(NamedTuple):
 
 
 def _of_decoder(tokenizer: Tokenizer) -> Special:
-    return Special({"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id}, {}, ([], []))
+    bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    return Special({"bos_token_id": bos_id, EOS: tokenizer.eos_id}, {}, ([], []))
 
 
 def _of_encoder(tokenizer: Tokenizer) -> Special:
@@ -41,7 +44,7 @@ def _of_encoder(tokenizer: Tokenizer) -> Special:
 
 def _of_encdec(tokenizer: Tokenizer) -> Special:
     ends = ends_of(tokenizer)
-    said = {"pad_token_id": ends.pad, "eos_token_id": ends.end, "decoder_start_token_id": ends.start}
+    said = {"pad_token_id": ends.pad, EOS: ends.end, "decoder_start_token_id": ends.start}
     return Special(said, {"pad_token": ends.pad, "eos_token": ends.end}, ([], [ends.end]))
 
 
@@ -76,6 +79,23 @@ def export_tokenizer(source: Path, folder: Path, cfg: ModelConfig) -> tuple[Mapp
         settings |= read_json(place) if place.is_file() else {}
     write_json(folder / CONFIG_FILE, settings)
     return special.config, [FILE, CONFIG_FILE]
+
+
+def export_generation(sources: Iterable[Path], folder: Path, special: Mapping[str, int | None]) -> list[str]:
+    """Write `generation_config.json`: that of the first of `sources` that has one, else the model's special tokens.
+
+    Returns:
+      The files written: none where the model ends no text.
+
+    Raises:
+      HuggingFaceError: what is there cannot be read.
+    """
+    found = next((path for source in sources if (path := source / GENERATION).is_file()), None)
+    if found is None and special.get(EOS) is None:
+        return []
+    ids = {name: id_ for name, id_ in special.items() if id_ is not None}
+    write_json(folder / GENERATION, read_json(found) if found else ids)
+    return [GENERATION]
 
 
 def _complete(path: Path, tokenizer: Tokenizer, special: Special, cfg: ModelConfig) -> dict[str, str]:

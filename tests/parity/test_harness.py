@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch", reason=f"the oracle is transformers on PyTo
 pytest.importorskip("lm_eval", reason=f"lm-evaluation-harness is not installed: {NEEDS}")
 
 import jax  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
 from bigjax.config import ModelConfig  # noqa: E402
@@ -66,10 +68,24 @@ def requests(kind: str, arguments: list[tuple]) -> list[Instance]:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """Ours and theirs, from one folder."""
-    folder = tmp_path_factory.mktemp("hf")
+    return pair(tmp_path_factory.mktemp("hf"))
+
+
+@pytest.fixture(scope="module")
+def both_with_bos(tmp_path_factory):
+    """The same with a tokenizer that puts a `<bos>` before every text."""
+    return pair(tmp_path_factory.mktemp("hf"), "<bos>")
+
+
+def pair(folder, bos: str | None = None):
     peers.build(MODEL).save_pretrained(folder)
     train_bpe([TEXT], 285, folder)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    if bos:
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.add_special_tokens([bos])
+        backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 285)])
+        backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "bos_token": bos}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     theirs = HFLM(
         pretrained=str(folder),
@@ -82,8 +98,9 @@ def both(tmp_path_factory):
     return RunLM(f"hf:{folder}", {"train.global_batch_size": 4}), theirs
 
 
-def test_likelihoods_are_those_of_the_harness(both):
-    ours, theirs = (lm.loglikelihood(requests("loglikelihood", PAIRS)) for lm in both)
+@pytest.mark.parametrize("name", ["both", "both_with_bos"])
+def test_likelihoods_are_those_of_the_harness(name, request):
+    ours, theirs = (lm.loglikelihood(requests("loglikelihood", PAIRS)) for lm in request.getfixturevalue(name))
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
     assert [p for p, _ in ours] == pytest.approx([p for p, _ in theirs], abs=2e-4)
 
@@ -92,6 +109,12 @@ def test_rolling_likelihoods_are_those_of_the_harness(both):
     texts = [(TEXT,), ("the cat",), ("gather",)]
     ours, theirs = (lm.loglikelihood_rolling(requests("loglikelihood_rolling", texts)) for lm in both)
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_written_texts_after_a_bos_are_those_of_the_harness(both_with_bos):
+    asked = [(text, {"until": ["\n\n"], "max_gen_toks": 8}) for text in ("the cat", "gather", TEXT)]
+    ours, theirs = (lm.generate_until(requests("generate_until", asked)) for lm in both_with_bos)
+    assert ours == theirs
 
 
 def test_written_texts_are_those_of_the_harness(both):

@@ -94,7 +94,7 @@ def test_auto_tokenizer_reads_what_the_run_trained_with(tmp_path, case):
     (tmp_path / "run").mkdir()
     train_bpe(texts, 270, tmp_path / "run")
     report = hf.export_checkpoint(random_params(cfg), cfg, tmp_path / "out", tokenizer_from=tmp_path / "run")
-    assert report["files"][-2:] == ["tokenizer.json", "tokenizer_config.json"]
+    assert report["files"][-3:] == ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
     ours, theirs = data.load_tokenizer(tmp_path / "run"), AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in (texts[0], "  two spaces", "ROMEO: été 12"):
         assert theirs(text)["input_ids"] == ours.encode(text).tolist()
@@ -237,3 +237,25 @@ def test_real_weights_embed_sentences_as_published(minilm, tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(sentences[0])["input_ids"] == rows[0]
     shutil.rmtree(tmp_path / "out")
+
+
+def test_transformers_ends_texts_where_the_run_or_its_origin_does(tmp_path):
+    """By a generation_config.json with the run's ids; what an imported folder says is carried over whole."""
+    cfg = dataclasses.replace(LLAMA, vocab_size=300)
+    (tmp_path / "run").mkdir()
+    train_bpe(["some text"], 260, tmp_path / "run")
+    eos_id, params = data.load_tokenizer(tmp_path / "run").eos_id, random_params(cfg)
+    hf.export_checkpoint(params, cfg, tmp_path / "out", tokenizer_from=tmp_path / "run")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert (loaded.eos_token_id, loaded.bos_token_id, loaded.pad_token_id) == (eos_id, eos_id, None)
+    said = {"bos_token_id": 3, "eos_token_id": [eos_id, 7], "pad_token_id": 5, "temperature": 0.6, "do_sample": True}
+    (tmp_path / "origin").mkdir()
+    (tmp_path / "origin/generation_config.json").write_text(json.dumps(said))
+    origin = {"tokenizer_from": tmp_path / "run", "started_from": tmp_path / "origin"}
+    report = hf.export_checkpoint(params, cfg, tmp_path / "tuned", **origin)
+    assert "generation_config.json" in report["files"]
+    carried = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").generation_config
+    assert said.items() <= carried.to_dict().items()
+    (tmp_path / "origin/generation_config.json").write_text("{oops")
+    with pytest.raises(hf.HuggingFaceError, match=r"generation_config.json cannot be read: "):
+        hf.export_checkpoint(params, cfg, tmp_path / "broken", **origin)
