@@ -55,7 +55,7 @@ def problems(cfg: Any) -> Iterator[str]:
         yield f"{said} sets the scale of initial values itself: leave out model.init={model.init!r}"
     for field in ("scale_embeddings", "scale_logits"):
         if getattr(model, field):
-            yield f"{said} sets the multipliers itself: leave out model.{field}=True, which grows with the width"
+            yield f"{said} sets the multipliers itself: model.{field}=True, a power of the width, must be False"
     if model.mup_base_head_dim and model.attn_scale is not None:
         yield f"model.attn_scale={model.attn_scale} and model.mup_base_head_dim both scale scores: leave one out"
 

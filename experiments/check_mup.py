@@ -5,8 +5,10 @@ steps of its optimizer on one batch at every width, by both parametrizations, fr
 the model names on its way, and the logits, the root mean square is fitted as a power of the width: at the start, and
 of what the steps changed (the coordinate check of Yang et al. 2022, appendix D.1). muP says 0 for all exponents, but
 for the logits at the start, which may fall: they come from weights that have not learned yet. A rule that is wrong
-moves some exponent by 1/2 or more; half of that is allowed. Where model.mup_base_num_layers is set, or --depths, the
-same goes for depths, at the base width, and of what all blocks name together.
+moves some exponent by 1/2 or more; half of that is allowed. Not so attention's 1/d, where heads grow in size: queries
+and keys that have learned for a few steps are hardly aligned, and 1/sqrt(d) looks as flat. Where
+model.mup_base_num_layers is set, or --depths, the same goes for depths, at the base width, and of what all blocks name
+together.
 
 Exit status: 0 flat under muP; 1 a bug; 2 bad input, such as what muP has no rule for; 4 not flat.
 """

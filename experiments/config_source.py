@@ -1,12 +1,14 @@
 """Where a config comes from: a config file, the folder of a run, a preset of a plan, or a Hugging Face folder."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +27,7 @@ def load(source: str) -> ConfigDict:
     """Return the locked ConfigDict of `FILE[:ARG]`, of `PRESET.json`, of `hf:PATH`, or the one recorded by a run.
 
     Raises:
-        UserError: there is no such file or folder, or the file's `get_config` refuses the argument.
+        UserError: there is no such file or folder, the file's `get_config` refuses the argument, or its code fails.
     """
     if not source:
         raise UserError("a config is missing: give FILE[:ARG], the folder of a run, or hf:PATH")
@@ -46,17 +48,18 @@ def load(source: str) -> ConfigDict:
     except TypeError:
         wanted = "takes no argument" if argument else "needs an argument"
         raise UserError(f"{source}: {file} {wanted}: use {file}{'' if argument else ':ARG'}") from None
-    try:
-        config = get_config(*arguments)
-    except ValueError as error:
-        raise UserError(f"{source}: {error}") from error
+    with _running(file):
+        try:
+            config = get_config(*arguments)
+        except ValueError as error:
+            raise UserError(f"{source}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
     return config.lock()
 
 
 def load_sweep(source: str) -> Callable[[Any], Any]:
-    """Return the `sweep` of the config file of `FILE[:ARG]`.
+    """Return the `sweep` of the config file of `FILE[:ARG]`, whose own mistakes are a UserError.
 
     Raises:
         UserError: there is no such file, or it defines none.
@@ -67,16 +70,23 @@ def load_sweep(source: str) -> Callable[[Any], Any]:
         inspect.signature(sweep).bind(None)
     except TypeError:
         raise UserError(f"{source.partition(':')[0]} defines no {what}: its sweep takes something else") from None
-    return sweep
+
+    def checked(add: Any) -> None:
+        with _running(source.partition(":")[0]):
+            sweep(add)
+
+    return checked
 
 
 def load_space(source: str) -> Any:
     """Return what `space()` of the config file of `FILE[:ARG]` returns.
 
     Raises:
-        UserError: there is no such file, or it defines none.
+        UserError: there is no such file, it defines none, or its code fails.
     """
-    return _function(source, "space", "space(), which returns a distribution for every field to search")()
+    space = _function(source, "space", "space(), which returns a distribution for every field to search")
+    with _running(source.partition(":")[0]):
+        return space()
 
 
 def _function(source: str, name: str, what: str) -> Callable[..., Any]:
@@ -149,11 +159,30 @@ def _load_module(file: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up by name while the file runs.
     sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except OSError as error:
-        # One of a file that the config itself opens is as good as a bug in it, and keeps its traceback.
-        if error.filename != spec.origin:
-            raise
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    with _running(file):
+        try:
+            spec.loader.exec_module(module)
+        except OSError as error:
+            if error.filename != spec.origin:  # of a file that the config itself opens
+                raise
+            raise UserError(f"{file} cannot be read: {error.strerror}") from error
     return module
+
+
+@contextlib.contextmanager
+def _running(file: str) -> Iterator[None]:
+    """Make what the user's own code in `file` raises a UserError that names its line there."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).absolute() == Path(file).absolute()]
+        # What the file imports from elsewhere, such as its get_config, has no line here.
+        where = f"{file}:{own[-1].lineno}" if own else f"{file}: {frames[-1].filename}:{frames[-1].lineno}"
+        said = str(error)
+        if isinstance(error, SyntaxError) and error.filename:
+            where, said = f"{error.filename}:{error.lineno}", error.msg
+        reason = f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")
+        raise UserError(f"{where}: {reason} (--debug shows the traceback)") from error

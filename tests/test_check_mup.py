@@ -43,6 +43,16 @@ def test_flat_under_mup(family, optimizer):
     assert not uneven(config(family, optimizer))
 
 
+def test_heads_that_grow_in_size_have_queries_as_large_as_keys():
+    """The 1/d of attention is a factor on scores: what is measured and called a query has not got it yet."""
+    cfg = config("decoder")
+    base = {"mup_base_d_model": cfg.model.d_model, "mup_base_head_dim": cfg.model.head_dim}
+    cfg = replace(cfg, model={"parametrization": "mup", "qk_norm": False, **base})
+    found = widths.over_widths(cfg, "mup", WIDTHS, steps=1, seeds=1)
+    projected = {name: slope.start for name, slope in found.slopes.items() if name.startswith("qkv")}
+    assert len(projected) == 6 and max(map(abs, projected.values())) < widths.TOLERANCE, projected
+
+
 def test_not_flat_by_the_standard_parametrization():
     found = widths.over_widths(config("decoder"), "standard", WIDTHS, steps=3, seeds=4)
     assert found.slopes["logits"].change > 0.5 and len(found.uneven()) > len(found.slopes) / 2

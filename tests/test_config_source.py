@@ -51,10 +51,47 @@ def test_a_wrong_source_is_explained(tmp_path, name, text, message):
     assert str(caught.value) == message.format(path, tmp_path)
 
 
-def test_a_bug_in_a_config_file_is_not_a_user_error(tmp_path):
-    (tmp_path / "a.py").write_text("def get_config(): return {}['a']")
-    with pytest.raises(KeyError):
-        config_source.load(str(tmp_path / "a.py"))
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\ndef get_config(): return {}['a']", "2: KeyError: 'a'"),
+        ("x = 1\n\ny = 1 / 0", "3: ZeroDivisionError: division by zero"),
+        ("x = 1\nif x\n  y = 2", "2: SyntaxError: expected ':'"),
+        ("import json, no_such_module", "1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import json\njson.loads(\n'{')", "2: JSONDecodeError: Expecting property name enclosed in double quotes"),
+        ("open('/none')", "1: FileNotFoundError: [Errno 2] No such file or directory: '/none'"),
+        ("def get_config():\n    assert 1 == 2", "2: AssertionError"),
+    ],
+)
+def test_a_bug_in_a_config_file_names_its_line(tmp_path, text, reason):
+    path = tmp_path / "a.py"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        config_source.load(str(path))
+    assert str(caught.value).startswith(f"{path}:{reason}")
+    assert str(caught.value).endswith(" (--debug shows the traceback)") and "\n" not in str(caught.value)
+
+
+def test_a_bug_in_a_file_given_by_a_relative_path_or_in_what_it_imports_names_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "base_of_a.py").write_text("\ndef get_config(): return 1 / 0")
+    (tmp_path / "a.py").write_text("from base_of_a import get_config")
+    (tmp_path / "b.py").write_text("from base_of_a import get_config\nget_config()")
+    with pytest.raises(UserError, match=r"^a\.py: .*/base_of_a\.py:2: ZeroDivisionError"):
+        config_source.load("a.py")
+    with pytest.raises(UserError, match=r"^b\.py:2: ZeroDivisionError"):
+        config_source.load("b.py")
+
+
+def test_a_bug_in_what_adds_points_or_says_what_to_search_names_its_line(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text("def sweep(add):\n    for lr in 1e-3:\n        add(lr=lr)\n\ndef space():\n    return lr")
+    sweep = config_source.load_sweep(str(path))
+    with pytest.raises(UserError, match=r"a\.py:2: TypeError: 'float' object is not iterable \(--debug"):
+        sweep(None)
+    with pytest.raises(UserError, match=r"a\.py:6: NameError: name 'lr' is not defined \(--debug"):
+        config_source.load_space(f"{path}:d12")
 
 
 def test_a_sweep_takes_what_adds_points(tmp_path):

@@ -243,6 +243,25 @@ def test_what_the_law_does_not_describe_is_said_and_not_a_crash(points, tmp_path
     assert found["parametric"]["leave_one_budget_out"] == []
 
 
+def test_an_interval_without_an_end_or_without_noise_to_go_by_says_why(points, tmp_path, capsys):
+    """Noise of 3 % hides the minima of these curves; seven runs leave five to predict two from."""
+    params, tokens, loss = isoflop_runs(HOFFMANN, width=3, noise=0.03, seed=5)
+    path = write_csv(tmp_path / "noisy.csv", {"params": params, "tokens": tokens, "loss": loss})
+    run(f"--csv={path}", f"--out={tmp_path}/noisy", "--bootstrap=100", "--optimal_at=1e22")
+    found, said = read(tmp_path / "noisy" / "fit.json"), capsys.readouterr().out
+    assert found["isoflop"]["ci95"]["N_exponent"] == ["-Infinity", "Infinity"]
+    assert found["optimal"]["isoflop"][0]["ci95"]["N"] == [0.0, "Infinity"]
+    assert "bootstrap replicates have a budget whose curve has no minimum" in found["isoflop"]["warnings"][0]
+    assert "[-inf, inf]" in said and found["isoflop"]["warnings"][0] in said
+    assert all((tmp_path / "noisy" / f"{name}.png").is_file() for name in PICTURES)
+    seven = [0, 1, 2, 3, 4, 7, 8]
+    path = write_csv(tmp_path / "seven.csv", {name: values[seven] for name, values in points.items()})
+    run(f"--csv={path}", f"--out={tmp_path}/seven", "--bootstrap=30", "--method=parametric")
+    held = read(tmp_path / "seven" / "fit.json")["holdout"]["parametric"]
+    assert held["inside_ci95"] is None and [row["ci95"] for row in held["points"]] == [None, None]
+    assert "no intervals, since it was fitted to no more points" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

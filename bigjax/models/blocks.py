@@ -161,9 +161,9 @@ def attention(
     """
     q = _project(h_BSD, "q", p, cfg, layout, rope)
     k, v = (None, None) if memory_BTD is None else keys_and_values(memory_BTD, p, cfg, layout, rope)
+    q, k, v = checkpoint_name((q, k, v), "qkv")
     if (scale := mup.attention_scale(cfg)) is not None:
         q = q * (scale * cfg.head_dim**0.5)  # the back ends multiply by head_dim ** -0.5
-    q, k, v = checkpoint_name((q, k, v), "qkv")
     mixed, aux = attend(q, k, v)
     mixed = checkpoint_name(mixed, "attn_mixed")
     y = jnp.einsum("BSHK,HKD->BSD", mixed, p["o"], out_sharding=layout.act("batch", "residual_seq", "embed"))

@@ -54,7 +54,7 @@ function drawCurves(data, options, shown) {
         type: "scatter",
         x,
         y: values,
-        name: escaped(fieldText(key)),
+        name: escaped(shortened(fieldText(key))),
         legendgroup: id,
         legendrank: 1 + [...palette.keys()].indexOf(id),
         showlegend: Boolean(first) && !many,
@@ -115,7 +115,7 @@ function drawCurves(data, options, shown) {
   draw("chart-curves", traces, {
     xaxis,
     yaxis,
-    legend: { orientation: "h", y: -0.2, yanchor: "top", title: { text: options.colour + "  " } },
+    legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", title: { text: options.colour + "  " } },
   });
   const missing = without.length ? ` Without known FLOPs: ${without.join(", ")}.` : "";
   const dotted = options.metric === "both" ? "Solid: training, smoothed. Dotted with markers: held out. " : "";
@@ -131,4 +131,10 @@ function logTicks(range) {
   const ticks = [];
   for (let t = Math.ceil(low / step) * step; t <= high; t += step) ticks.push(Number(t.toPrecision(8)));
   return { tickvals: ticks, ticktext: ticks.map((t) => String(Number(t.toPrecision(5)))) };
+}
+
+/** The text with its middle left out if it is long: a legend of long names would take the room of the curves. */
+function shortened(text, most = 40) {
+  const letters = [...text];
+  return letters.length <= most ? text : `${letters.slice(0, most / 2).join("")}…${letters.slice(1 - most / 2).join("")}`;
 }

@@ -82,7 +82,7 @@ def _rows(flops, best, drawn, log_loss, drawn_loss) -> list[Optimum]:
             columns = {"N": drawn[0], "D": drawn[1], "tokens_per_parameter": drawn[1] - drawn[0]}
             if drawn_loss is not None:
                 columns["loss"] = drawn_loss
-            ci95 = {name: interval(np.exp(values[:, i])) for name, values in columns.items()}
+            ci95 = {name: interval(np.exp(values[:, i]), least=0.0) for name, values in columns.items()}
             loss = None if log_loss is None else float(np.exp(log_loss[i]))
             size, tokens = float(np.exp(n)), float(np.exp(d))
             found.append(Optimum(float(work), size, tokens, tokens / size, loss, ci95))

@@ -43,8 +43,13 @@ class Extrapolation:
 
     @property
     def inside(self) -> np.ndarray:
-        """Whether each loss lies in its interval."""
+        """Whether each loss lies in its interval; False where there is none."""
         return (self.ci95[0] <= self.loss) & (self.loss <= self.ci95[1])
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the points fitted were more than the law has parameters."""
+        return bool(np.isfinite(self.ci95).all())
 
     def summary(self) -> dict[str, Any]:
         """Return the errors as JSON."""
@@ -54,9 +59,15 @@ class Extrapolation:
             "n_held_out": len(self.loss),
             "mean_error": float(np.mean(self.predicted - self.loss)),
             "rms_relative_error": float(np.sqrt(np.mean(np.expm1(self.log_error) ** 2))),
-            "inside_ci95": int(self.inside.sum()),
+            "inside_ci95": int(self.inside.sum()) if self.has_intervals else None,
             "points": [
-                {"N": n, "D": d, "loss": loss, "predicted": predicted, "ci95": [low, high]}
+                {
+                    "N": n,
+                    "D": d,
+                    "loss": loss,
+                    "predicted": predicted,
+                    "ci95": [low, high] if self.has_intervals else None,
+                }
                 for n, d, loss, predicted, low, high in zip(
                     *(map(float, c) for c in (self.params, self.tokens, self.loss, self.predicted, *self.ci95)),
                     strict=True,

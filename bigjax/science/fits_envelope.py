@@ -71,6 +71,11 @@ def fit_envelope(points: Points, *, bootstrap: int = 400, seed: int = 0) -> Fron
     )
     if len(np.unique(sizes[best[known]])) < 4:
         warnings.append(f"only {len(np.unique(sizes[best[known]]))} sizes are ever best: the frontier is a staircase")
+    if (share := np.isnan(raw[:, 1]).sum() / max(bootstrap, 1)) > 0.01:
+        warnings.append(
+            f"{share:.0%} of the bootstrap replicates have no frontier: it may be any there, and where that is more "
+            "than 2.5 %, intervals have no ends"
+        )
     residuals = (log_n - theta[0] - theta[1] * (log_levels - centre))[known]
     return FrontierFit(
         centre=centre,

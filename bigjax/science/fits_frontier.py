@@ -7,6 +7,9 @@ import numpy as np
 from bigjax.science.fits_points import Conventions, Excluded
 from bigjax.science.fits_robust import interval
 
+BEYOND = 1e9
+"""The log of a size beyond all others, up or down: an infinity with which sums still have a sign."""
+
 NAMES = ("N_coefficient", "N_exponent", "D_coefficient", "D_exponent")
 
 
@@ -43,13 +46,20 @@ class FrontierFit:
 
     @property
     def ci95(self) -> dict[str, list[float] | None]:
-        """The 95 % interval of each parameter."""
-        return dict(zip(NAMES, map(interval, self._coefficients(self.replicates.T)), strict=True))
+        """The 95 % interval of each parameter; an end that the points do not bound is infinite, or 0."""
+        n, a, d, b = self._coefficients(self.replicates.T)
+        ends = interval(n, 0.0), interval(_unbounded(a)), interval(d, 0.0), interval(_unbounded(b))
+        return dict(zip(NAMES, ends, strict=True))
 
     def _coefficients(self, theta: np.ndarray) -> tuple[np.ndarray, ...]:
         n, a, d, b = theta
         with np.errstate(over="ignore"):
             return np.exp(n - a * self.centre), a, np.exp(d - b * self.centre), b
+
+
+def _unbounded(exponents: np.ndarray) -> np.ndarray:
+    """Return the exponents, those to which a size of `BEYOND` led as infinite."""
+    return np.where(np.abs(exponents) > 1e-4 * BEYOND, np.copysign(np.inf, exponents), exponents)
 
 
 def frontier_lines(log_flops: np.ndarray, log_params: np.ndarray, log_tokens: np.ndarray, centre: float) -> np.ndarray:

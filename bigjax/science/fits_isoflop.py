@@ -2,16 +2,22 @@
 
 import numpy as np
 
-from bigjax.science.fits_frontier import FrontierFit, frontier_lines
+from bigjax.science.fits_frontier import BEYOND, FrontierFit, frontier_lines
 from bigjax.science.fits_points import Excluded, Points, budgets
-from bigjax.science.fits_robust import FitError, bootstrap_weights, clusters, spread
+from bigjax.science.fits_robust import FitError, clusters, spread
+
+LOST = (
+    "{share:.0%} of the bootstrap replicates have a budget whose curve has no minimum, most often that of {flops:.3g} "
+    "FLOPs: where more than 2.5 % lead to one side, an interval has no end there"
+)
 
 
 def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, tolerance: float = 0.1) -> FrontierFit:
     """Fit a parabola of the loss in log N to each compute budget, and power laws to the minima.
 
     Budgets are runs whose FLOPs agree within `tolerance`. One with fewer than 3 sizes, whose parabola opens downwards,
-    or whose minimum lies outside of its sizes is left out, with its reason in `excluded`.
+    or whose minimum lies outside of its sizes is left out, with its reason in `excluded`. An interval is open, to 0
+    or infinity, on a side where the noise may take a minimum away; `warnings` says so, and why there is none.
 
     Raises:
         FitError: fewer than 2 budgets remain.
@@ -34,22 +40,20 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     group = np.repeat(np.arange(len(used)), [len(rows) for rows in used])
     flops = np.array([np.median(points.flops[rows]) for rows in used])
     centre = float(np.log(flops).mean())
-    minima, parabolas = _minima(chosen, group, chosen.weight[None])
+    minima, parabolas = _minima(chosen, group, chosen.loss[None])
     theta = frontier_lines(np.log(flops), minima[0, 0], minima[1, 0], centre)
-    cluster = clusters(chosen.params, chosen.tokens)
-    random, _ = _minima(chosen, group, chosen.weight * bootstrap_weights(cluster, bootstrap, seed))
-    # A replicate with a budget that has lost its minimum says nothing of the frontier through all of them.
-    lost = np.isnan(random.sum(axis=(0, 2)))
-    random[:, lost] = np.nan
+    drawn, count, parameters = _redrawn(chosen, group, bootstrap, seed)
+    random, _ = _minima(chosen, group, drawn)
+    lost = (np.abs(random) >= BEYOND).any(axis=0)
+    random[:, lost.sum(axis=1) > 1] = (
+        np.nan
+    )  # one size beyond all moves the line one way, of several each pulls its own
     raw = frontier_lines(np.log(flops), random[0], random[1], centre)
-    count, parameters = int(cluster.max()) + 1, 3 * len(used)
-    share = lost.sum() / max(bootstrap, 1)
-    warnings = [f"{share:.0%} of the bootstrap replicates lose a minimum"] if share > 0.01 else []
+    share = np.count_nonzero(lost.sum(axis=1)) / max(bootstrap, 1)
+    warnings = [LOST.format(share=share, flops=flops[lost.sum(axis=0).argmax()])] if share > 0.01 else []
     if count <= parameters:
-        warnings.append(f"{count} distinct points for {parameters} coefficients of parabolas: no intervals")
+        warnings = [f"{count} distinct points for {parameters} coefficients of parabolas: no intervals"]
     mean, *coefficients = parabolas[0]
-    z = np.log(chosen.params) - mean[group]
-    residuals = chosen.loss - sum(coefficient[group] * z**power for power, coefficient in enumerate(coefficients))
     return FrontierFit(
         centre=centre,
         theta=theta,
@@ -57,15 +61,46 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
         params=np.exp(minima[0, 0]),
         tokens=np.exp(minima[1, 0]),
         loss=coefficients[0] - coefficients[1] ** 2 / (4 * coefficients[2]),
-        objective=float(chosen.weight @ residuals**2),
+        objective=float(chosen.weight @ (chosen.loss - _curve(chosen, group, parabolas[0])) ** 2),
         n_points=len(chosen),
         converged=True,
         conventions=points.conventions,
         excluded=tuple(excluded),
         warnings=tuple(warnings),
-        replicates=spread(theta, raw, count, parameters),
+        replicates=spread(theta, raw, count, parameters, unbiased=True),
         parabolas=np.stack([mean, *coefficients], axis=1),
     )
+
+
+def _redrawn(points: Points, group: np.ndarray, bootstrap: int, seed: int) -> tuple[np.ndarray, int, int]:
+    """Return losses `(bootstrap, n)` with other noise, and how many settings and coefficients of parabolas there are.
+
+    The sizes are chosen and not drawn, so it is the residuals that are drawn anew (Davison and Hinkley 1997, section
+    6.2.3): those of all budgets, a setting's seeds being one, over √(1 - leverage), with the variance that they leave
+    per degree of freedom. The ends of a parabola pull it to themselves: to weigh the points at random instead
+    takes their small residuals for small noise.
+    """
+    cluster = clusters(points.params, points.tokens)
+    first = np.unique(cluster, return_index=True)[1]
+    weight = np.bincount(cluster, points.weight)
+    curve = _curve(points, group, _minima(points, group, points.loss[None])[1][0])
+    residual = np.sqrt(weight) * np.bincount(cluster, points.weight * (points.loss - curve)) / weight
+    leverage = np.empty(len(first))
+    for budget in range(group.max() + 1):
+        rows = group[first] == budget
+        z = np.log(points.params[first][rows])
+        basis = np.linalg.qr(np.sqrt(weight[rows, None]) * np.vander(z - z.mean(), 3)).Q
+        leverage[rows] = (basis**2).sum(axis=1)
+    parameters = 3 * (int(group.max()) + 1)
+    seen = leverage < 1 - 1e-9  # three sizes are met exactly, whatever the noise
+    pool = residual[seen] / np.sqrt(1 - leverage[seen])
+    if len(first) <= parameters:
+        return np.tile(curve, (bootstrap, 1)), len(first), parameters
+    pool -= pool.mean()
+    if pool.any():
+        pool *= np.sqrt(residual @ residual / (len(first) - parameters) / np.mean(pool**2))
+    noise = np.random.default_rng(seed).choice(pool, (bootstrap, len(first))) / np.sqrt(weight)
+    return curve + noise[:, cluster], len(first), parameters
 
 
 def _problem(group: Points) -> str | None:
@@ -76,7 +111,7 @@ def _problem(group: Points) -> str | None:
     z = np.log(group.params) - np.log(group.params).mean()
     if np.ptp(group.loss) < 1e-12 * group.loss.max():
         return "its losses are all the same"
-    _, slope, curvature = _parabola(z, group.loss, group.weight[None])[0]
+    _, slope, curvature = _parabola(z, group.loss[None], group.weight)[0]
     if curvature <= 0:
         return "its parabola opens downwards"
     if not z.min() <= -slope / (2 * curvature) <= z.max():
@@ -84,16 +119,23 @@ def _problem(group: Points) -> str | None:
     return None
 
 
-def _parabola(z: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the coefficients `(r, 3)` of 1, z, z² by weighted least squares, for weights `(r, n)`."""
+def _parabola(z: np.ndarray, losses: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the coefficients `(r, 3)` of 1, z, z² by weighted least squares, for losses `(r, n)`."""
     design = np.vander(z, 3, increasing=True)
-    weighted = np.swapaxes(design * weights[:, :, None], 1, 2)
-    return np.linalg.solve(weighted @ design, weighted @ values[:, None])[:, :, 0]
+    weighted = design.T * weight
+    return np.linalg.solve(weighted @ design, weighted @ losses.T).T
 
 
-def _minima(points: Points, group: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return log N and log D at the minima `(2, r, k)` for weights `(r, n)`, and the parabolas in log N `(r, 4, k)`.
+def _curve(points: Points, group: np.ndarray, parabolas: np.ndarray) -> np.ndarray:
+    """Return the loss `(n,)` of the points' parabolas, `(4, k)` as of `_minima`."""
+    z = np.log(points.params) - parabolas[0, group]
+    return np.polynomial.polynomial.polyval(z, parabolas[1:, group], tensor=False)
 
+
+def _minima(points: Points, group: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return log N and log D at the minima `(2, r, k)` for losses `(r, n)`, and the parabolas in log N `(r, 4, k)`.
+
+    A curve without a minimum, one that does not bend upwards, falls towards one that lies `BEYOND` all sizes.
     The minimum in tokens has a parabola of its own: only for FLOPs of 6ND is it the mirror image of that in size.
     """
     minima, parabolas = [], []
@@ -101,10 +143,11 @@ def _minima(points: Points, group: np.ndarray, weights: np.ndarray) -> tuple[np.
         rows = group == budget
         found = []
         for values in (np.log(points.params[rows]), np.log(points.tokens[rows])):
-            z = values - values.mean()
-            coefficients = _parabola(z, points.loss[rows], weights[:, rows])
+            coefficients = _parabola(values - values.mean(), losses[:, rows], points.weight[rows])
             slope, curvature = coefficients[:, 1], coefficients[:, 2]
-            found.append(values.mean() + np.where(curvature > 0, -slope / (2 * curvature), np.nan))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                minimum = values.mean() - slope / (2 * np.maximum(curvature, 0.0))
+            found.append(np.clip(minimum, -BEYOND, BEYOND))
             if len(found) == 1:
                 parabolas.append(np.insert(coefficients, 0, values.mean(), axis=1))
         minima.append(found)

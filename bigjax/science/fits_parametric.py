@@ -172,6 +172,7 @@ def fit_parametric(
     prediction, jacobian = model(best.theta)
     theta = _uncentred(best.theta, centre)
     reached = float(np.mean(gradients <= CONVERGED)) if bootstrap else None
+    moved = spread_irreducible(best.theta, replicates, count, len(NAMES), log_value)
     return ParametricFit(
         **named(theta),
         delta=delta,
@@ -180,10 +181,10 @@ def fit_parametric(
         n_clusters=count,
         converged=best.converged,
         replicates_converged=reached,
-        warnings=tuple(_warnings(best, jacobian, count, reached, log_value)),
+        warnings=tuple(_warnings(best, jacobian, moved, count, reached, log_value)),
         conventions=conventions,
         flop_model=flop_model or FlopModel(conventions.flops_per_param_token),
-        replicates=_uncentred(spread_irreducible(best.theta, replicates, count, len(NAMES), log_value), centre),
+        replicates=_uncentred(moved, centre),
         residuals=log_value - prediction,
         jacobian=log_loss_model(np.log(params), np.log(tokens))(theta)[1],
     )
@@ -240,7 +241,9 @@ def _best_starts(
     return list(rough[np.argsort(reached, kind="stable")[:NUM_POLISHED]])
 
 
-def _warnings(best: Minimum, jacobian: np.ndarray, count: int, reached: float | None, log_value: np.ndarray):
+def _warnings(
+    best: Minimum, jacobian: np.ndarray, moved: np.ndarray, count: int, reached: float | None, log_value: np.ndarray
+):
     """Yield what is doubtful about a fit."""
     _, _, _, alpha, beta = best.theta
     if not best.converged:
@@ -249,6 +252,11 @@ def _warnings(best: Minimum, jacobian: np.ndarray, count: int, reached: float | 
         yield f"{1 - reached:.0%} of the bootstrap replicates did not converge"
     if alpha <= 0 or beta <= 0:
         yield "an exponent is not positive: the points do not show that the loss falls with size and with data"
+    elif (share := np.count_nonzero(moved[:, 3:].min(axis=1) <= 0) / max(len(moved), 1)) > 0.01:
+        yield (
+            f"{share:.0%} of the bootstrap replicates have an exponent that is not positive, so that the "
+            "compute-optimal size may be any: where that is more than 2.5 %, its interval has no ends"
+        )
     if best.theta[0] < lifted(best.theta, log_value, 1e-6)[0]:
         yield "E is 0: the losses do not show that any of them is irreducible"
     if count <= len(NAMES):

@@ -88,11 +88,7 @@ def _frontier(figure: Any, study: Study) -> None:
         axes.plot(
             flops[~inside], losses[~inside], color=ACCENT, linewidth=2, linestyle=(0, (4, 2)), label="extrapolated"
         )
-        bands = [row.ci95["loss"] for row in best]
-        if all(bands):
-            axes.fill_between(
-                flops, *np.array(bands, float).T, color=ACCENT, alpha=0.18, linewidth=0, label="95 % interval"
-            )
+        _band(axes, flops, losses, [row.ci95["loss"] for row in best], ACCENT, 0.18)
         axes.axhline(study.parametric.E, color=GREY, linewidth=0.9, linestyle=":")
         axes.annotate(
             f"E = {study.parametric.E:.3g}",
@@ -162,12 +158,21 @@ def _isoflop(figure: Any, study: Study) -> None:
 def _power_law(axes: Any, fit: FrontierFit, flops: np.ndarray, name: str, colour: str) -> None:
     best = compute_optimal(fit, flops)
     label = f"{name}: N ∝ C$^{{{fit.parameters['N_exponent']:.3f}}}$"
-    axes.plot(flops, [row.N for row in best], color=colour, linewidth=1.8, label=label)
-    bands = [row.ci95["N"] for row in best]
+    sizes = np.array([row.N for row in best])
+    axes.plot(flops, sizes, color=colour, linewidth=1.8, label=label)
+    _band(axes, flops, sizes, [row.ci95["N"] for row in best], colour, 0.15)
+
+
+def _band(axes: Any, x: np.ndarray, y: np.ndarray, bands: list[list[float] | None], colour: str, alpha: float) -> None:
+    """Fill the interval of positive `y`; an end that is far off, or nowhere, leaves the picture."""
     if all(bands):
-        axes.fill_between(
-            flops, *np.array(bands, float).T, color=colour, alpha=0.15, linewidth=0, label="95 % interval"
-        )
+        low, high = np.array(bands, float).T
+        off = (y.max() / y.min()) * 1e3
+        ends = np.maximum(low, y / off), np.minimum(high, y * off)
+        limits = y.min() / 30, y.max() * 30
+        axes.fill_between(x, *ends, color=colour, alpha=alpha, linewidth=0, label="95 % interval")
+        if (low < limits[0]).any() or (high > limits[1]).any():
+            axes.set_ylim(max(limits[0], low.min()), min(limits[1], high.max()))
 
 
 def _contours(figure: Any, study: Study) -> None:
@@ -191,10 +196,9 @@ def _contours(figure: Any, study: Study) -> None:
     )
     if study.optimal.get("parametric"):
         best = compute_optimal(law, flops)
-        axes.plot(flops, [row.N for row in best], color=ACCENT, linewidth=2, label="compute-optimal")
-        bands = [row.ci95["N"] for row in best]
-        if all(bands):
-            axes.fill_between(flops, *np.array(bands, float).T, color=ACCENT, alpha=0.25, linewidth=0)
+        best_sizes = np.array([row.N for row in best])
+        axes.plot(flops, best_sizes, color=ACCENT, linewidth=2, label="compute-optimal")
+        _band(axes, flops, best_sizes, [row.ci95["N"] for row in best], ACCENT, 0.25)
     axes.set(xscale="log", yscale="log", xlim=flops[[0, -1]], ylim=sizes[[0, -1]])
     _axes(
         axes,

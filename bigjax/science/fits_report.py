@@ -201,7 +201,11 @@ def _findings(found: Study):
         yield (
             f"held out: fitted up to {held.trained_flops:.3g} FLOPs, the law predicts the {len(held.loss)} runs at "
             f"{held.flops:.3g} FLOPs with an error of {held.summary()['rms_relative_error']:.2%} (rms); "
-            f"{held.inside.sum()} of {len(held.loss)} lie in their 95 % interval"
+            + (
+                f"{held.inside.sum()} of {len(held.loss)} lie in their 95 % interval"
+                if held.has_intervals
+                else "no intervals, since it was fitted to no more points than it has parameters"
+            )
         )
     if held := found.checks.get("holdout_isoflop"):
         yield (

@@ -149,17 +149,20 @@ def bootstrap_weights(cluster: np.ndarray, replicates: int, seed: int) -> np.nda
     return weights[:, cluster]
 
 
-def spread(estimate: np.ndarray, replicates: np.ndarray, num_clusters: int, num_parameters: int) -> np.ndarray:
+def spread(
+    estimate: np.ndarray, replicates: np.ndarray, num_clusters: int, num_parameters: int, *, unbiased: bool = False
+) -> np.ndarray:
     """Return `replicates` moved away from `estimate`, so that their 95 % percentiles allow for few points.
 
     The factor is `t(0.975, m - p) / z(0.975) * sqrt(m / (m - p))` for m clusters and p parameters, the correction of
-    percentile intervals for small samples (Hesterberg 2015, section 3.2, with p in place of 1). Without a degree of
-    freedom nothing is known about the noise: all replicates become NaN.
+    percentile intervals for small samples (Hesterberg 2015, section 3.2, with p in place of 1); where the replicates
+    vary as much as the noise does, `unbiased`, without the root. Without a degree of freedom nothing is known about the
+    noise: all replicates become NaN.
     """
     freedom = num_clusters - num_parameters
     if freedom < 1:
         return np.full_like(replicates, np.nan)
-    factor = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975) * np.sqrt(num_clusters / freedom)
+    factor = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975) * (1 if unbiased else np.sqrt(num_clusters / freedom))
     return estimate + factor * (replicates - estimate)
 
 
@@ -198,16 +201,18 @@ def minimise_irreducible(
     return replace(best, theta=lifted(best.theta, log_value, LEAST_SHARE))
 
 
-def interval(values: np.ndarray) -> list[float] | None:
-    """Return the 95 % percentile interval of `values` `(replicates,)`.
+def interval(values: np.ndarray, least: float = -np.inf) -> list[float] | None:
+    """Return the 95 % percentile interval of `values` `(replicates,)`, none of which can be below `least`.
 
-    It is None with fewer than 20 values, or if more than 2.5 % are NaN: those could lie on either side.
+    A NaN may lie on either side: with too many of them, and with infinities, an end is `least` or infinite, which says
+    that the points do not bound the value there. It is None with fewer than 20 values, or where nothing is known.
     """
-    known = values[~np.isnan(values)]
-    if len(known) < max(20, 0.975 * len(values)):
+    unknown = np.isnan(values)
+    if len(values) < 20 or unknown.all():
         return None
-    ends = np.quantile(known, (0.025, 0.975), method="inverted_cdf")  # no interpolation, which infinities turn into NaN
-    return [float(end) for end in ends]
+    sides = ((0.025, least), (0.975, np.inf))
+    # No interpolation, which infinities turn into NaN.
+    return [float(np.quantile(np.where(unknown, end, values), q, method="inverted_cdf")) for q, end in sides]
 
 
 def check_points(columns: dict[str, np.ndarray], num_parameters: int, what: str) -> None:
