@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, set before JAX starts."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,13 @@ from bigjax.config import MeshConfig
 
 jax.config.update("jax_num_cpu_devices", 8)
 runtime.give_devices_threads(8)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage rarely, and not among what was imported: a tenth of the time goes there when programs are traced."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def mesh_of(num_devices: int | None = None, **axes) -> tuple[MeshConfig, Mesh]:
