@@ -35,9 +35,17 @@ TINY = (
     "--config.train.eval_batches=2",
     "--config.checkpoint.every_steps=4",
     "--config.log.every_steps=1",
-    "--config.log.sample_tokens=8",
+    "--config.log.sample_tokens=0",
+    "--config.log.plot=false",
+    "--config.log.tensorboard=false",
 )
-"""The quickstart, shortened to 8 steps of a second in all; evaluations and checkpoints after steps 4 and 8."""
+"""The quickstart, shortened to 8 steps of a second in all; evaluations and checkpoints after steps 4 and 8.
+
+What is left out, a sample and pictures, is half of the seconds that such a run takes.
+"""
+
+WHOLE = (*TINY, "--config.log.sample_tokens=8", "--config.log.plot=true", "--config.log.tensorboard=true")
+"""The same with a sample and all the files that a run leaves by default."""
 
 
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

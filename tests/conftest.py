@@ -1,11 +1,15 @@
 """Eight virtual CPU devices for every test, set before JAX starts."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most programs here run once, on little: what a compiler could gain is less than it takes. Steps of other options, and
+# those that commands in processes of their own compile, are as they were.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 import jax
 import pytest
@@ -16,6 +20,15 @@ from bigjax.config import MeshConfig
 
 jax.config.update("jax_num_cpu_devices", 8)
 runtime.give_devices_threads(8)
+jax.devices()  # has XLA read its flags
+del os.environ["XLA_FLAGS"]
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage rarely, and not in what was imported: that was a tenth of the time of tracing programs."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def mesh_of(num_devices: int | None = None, **axes) -> tuple[MeshConfig, Mesh]:

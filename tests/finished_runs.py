@@ -13,9 +13,8 @@ from bigjax.run_folder import RunFolder
 from tests.commands import TINY, Commands, read, rows, shared_cache
 from tests.conftest import mesh_of
 
-QUIET = ("--config.log.sample_tokens=0", "--config.log.plot=false", "--config.log.tensorboard=false")
 STEPS = 40
-CONFIG = (*TINY, *QUIET, f"--config.train.steps={STEPS}", "--config.train.eval_every_steps=20")
+CONFIG = (*TINY, f"--config.train.steps={STEPS}", "--config.train.eval_every_steps=20")
 RUN = (*CONFIG, "--config.checkpoint.every_steps=10", "--config.checkpoint.keep_last=3")
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.commands import ROOT, TINY, Commands, mounted, read, shared_cache
+from tests.commands import ROOT, WHOLE, Commands, mounted, read, shared_cache
 
 HARD = {
     "no home, a plain locale, nobody else may read": ({"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, 0o077),
@@ -29,7 +29,7 @@ def test_a_run_in_a_hard_place(tmp_path_factory, tmp_path, variables, umask):
         del environment["JAX_COMPILATION_CACHE_DIR"]
     workdir = tmp_path / "a run of mine, Zürich → 東京"
     flags = (f"--workdir={workdir}", f"--config.data.cache_dir={cache}/bigjax")
-    command = [sys.executable, "-m", "experiments.train", *TINY, *flags]
+    command = [sys.executable, "-m", "experiments.train", *WHOLE, *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment, umask=umask, capture_output=True)
     said = done.stderr.decode()
     assert done.returncode == 0, said
@@ -45,5 +45,5 @@ def test_a_source_tree_that_nobody_can_write_to(tmp_path_factory, tmp_path):
         with pytest.raises(OSError, match="Read-only"):
             (source / "new").touch()
         where = {"cwd": source, "variables": {"PYTHONPATH": str(source)}}
-        done = commands.run("experiments.train", *TINY, f"--workdir={tmp_path}/run", **where)
+        done = commands.run("experiments.train", *WHOLE, f"--workdir={tmp_path}/run", **where)
     assert "Traceback" not in done.stderr and read(tmp_path / "run" / "result.json")["steps"] == 8

@@ -10,8 +10,8 @@ from experiments.group import Group
 from experiments.peers import Seen, who_is_lost
 from tests.commands import TINY, Commands, finish, free_port, rows, shared_cache
 
-RUN = (*TINY, "--config.log.sample_tokens=0", "--config.checkpoint.every_steps=2", "--config.train.eval_every_steps=0")
-RUN = (*RUN, "--config.checkpoint.asynchronous=false", "--config.log.plot=false")
+RUN = (*TINY, "--config.checkpoint.every_steps=2", "--config.train.eval_every_steps=0")
+RUN = (*RUN, "--config.checkpoint.asynchronous=false")
 HOST = socket.gethostname()
 
 

@@ -15,7 +15,7 @@ from tests.commands import TINY, Commands, read, rows, shared_cache
 from tests.saved_state import saved_state
 
 TRAIN = "experiments.train"
-LONG = (*TINY, "--config.train.steps=12", "--config.train.eval_every_steps=0", "--config.log.sample_tokens=0")
+LONG = (*TINY, "--config.train.steps=12", "--config.train.eval_every_steps=0")
 LONG = (*LONG, "--config.checkpoint.every_steps=3", "--config.checkpoint.asynchronous=false")
 SKIP = ("--config.guard.on_nonfinite=skip", "--config.guard.on_spike=skip", "--config.guard.window=5")
 SKIP = (*LONG, *SKIP, "--config.guard.threshold=25")

@@ -18,7 +18,6 @@ FOUR_STEPS = (
     "--config.train.eval_every_steps=2",
     "--config.checkpoint.every_steps=2",
     "--config.optim.name=adamw",
-    "--config.log.sample_tokens=0",
 )
 MESH = ("--config.mesh.fsdp=2",)  # and 2 along mesh.data
 

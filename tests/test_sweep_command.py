@@ -38,7 +38,7 @@ def arguments(tmp_path_factory):
     """The command line of a sweep of which two points finish, one diverges and one fails, without --workdir."""
     file = tmp_path_factory.mktemp("configs") / "mixed.py"
     file.write_text(FILE)
-    return (f"--config={file}", *TINY[1:], "--config.log.sample_tokens=0", "--config.log.tensorboard=false")
+    return (f"--config={file}", *TINY[1:])
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_what_was_cut_off_goes_on_and_ends_the_same(commands, arguments, swept, 
 def test_a_signal_ends_all_with_checkpoints_and_the_same_command_goes_on(commands, tmp_path):
     file, folder = tmp_path / "two.py", tmp_path / "sweep"
     file.write_text(FILE.partition("    add(**{")[0])
-    long = (f"--config={file}", *TINY[1:], "--config.train.steps=100000", "--config.log.sample_tokens=0")
+    long = (f"--config={file}", *TINY[1:], "--config.train.steps=100000")
     process = commands.start(SWEEP, *long, f"--workdir={folder}", "--processes=2")
     watched = process.stderr
     assert "2 to run" in watched.readline()

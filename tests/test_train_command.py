@@ -11,7 +11,7 @@ from bigjax.evaluate.scoring import score
 from bigjax.run_folder import RunFolder
 from bigjax.strict import fingerprint
 from experiments import trained
-from tests.commands import TINY, Commands, contents, read, rows, shared_cache
+from tests.commands import WHOLE, Commands, contents, read, rows, shared_cache
 
 TRAIN = "experiments.train"
 
@@ -25,7 +25,7 @@ def commands(tmp_path_factory):
 def finished(commands, tmp_path_factory):
     """A finished run of 8 steps: its folder, and the process that trained it."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    return workdir, commands.run(TRAIN, *TINY, f"--workdir={workdir}", "--profile=3-4")
+    return workdir, commands.run(TRAIN, *WHOLE, f"--workdir={workdir}", "--profile=3-4")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_run_records_its_config_and_what_it_ran_on(finished):
     assert (cfg.train.steps, cfg.model.d_model, cfg.model.positions) == (8, 32, "rotary")
     assert read(workdir / "config.json")["fingerprint"] == fingerprint(cfg)
     (session,) = read(workdir / "environment.json")["sessions"]
-    assert session["argv"][1:] == [*TINY, f"--workdir={workdir}", "--profile=3-4"]
+    assert session["argv"][1:] == [*WHOLE, f"--workdir={workdir}", "--profile=3-4"]
     assert set(session["git"] or {}) in ({"revision", "dirty"}, set())
     assert session["packages"]["jax"] == jax.__version__
     assert session["devices"] == {"platform": "cpu", "kind": "cpu", "count": 1}
@@ -119,7 +119,7 @@ def test_a_run_says_what_it_is_and_ends_with_its_score_and_a_sample(finished):
 def test_the_same_command_again_says_complete_and_changes_nothing(commands, finished):
     workdir, first = finished
     before = contents(workdir)
-    again = commands.run(TRAIN, *TINY, f"--workdir={workdir}", "--profile=3-4")
+    again = commands.run(TRAIN, *WHOLE, f"--workdir={workdir}", "--profile=3-4")
     assert again.stdout == ""
     assert again.stderr.splitlines()[1:] == [f"{workdir} is complete: {first.stdout.splitlines()[0]}"]
     assert contents(workdir) == before
@@ -128,7 +128,7 @@ def test_the_same_command_again_says_complete_and_changes_nothing(commands, fini
 def test_more_steps_in_the_same_folder_are_another_run(commands, finished):
     workdir, _ = finished
     before = contents(workdir)
-    done = commands.run(TRAIN, *TINY, f"--workdir={workdir}", "--config.train.steps=9", code=2)
+    done = commands.run(TRAIN, *WHOLE, f"--workdir={workdir}", "--config.train.steps=9", code=2)
     assert done.stderr.splitlines()[1:] == [
         f"error: {workdir} belongs to another run; choose another --workdir. It differs in",
         "  train.steps: 8 there, 9 here",
@@ -138,7 +138,7 @@ def test_more_steps_in_the_same_folder_are_another_run(commands, finished):
 
 def test_a_run_cut_short_goes_on_with_other_plumbing(commands, finished, cut_short):
     plumbing = ("--config.log.every_steps=2", "--config.checkpoint.asynchronous=false", "--config.log.plot=false")
-    done = commands.run(TRAIN, *TINY, *plumbing, f"--workdir={cut_short}")
+    done = commands.run(TRAIN, *WHOLE, *plumbing, f"--workdir={cut_short}")
     assert "resuming after step 4" in done.stderr
     assert rows(cut_short) == [row for row in rows(finished[0]) if row["step"] not in (7,)]
     sessions = read(cut_short / "environment.json")["sessions"]
@@ -156,7 +156,7 @@ def test_a_run_cut_short_goes_on_with_other_plumbing(commands, finished, cut_sho
 def test_a_run_killed_before_its_result_only_writes_that(commands, finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     (workdir / "result.json").unlink()
-    commands.run(TRAIN, *TINY, f"--workdir={workdir}")
+    commands.run(TRAIN, *WHOLE, f"--workdir={workdir}")
     assert rows(workdir) == rows(finished[0])
     old, new = read(finished[0] / "result.json"), read(workdir / "result.json")
     assert {name for name in old if old[name] != new[name]} <= {"tokens_per_s", "wall_s"}
@@ -164,7 +164,7 @@ def test_a_run_killed_before_its_result_only_writes_that(commands, finished, tmp
 
 def test_init_from_starts_from_the_weights_of_another_run(commands, finished, tmp_path):
     workdir, _ = finished
-    commands.run(TRAIN, *TINY, f"--config.init_from={workdir}", f"--workdir={tmp_path}/new")
+    commands.run(TRAIN, *WHOLE, f"--config.init_from={workdir}", f"--workdir={tmp_path}/new")
     cfg = RunFolder(tmp_path / "new").load_config()
     assert expected_first_loss(workdir) == pytest.approx(rows(tmp_path / "new")[0]["train/loss"], rel=1e-5)
     assert cfg.init_from == str(workdir)
@@ -185,7 +185,7 @@ def expected_first_loss(workdir) -> float:
 
 def test_the_first_line_is_printed_before_jax_is_imported(commands, tmp_path):
     """Python itself notes the order: every import is a line on stderr."""
-    arguments = (*TINY, "--config.train.global_batch_size=9", f"--workdir={tmp_path}/run")
+    arguments = (*WHOLE, "--config.train.global_batch_size=9", f"--workdir={tmp_path}/run")
     said = commands.run(TRAIN, *arguments, code=2, devices=2, options=("-X", "importtime")).stderr.splitlines()
     first = next(i for i, line in enumerate(said) if line.startswith("bigjax: run "))
     imported = [i for i, line in enumerate(said) if re.search(r"\| +(jax|jaxlib|numpy|grain|matplotlib)(\.|$)", line)]
@@ -197,8 +197,8 @@ def test_the_first_line_is_printed_before_jax_is_imported(commands, tmp_path):
     ("arguments", "expected"),
     [
         (["--help"], "Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite"),
-        ([*TINY, "--print_config"], "train.steps = 8\n"),
-        ([*TINY, "--diff=configs/quickstart.py"], "maths     train.steps: 8 -> 180\n"),
+        ([*WHOLE, "--print_config"], "train.steps = 8\n"),
+        ([*WHOLE, "--diff=configs/quickstart.py"], "maths     train.steps: 8 -> 180\n"),
     ],
 )
 def test_questions_are_answered_without_running(commands, tmp_path, arguments, expected):
@@ -210,7 +210,7 @@ def test_questions_are_answered_without_running(commands, tmp_path, arguments, e
 
 def test_a_config_can_be_compared_with_a_run(commands, finished):
     workdir, _ = finished
-    said = commands.run(TRAIN, *TINY, "--config.log.every_steps=3", f"--diff={workdir}").stdout.splitlines()
+    said = commands.run(TRAIN, *WHOLE, "--config.log.every_steps=3", f"--diff={workdir}").stdout.splitlines()
     assert said[0] == "plumbing  log.every_steps: 3 -> 1"
     fingerprints = [line.rpartition(" = ")[2] for line in said[1:]]
     assert fingerprints == [read(workdir / "config.json")["fingerprint"]] * 2

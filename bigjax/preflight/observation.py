@@ -106,7 +106,10 @@ class Stage:
           MeshFailure: they cannot be computed.
         """
         with jax.set_mesh(self.mesh):
-            init = step.jit_init_state(self.cfg, self.model, self.tx, self.layout)
+            options = COMPILE_QUICKLY if jax.default_backend() == "cpu" else None
+            init = jax.jit(
+                lambda: step.init_state(self.cfg, self.model, self.tx, self.layout), compiler_options=options
+            )
             self._state = _attempt("initialise", lambda: jax.block_until_ready(init()))
         return named_pieces(self._state.params)
 
@@ -137,7 +140,9 @@ class Stage:
     def update(self, grads: Any, start: Any) -> tuple[Any, Any]:
         """Return what the config's optimizer alone, in its initial state, makes of gradients."""
         if self._update is None:
-            self._update = jax.jit(lambda g, p: self.inner.update(g, self.inner.init(p), p))
+            self._update = jax.jit(
+                lambda g, p: self.inner.update(g, self.inner.init(p), p), compiler_options=compiler_options()
+            )
         return self._update(grads, start)
 
     def place(self, values: Mapping[str, np.ndarray]) -> Any:
