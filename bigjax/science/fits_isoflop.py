@@ -45,9 +45,8 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     drawn, count, parameters = _redrawn(chosen, group, bootstrap, seed)
     random, _ = _minima(chosen, group, drawn)
     lost = (np.abs(random) >= BEYOND).any(axis=0)
-    random[:, lost.sum(axis=1) > 1] = (
-        np.nan
-    )  # one size beyond all moves the line one way, of several each pulls its own
+    # One size beyond all others moves the line one way; of several, each pulls its own.
+    random[:, lost.sum(axis=1) > 1] = np.nan
     raw = frontier_lines(np.log(flops), random[0], random[1], centre)
     share = np.count_nonzero(lost.sum(axis=1)) / max(bootstrap, 1)
     warnings = [LOST.format(share=share, flops=flops[lost.sum(axis=0).argmax()])] if share > 0.01 else []
