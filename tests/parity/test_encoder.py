@@ -166,7 +166,7 @@ def assert_same(peer, cfg: ModelConfig, loss, wanted) -> None:
     weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
     specs = params.names(models.build(cfg).specs)
     assert {n: s.shape for n, s in specs.items()} == {n: w.shape for n, w in params.names(weights).items()}
-    found, back = jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, weights))
+    found, back = jax.jit(jax.value_and_grad(loss))(jax.tree.map(jnp.asarray, weights))
     np.testing.assert_allclose(found, wanted.detach(), rtol=1e-5)
     gradients = {name: np.zeros(w.shape) if w.grad is None else w.grad.numpy() for name, w in peer.named_parameters()}
     for name, gradient in params.names(ours(gradients)).items():
