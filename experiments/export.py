@@ -2,10 +2,9 @@
 
 --format=hf writes config.json, safetensors files (several with an index above --max_shard_gb), the run's tokenizer and
 generation_config.json (that of the folder it started from, if any), for from_pretrained of transformers' class for such
-a model and of AutoTokenizer. Weights are those of the newest
-checkpoint, the averaged ones if the run keeps them, in float32 or in --dtype. Where PyTorch is installed the folder is
-loaded with transformers and its logits are compared with ours; bigjax_export.json in the folder says what came out, or
-that there was no PyTorch.
+a model and of AutoTokenizer. Weights are those of the newest checkpoint, the averaged ones if the run keeps them, in
+float32 or in --dtype. Where PyTorch is installed the folder is loaded with transformers and its logits are compared
+with ours; bigjax_export.json in the folder says what came out, or that there was no PyTorch.
 
 Exit status: 0 exported; 1 a bug; 2 bad input, such as a model that no covered architecture holds; 4 transformers
 computes something else from the folder.
