@@ -113,7 +113,7 @@ def test_scores_are_divided_by_head_dim_where_heads_grow():
         ({"mup_base_d_model": 64, "num_kv_heads": 2}, {}, "model.num_kv_heads=2 would be 0.5"),
         ({"mup_base_d_model": 64, "mup_base_num_heads": 3, "mup_base_num_kv_heads": 2}, {}, "3 heads, not a multiple"),
         ({"mup_base_d_model": 64, "init": "fan_in"}, {}, "leave out model.init='fan_in'"),
-        ({"mup_base_d_model": 64, "scale_embeddings": True}, {}, "leave out model.scale_embeddings"),
+        ({"mup_base_d_model": 64, "scale_embeddings": True}, {}, "model.scale_embeddings=True, a power of the width"),
         ({"mup_base_d_model": 64, "mup_depth_alpha": 0.5}, {}, "only read with model.mup_base_num_layers"),
         ({"mup_base_d_model": 64, "mup_base_num_layers": 2, "norm_placement": "post"}, {}, "no rules of depth for"),
     ],
