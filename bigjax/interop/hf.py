@@ -88,8 +88,6 @@ def export_checkpoint(
     dtypes = {param: np.dtype(jnp.dtype(dtype)) if dtype else array.dtype for param, array in flat.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        planned = [_planned(name, pieces, flat, dtypes) for name, pieces in tensors.items()]
-        files = hf_files.write_tensors(folder, planned, max_shard_bytes)
         stored = {str(each) for each in dtypes.values()}
         values |= {"dtype": stored.pop() if len(stored) == 1 else "float32", "use_cache": True}
         values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no token of another vocabulary
@@ -97,6 +95,9 @@ def export_checkpoint(
         special, copied = export_tokenizer(tokenizer_from, folder, cfg) if tokenizer_from else ({}, [])
         values |= special
         copied += export_generation([path for path in (tokenizer_from, started_from) if path], folder, special)
+        # The weights, which take longest, after all that may be found wrong.
+        planned = [_planned(name, pieces, flat, dtypes) for name, pieces in tensors.items()]
+        files = hf_files.write_tensors(folder, planned, max_shard_bytes)
         write_json(folder / CONFIG, values)
     except OSError as error:
         raise HuggingFaceError(f"{folder} cannot be written: {error.strerror or error}") from error
