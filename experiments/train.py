@@ -146,8 +146,7 @@ def run(
             state, start = restored.state, restored.step
         else:
             stream = text.train.leaving_out(rollback.left_out(folder))
-            initializing = initializing or step.init_aside(cfg, model, tx, layout)
-            state, start = initializing.result(), 0
+            state, start = (initializing or step.init_aside(cfg, model, tx, layout)).result(), 0
             if initial is not None:
                 state = step.with_params(state, initial)
         text = dataclasses.replace(text, train=stream)

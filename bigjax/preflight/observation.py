@@ -106,9 +106,9 @@ class Stage:
           MeshFailure: they cannot be computed.
         """
         with jax.set_mesh(self.mesh):
-            options = COMPILE_QUICKLY if jax.default_backend() == "cpu" else None
             init = jax.jit(
-                lambda: step.init_state(self.cfg, self.model, self.tx, self.layout), compiler_options=options
+                lambda: step.init_state(self.cfg, self.model, self.tx, self.layout),
+                compiler_options=compiler_options(COMPILE_QUICKLY),
             )
             self._state = _attempt("initialise", lambda: jax.block_until_ready(init()))
         return named_pieces(self._state.params)
@@ -155,9 +155,9 @@ class Stage:
         )
 
 
-def compiler_options() -> dict[str, Any] | None:
+def compiler_options(on_cpus: dict[str, Any] = COMPILE_STEP) -> dict[str, Any] | None:
     """Return what makes a step compile quickly here."""
-    return COMPILE_STEP if jax.default_backend() == "cpu" else None
+    return on_cpus if jax.default_backend() == "cpu" else None
 
 
 def _attempt(stage: str, do: Callable[[], Any]) -> Any:
