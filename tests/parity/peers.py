@@ -16,6 +16,21 @@ from bigjax.interop.hf_config import export_config
 from bigjax.interop.hf_tensors import tensors_of, to_params
 from bigjax.params import names
 
+TEXT = "the cat sat on the mat and the other cat sat there; whatever the weather, they gather. " * 3
+"""What small tokenizers are trained on."""
+
+LLAMA = ModelConfig(
+    vocab_size=300,
+    num_layers=1,
+    d_model=32,
+    num_heads=4,
+    positions="rotary",
+    norm="rmsnorm",
+    activation="swiglu",
+    bias="none",
+    tie_embeddings=False,
+)
+
 
 def config(cfg: ModelConfig) -> Any:
     """Return transformers' config of the model."""

@@ -1,5 +1,6 @@
 """What a tokenizer.json puts before a text, `<bos>` of Llama and Gemma, against transformers on the same folder."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,27 +11,16 @@ torch = pytest.importorskip("torch", reason="the oracle is transformers on PyTor
 from transformers import AutoTokenizer  # noqa: E402
 
 from bigjax import data, models  # noqa: E402
-from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig  # noqa: E402
+from bigjax.config import Config, DataConfig, TrainConfig  # noqa: E402
 from bigjax.data.bpe import train_bpe  # noqa: E402
 from bigjax.evaluate import generation, writing  # noqa: E402
 from bigjax.evaluate.likelihood import Scorer  # noqa: E402
 from bigjax.sharding import UNSHARDED  # noqa: E402
 from tests.parity import peers  # noqa: E402
+from tests.parity.peers import LLAMA, TEXT  # noqa: E402
 
-TEXT = "the cat sat on the mat and the other cat sat there; whatever the weather, they gather. " * 3
 BOS, S = 285, 24
-MODEL = ModelConfig(
-    vocab_size=300,
-    num_layers=2,
-    d_model=32,
-    num_heads=4,
-    max_seq_len=S,
-    positions="rotary",
-    norm="rmsnorm",
-    activation="swiglu",
-    bias="none",
-    tie_embeddings=False,
-)
+MODEL = dataclasses.replace(LLAMA, num_layers=2, max_seq_len=S)
 BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
 TEMPLATE = {
     "type": "TemplateProcessing",

@@ -1,5 +1,6 @@
 """lm-evaluation-harness drives our model and transformers' on the same weights: the same answers, tasks and scores."""
 
+import dataclasses
 import json
 import warnings
 
@@ -14,11 +15,11 @@ from tokenizers import Tokenizer  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from bigjax.config import ModelConfig  # noqa: E402
 from bigjax.data.bpe import train_bpe  # noqa: E402
 from bigjax.errors import UserError  # noqa: E402
 from bigjax.evaluate import multiple_choice  # noqa: E402
 from tests.parity import peers  # noqa: E402
+from tests.parity.peers import LLAMA, TEXT  # noqa: E402
 
 with warnings.catch_warnings():  # of its own dependencies
     warnings.simplefilter("ignore")
@@ -33,19 +34,7 @@ with warnings.catch_warnings():  # of its own dependencies
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 S = 32
-MODEL = ModelConfig(
-    vocab_size=300,
-    num_layers=1,
-    d_model=32,
-    num_heads=4,
-    max_seq_len=S,
-    positions="rotary",
-    norm="rmsnorm",
-    activation="swiglu",
-    bias="none",
-    tie_embeddings=False,
-)
-TEXT = "the cat sat on the mat and the other cat sat there; whatever the weather, they gather. " * 3
+MODEL = dataclasses.replace(LLAMA, max_seq_len=S)
 PAIRS = [("the cat", " sat on"), ("the ", "cat"), ("wha", "tever"), ("", "gather"), (TEXT, " là"), ("cat", "\n\nmat")]
 QUESTIONS = [
     {"question": "the cat sat", "choices": ["on the mat", "there", "là"], "answer": n % 3} for n in range(3)

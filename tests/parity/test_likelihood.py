@@ -25,6 +25,7 @@ from bigjax.evaluate.likelihood import Likelihood, LikelihoodError, Scorer, wind
 from bigjax.evaluate.multiple_choice import Question  # noqa: E402
 from tests.conftest import mesh_of  # noqa: E402
 from tests.parity import encdec_peers, peers  # noqa: E402
+from tests.parity.peers import TEXT  # noqa: E402
 
 TOLERANCE = 2e-4
 S = 24
@@ -42,7 +43,6 @@ TRANSFORMER = dataclasses.replace(
 T5 = dataclasses.replace(
     LLAMA, family="encdec", num_kv_heads=4, positions="relative", activation="relu", attn_scale=1.0
 )
-TEXT = "the cat sat on the mat and the other cat sat there; whatever the weather, they gather. " * 3
 PAIRS = [
     ("the cat", " sat on the mat"),
     ("the cat  ", "sat"),  # spaces go to what is scored
