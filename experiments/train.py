@@ -162,11 +162,11 @@ def run(
             return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size, fresh())
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
-        flops_per_token = flops.run_flops_per_token(cfg, model.specs)
-        speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
         pulse.phase("compile")
         if compiling is not None:
             compiling.result()
+        # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
+        speed = Throughput(flops.run_flops_per_token(cfg, model.specs), flops.peak_flops(jax.devices()))
         watchman = guard.Guard(cfg, folder, text, say)
         with (
             metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,

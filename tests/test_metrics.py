@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import console
-from bigjax.config import LogConfig
+from bigjax import console, step
+from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.console import Progress, progress_line
 from bigjax.errors import UserError
 from bigjax.metrics import MetricsWriter, add, means, read_rows, scalars, truncate_after
 from bigjax.plots import plot_loss, smoothed
 from bigjax.run_folder import RunFolder
+from bigjax.science import flops
+from experiments import train
 
 QUIET = LogConfig(tensorboard=False)
 
@@ -180,3 +182,29 @@ def test_plot_is_a_picture(tmp_path):
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(data) > 10_000
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_the_peak_of_a_cpu_is_measured_while_nothing_is_compiled(tmp_path, monkeypatch):
+    compiling, idle = [], []
+    compile_aside, peak_flops = step.compile_aside, flops.peak_flops
+
+    def compile_noted(traced):
+        compiling.append(compile_aside(traced))
+        return compiling[-1]
+
+    def measured(devices):
+        idle.append(all(future.done() for future in compiling))
+        return peak_flops(devices)
+
+    monkeypatch.setattr(step, "compile_aside", compile_noted)
+    monkeypatch.setattr(flops, "peak_flops", measured)
+    cfg = Config(
+        ModelConfig(vocab_size=256, num_layers=1, d_model=16, num_heads=2, max_seq_len=16),
+        DataConfig(tokenizer="bytes", seq_len=16),
+        TrainConfig(steps=1, global_batch_size=8, eval_batches=1),
+        OptimConfig(schedule="constant"),
+        checkpoint=CheckpointConfig(every_steps=1),
+        log=LogConfig(tensorboard=False, plot=False, sample_tokens=0),
+    )
+    assert train.run(cfg, tmp_path / "run") == 0
+    assert compiling and idle == [True]
