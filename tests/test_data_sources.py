@@ -1,5 +1,6 @@
 """Sources: what they yield, what they reject by name, and which documents they hold out."""
 
+import gzip
 import hashlib
 import json
 import re
@@ -33,6 +34,28 @@ def test_local_files_give_their_documents(spec, tmp_path, monkeypatch):
         assert [text for _, text in source.read()] == TEXTS
     names = [name for name, _ in source.read()]
     assert len(set(names)) == 3
+
+
+LONG = "a document longer than the field limit of the csv module\n" * 5000
+
+FORMS = {
+    "a mark of the byte order": ("jsonl:x", lambda path: path.write_text('\ufeff{"text": "first"}\n'), "first"),
+    "a table with long texts": ("csv:x", lambda path: path.write_text(f'id,text\n1,"{LONG}"\n'), LONG),
+    "categories": ("parquet:x", lambda path: write_column(path, pa.array(["b"]).dictionary_encode()), "b"),
+    "views": ("parquet:x", lambda path: write_column(path, pa.array(["b"], pa.string_view())), "b"),
+}
+
+
+def write_column(path, texts):
+    pq.write_table(pa.table({"text": texts}), path)
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_forms_that_other_programs_write_are_read(case, tmp_path, monkeypatch):
+    spec, write, text = FORMS[case]
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "x")
+    assert [found for _, found in open_source(spec, "text").read()] == [text]
 
 
 def test_the_digest_depends_on_content_only(tmp_path):
@@ -113,6 +136,31 @@ BAD = {
         "parquet:x.parquet",
         lambda d: (d / "x.parquet").write_text("text"),
         r"x\.parquet cannot be read as",
+    ),
+    "half a character": (
+        "jsonl:x.jsonl",
+        lambda d: (d / "x.jsonl").write_text('{"text": "a"}\n{"text": "a \\ud83d b"}\n'),
+        r"x\.jsonl, line 2: \\ud83d is half a surrogate pair",
+    ),
+    "a number of too many digits": (
+        "jsonl:x.jsonl",
+        lambda d: (d / "x.jsonl").write_text(f'{{"text": "a", "id": {"1" * 5000}}}\n'),
+        r"x\.jsonl, line 1: JSON that Python does not read",
+    ),
+    "too many brackets": (
+        "jsonl:x.jsonl",
+        lambda d: (d / "x.jsonl").write_text(f'{{"text": "a", "id": {"[" * 100_000}{"]" * 100_000}}}\n'),
+        r"x\.jsonl, line 1: JSON that Python does not read",
+    ),
+    "a link that leads nowhere": (
+        "text:*.txt",
+        lambda d: [(d / "a.txt").write_text("a"), (d / "b.txt").symlink_to(d / "gone.txt")],
+        r"b\.txt is a link that leads nowhere",
+    ),
+    "compressed": (
+        "jsonl:x.jsonl.gz",
+        lambda d: (d / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n')),
+        r"x\.jsonl\.gz.* is compressed with gzip",
     ),
     "kind": ("txt:*.txt", lambda d: None, r"'txt:\*\.txt' is no source; did you mean 'text:GLOB'"),
     "bare kind": ("jsonl", lambda d: None, r"'jsonl' is no source; did you mean 'jsonl:GLOB'"),

@@ -17,10 +17,13 @@ def find_files(pattern: str) -> list[Path]:
     """Return the files that match a glob (`~` and `**` allowed), sorted.
 
     Raises:
-      DataError: nothing matches, or a file is empty.
+      DataError: nothing matches, a link leads nowhere, or a file is empty.
     """
     expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
     paths = sorted(Path(name) for name in glob.glob(expanded, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path} is a link that leads nowhere: mend it or leave it out of {pattern!r}")
     files = [path for path in paths if path.is_file()]
     if not files:
         raise DataError(f"no file matches {pattern!r} (working folder: {Path.cwd()})")
@@ -42,6 +45,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+"""What a compressed file starts with."""
+
+
 def decode(content: bytes, place: str, offset: int = 0) -> str:
     """Decode UTF-8.
 
@@ -56,6 +63,8 @@ def decode(content: bytes, place: str, offset: int = 0) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
+        if kind := next((kind for magic, kind in COMPRESSED.items() if not offset and content.startswith(magic)), None):
+            raise DataError(f"{place} is compressed with {kind}: decompress it first") from None
         raise DataError(
             f"{place} is not UTF-8: byte 0x{content[error.start]:02x} at byte offset {offset + error.start} "
             f"({error.reason}); convert it, for example with iconv"
@@ -77,7 +86,7 @@ def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]
         text = record[text_key]
         if not isinstance(text, str):
             raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
-        yield f"{name}:{number}", text
+        yield f"{name}:{number}", _of_characters(text, path, number)
 
 
 OPTIONAL = ("is_impossible",)
@@ -91,7 +100,22 @@ def read_records(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple
       DataError: as `read_jsonl`, of any kind of value.
     """
     for number, record in _json_lines(path, tuple(key for key in keys if key not in OPTIONAL)):
-        yield f"{name}:{number}", json.dumps([record[key] for key in keys if key in record], ensure_ascii=False)
+        values = json.dumps([record[key] for key in keys if key in record], ensure_ascii=False)
+        yield f"{name}:{number}", _of_characters(values, path, number)
+
+
+def _of_characters(text: str, path: Path, number: int) -> str:
+    """Return a text of a line of JSON, in which half a surrogate pair can be spelt that no UTF-8 can hold.
+
+    Raises:
+      DataError: it has one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{path}, line {number}: {code} is half a surrogate pair, no character: take it out") from None
+    return text
 
 
 def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -125,12 +149,16 @@ def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[s
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             text_line, offset = decode(line, f"{path}, line {number},", offset), offset + len(line)
+            if number == 1:
+                text_line = text_line.removeprefix("\ufeff")
             if not text_line.strip():
                 continue
             try:
                 record = json.loads(text_line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+            except (ValueError, RecursionError) as error:  # a number of too many digits, or too many brackets
+                raise DataError(f"{path}, line {number}: JSON that Python does not read ({error})") from None
             if not isinstance(record, dict):
                 raise DataError(f"{path}, line {number}: a JSON object is needed, not {type(record).__name__}")
             for key in keys:
@@ -146,6 +174,7 @@ def read_table(name: str, path: Path, text_key: str, delimiter: str) -> Iterator
       DataError: the file is not UTF-8, no column is called `text_key`, or a record has not as many fields as columns.
     """
     text = decode(path.read_bytes(), str(path)).removeprefix("\ufeff")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a document may be longer than the module's limit
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         columns = next(records)
@@ -184,7 +213,10 @@ def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, st
         row = 0
         for batch in _batches(file, path, text_key):
             column = batch.column(0)
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            if pa.types.is_dictionary(column.type):  # what a column of categories is
+                column = column.dictionary_decode()
+            text_types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+            if not any(test(column.type) for test in text_types):
                 raise DataError(f"{path}: column {text_key!r} holds {column.type}, not strings")
             # As bytes, since Arrow does not check UTF-8 when it reads.
             for value in column.cast(pa.large_binary()).to_pylist():
