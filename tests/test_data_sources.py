@@ -1,8 +1,10 @@
 """Sources: what they yield, what they reject by name, and which documents they hold out."""
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import re
 
 import pyarrow as pa
@@ -39,6 +41,13 @@ def test_local_files_give_their_documents(spec, tmp_path, monkeypatch):
 LONG = "a document longer than the field limit of the csv module\n" * 5000
 
 FORMS = {
+    "gzip, by pieces": (
+        "text:x",
+        lambda path: path.write_bytes(gzip.compress(b"one ") + gzip.compress(b"two")),
+        "one two",
+    ),
+    "bzip2": ("csv:x", lambda path: path.write_bytes(bz2.compress(b"id,text\n1,b\n")), "b"),
+    "zstd": ("jsonl:x", lambda path: path.write_bytes(pa.compress(b'{"text": "b"}\n', "zstd", asbytes=True)), "b"),
     "a mark of the byte order": ("jsonl:x", lambda path: path.write_text('\ufeff{"text": "first"}\n'), "first"),
     "a table with long texts": ("csv:x", lambda path: path.write_text(f'id,text\n1,"{LONG}"\n'), LONG),
     "categories": ("parquet:x", lambda path: write_column(path, pa.array(["b"]).dictionary_encode()), "b"),
@@ -157,10 +166,20 @@ BAD = {
         lambda d: [(d / "a.txt").write_text("a"), (d / "b.txt").symlink_to(d / "gone.txt")],
         r"b\.txt is a link that leads nowhere",
     ),
-    "compressed": (
+    "compressed in another way": (
+        "text:x.txt.xz",
+        lambda d: (d / "x.txt.xz").write_bytes(lzma.compress(b"a")),
+        r"x\.txt\.xz is compressed with xz: decompress it, or use one of gzip, zstd, bz2",
+    ),
+    "compressed and cut short": (
         "jsonl:x.jsonl.gz",
-        lambda d: (d / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n')),
-        r"x\.jsonl\.gz.* is compressed with gzip",
+        lambda d: (d / "x.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 9)[:-9]),
+        r"x\.jsonl\.gz cannot be decompressed with gzip: Truncated",
+    ),
+    "compressed and not UTF-8": (
+        "text:x.txt.gz",
+        lambda d: (d / "x.txt.gz").write_bytes(gzip.compress(b"ab\xff")),
+        r"x\.txt\.gz is not UTF-8: byte 0xff at byte offset 2",
     ),
     "kind": ("txt:*.txt", lambda d: None, r"'txt:\*\.txt' is no source; did you mean 'text:GLOB'"),
     "bare kind": ("jsonl", lambda d: None, r"'jsonl' is no source; did you mean 'jsonl:GLOB'"),

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import console, step
+from bigjax import console
+from bigjax import step as train_step
 from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.console import Progress, progress_line
 from bigjax.errors import UserError
@@ -186,7 +187,7 @@ def test_plot_is_a_picture(tmp_path):
 
 def test_the_peak_of_a_cpu_is_measured_while_nothing_is_compiled(tmp_path, monkeypatch):
     compiling, idle = [], []
-    compile_aside, peak_flops = step.compile_aside, flops.peak_flops
+    compile_aside, peak_flops = train_step.compile_aside, flops.peak_flops
 
     def compile_noted(traced):
         compiling.append(compile_aside(traced))
@@ -196,7 +197,7 @@ def test_the_peak_of_a_cpu_is_measured_while_nothing_is_compiled(tmp_path, monke
         idle.append(all(future.done() for future in compiling))
         return peak_flops(devices)
 
-    monkeypatch.setattr(step, "compile_aside", compile_noted)
+    monkeypatch.setattr(train_step, "compile_aside", compile_noted)
     monkeypatch.setattr(flops, "peak_flops", measured)
     cfg = Config(
         ModelConfig(vocab_size=256, num_layers=1, d_model=16, num_heads=2, max_seq_len=16),

@@ -1,4 +1,7 @@
-"""Readers of local files: they yield (name, text) documents and name the file, line or byte of what they reject."""
+"""Readers of local files: they yield (name, text) documents and name the file, line or byte of what they reject.
+
+Lines and offsets of compressed files are those of what they hold.
+"""
 
 import csv
 import glob
@@ -10,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bigjax.data.compressed import contents, opened
 from bigjax.data.errors import DataError
 
 
@@ -45,10 +49,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
-"""What a compressed file starts with."""
-
-
 def decode(content: bytes, place: str, offset: int = 0) -> str:
     """Decode UTF-8.
 
@@ -63,8 +63,6 @@ def decode(content: bytes, place: str, offset: int = 0) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        if kind := next((kind for magic, kind in COMPRESSED.items() if not offset and content.startswith(magic)), None):
-            raise DataError(f"{place} is compressed with {kind}: decompress it first") from None
         raise DataError(
             f"{place} is not UTF-8: byte 0x{content[error.start]:02x} at byte offset {offset + error.start} "
             f"({error.reason}); convert it, for example with iconv"
@@ -73,7 +71,7 @@ def decode(content: bytes, place: str, offset: int = 0) -> str:
 
 def read_text(name: str, path: Path) -> Iterator[tuple[str, str]]:
     """Yield the one document of a plain text file, line ends untouched."""
-    yield name, decode(path.read_bytes(), str(path))
+    yield name, decode(contents(path), str(path))
 
 
 def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
@@ -130,7 +128,7 @@ def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[s
     del keys
     words: list[str] = []
     tags: list[str] = []
-    lines = decode(path.read_bytes(), str(path)).removeprefix("\ufeff").split("\n")
+    lines = decode(contents(path), str(path)).removeprefix("\ufeff").split("\n")
     for number, line in enumerate([*lines, ""], start=1):
         columns = line.split()
         if columns and columns[0] != "-DOCSTART-":
@@ -146,7 +144,7 @@ def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[s
 def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the object of each line that is not blank, which must have some keys."""
     offset = 0
-    with path.open("rb") as lines:
+    with opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             text_line, offset = decode(line, f"{path}, line {number},", offset), offset + len(line)
             if number == 1:
@@ -173,7 +171,7 @@ def read_table(name: str, path: Path, text_key: str, delimiter: str) -> Iterator
     Raises:
       DataError: the file is not UTF-8, no column is called `text_key`, or a record has not as many fields as columns.
     """
-    text = decode(path.read_bytes(), str(path)).removeprefix("\ufeff")
+    text = decode(contents(path), str(path)).removeprefix("\ufeff")
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a document may be longer than the module's limit
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
