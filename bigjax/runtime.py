@@ -39,6 +39,17 @@ def configure_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def dispatches_ahead() -> bool:
+    """Return whether a step goes on after its call has returned; on CPUs it has ended then (`configure_jax`).
+
+    Metrics of a step that goes on are best read once the next one is dispatched. Those of one that has ended are read
+    before: later, it would be timed together with the next.
+    """
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
 def give_devices_threads(num_cpu_devices: int) -> None:
     """Give virtual CPU devices threads enough for all that may block at a time; call before the first use of a device.
 

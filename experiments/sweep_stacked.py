@@ -126,7 +126,7 @@ def _train(launch: Launch, members: list[Member], tick: Callable[[], None]) -> N
 
 
 class _Reports:
-    """Reads the metrics of a step while the next one runs."""
+    """Reads the metrics of a step while the next one runs, where it does."""
 
     def __init__(self, members: list[Member], start: int, alone: Alone):
         cfg = members[0].cfg
@@ -138,9 +138,11 @@ class _Reports:
         self.speed = Throughput(per_token, None)
 
     def of(self, done: int, batches: list[data.Batch], values: Any) -> None:
-        """Report the step before."""
+        """Report the step before, or this one if it has ended."""
         self.flush()
         self._pending = (done, batches, values)
+        if not runtime.dispatches_ahead():
+            self.flush()
 
     def flush(self) -> None:
         """Report the last step, which waits for it."""

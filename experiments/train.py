@@ -80,7 +80,7 @@ def run(
     """
     import jax
 
-    from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, run_lock, sharding, step
+    from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, run_lock, runtime, sharding, step
     from bigjax.evaluate.scoring import score
     from bigjax.interrupt import Interrupt
     from bigjax.lenient_saves import LenientSaves
@@ -183,6 +183,7 @@ def run(
                     writer.write(done, finish.metrics_row(values, schedule) | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
+            late = runtime.dispatches_ahead()
             pending, stopping, done = None, False, start
             if witness is not None:
                 witness(start, None, state)
@@ -204,7 +205,7 @@ def run(
                 polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0
                 stopping = polling and agreed(interrupt.requested) and done < total_steps
                 saving = stopping or done == total_steps or checkpoints.should_save(done)
-                if evaluating or saving:
+                if evaluating or saving or not late:
                     report(*pending)  # what is not finite is neither scored nor saved
                     pending = None
                 if evaluating and done < total_steps:

@@ -18,6 +18,7 @@ from bigjax.metrics import MetricsWriter, add, means, read_rows, scalars, trunca
 from bigjax.plots import plot_loss, smoothed
 from bigjax.run_folder import RunFolder
 from bigjax.science import flops
+from bigjax.throughput import Throughput
 from experiments import train
 
 QUIET = LogConfig(tensorboard=False)
@@ -185,6 +186,18 @@ def test_plot_is_a_picture(tmp_path):
     assert "matplotlib.pyplot" not in sys.modules
 
 
+def train_a_little(folder, steps: int, witness=None) -> None:
+    cfg = Config(
+        ModelConfig(vocab_size=256, num_layers=1, d_model=16, num_heads=2, max_seq_len=16),
+        DataConfig(tokenizer="bytes", seq_len=16),
+        TrainConfig(steps=steps, global_batch_size=8, eval_batches=1),
+        OptimConfig(schedule="constant"),
+        checkpoint=CheckpointConfig(every_steps=steps),
+        log=LogConfig(tensorboard=False, plot=False, sample_tokens=0),
+    )
+    assert train.run(cfg, folder, witness=witness) == 0
+
+
 def test_the_peak_of_a_cpu_is_measured_while_nothing_is_compiled(tmp_path, monkeypatch):
     compiling, idle = [], []
     compile_aside, peak_flops = train_step.compile_aside, flops.peak_flops
@@ -199,13 +212,15 @@ def test_the_peak_of_a_cpu_is_measured_while_nothing_is_compiled(tmp_path, monke
 
     monkeypatch.setattr(train_step, "compile_aside", compile_noted)
     monkeypatch.setattr(flops, "peak_flops", measured)
-    cfg = Config(
-        ModelConfig(vocab_size=256, num_layers=1, d_model=16, num_heads=2, max_seq_len=16),
-        DataConfig(tokenizer="bytes", seq_len=16),
-        TrainConfig(steps=1, global_batch_size=8, eval_batches=1),
-        OptimConfig(schedule="constant"),
-        checkpoint=CheckpointConfig(every_steps=1),
-        log=LogConfig(tensorboard=False, plot=False, sample_tokens=0),
-    )
-    assert train.run(cfg, tmp_path / "run") == 0
+    train_a_little(tmp_path / "run", 1)
     assert compiling and idle == [True]
+
+
+def test_on_a_cpu_each_step_is_timed_by_itself(tmp_path, monkeypatch):
+    events = []
+    count, waiting = Throughput.count, Throughput.waiting_for_data
+    monkeypatch.setattr(Throughput, "count", lambda self, tokens: (events.append("count"), count(self, tokens))[1])
+    monkeypatch.setattr(Throughput, "waiting_for_data", lambda self: (events.append("next"), waiting(self))[1])
+    train_a_little(tmp_path / "run", 3, lambda done, batch, state: events.append(done))
+    # Counted late, a step that is followed by a save would have the time of none, and the one before that of two.
+    assert events == [0, "next", 1, "count", "next", 2, "count", "next", 3, "count"]
