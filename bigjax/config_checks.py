@@ -89,6 +89,7 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
         )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
+    yield from _rope_problems(model.rope)
     stacks = {"model.num_layers data.seq_len": (model.num_layers, data.seq_len)}
     if model.family == "encdec":
         stacks["model.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
@@ -112,6 +113,8 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
         )
     if optim.decay_steps and optim.schedule not in ("linear", "cosine", "wsd"):
         yield f"optim.decay_steps={optim.decay_steps} is not read by optim.schedule={optim.schedule!r}"
+    if optim.nesterov and optim.name != "sgd":
+        yield f"optim.nesterov=True is only read by optim.name='sgd', not {optim.name!r}"
     yield from _ramp_problems(cfg)
     if optim.schedule == "inverse_sqrt" and not optim.warmup_steps:
         yield "optim.schedule='inverse_sqrt' needs optim.warmup_steps of at least 1, not 0"
@@ -136,6 +139,16 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
     if mesh.shard_sequence and mesh.tensor == 1:
         yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
+
+
+def _rope_problems(rope: Any) -> Iterator[str]:
+    """Yield what leaves no range of frequencies between those that are kept and those that are stretched."""
+    for scaling, low, high in (("llama3", "low_freq_factor", "high_freq_factor"), ("yarn", "beta_slow", "beta_fast")):
+        if rope.scaling == scaling and getattr(rope, low) >= getattr(rope, high):
+            yield (
+                f"model.rope.{low}={getattr(rope, low)} is not below model.rope.{high}={getattr(rope, high)}, as "
+                f"model.rope.scaling={scaling!r} needs"
+            )
 
 
 def _ramp_problems(cfg: Any) -> Iterator[str]:

@@ -71,6 +71,8 @@ def unknown_field(cls: type, path: str) -> str:
     for candidate in [*field_paths(cls), *sections(cls)]:
         candidate_section, _, candidate_name = candidate.rpartition(".")
         score = _similarity(name, candidate_name)
+        if candidate_section == section and candidate_name in name.split("_"):
+            score = max(score, 0.7)  # tensor_parallel is more of a tensor than of a tensorboard
         if score >= 0.6 and (score := score + 0.05 * (candidate_section == section)) > best_score:
             best, best_score = candidate, score
     if best:

@@ -33,6 +33,10 @@ __all__ = [
 
 T = TypeVar("T")
 
+INT32_MAX = 2**31 - 1
+FLOAT32_TINY, FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The smallest normal number, as far as devices go, and the largest."""
+
 
 class Leaf(NamedTuple):
     """One field of a config, in the form `to_dict` gives it."""
@@ -173,6 +177,8 @@ def _convert(annotation: Any, metadata: Mapping[str, Any], value: Any, path: str
         problems.append(f"{path}={value} is not finite, expected {wanted}")
     elif not _within(value, metadata):
         problems.append(f"{path}={_shown(value)} is out of bounds, expected {wanted}")
+    elif inner in (int, float) and not _fits(value, metadata):
+        problems.append(f"{path}={_shown(value)} does not fit into 32 bits, expected {wanted}")
     return value
 
 
@@ -183,6 +189,16 @@ def _within(value: Any, metadata: Mapping[str, Any]) -> bool:
         or ("above" in metadata and value <= metadata["above"])
         or ("below" in metadata and value >= metadata["below"])
     )
+
+
+def _fits(value: Any, metadata: Mapping[str, Any]) -> bool:
+    """Return whether a number keeps its meaning in a compiled program; an int with a maximum of its own may be larger.
+
+    Those for the host alone are held to the same.
+    """
+    if isinstance(value, int):
+        return "maximum" in metadata or abs(value) <= INT32_MAX
+    return value == 0 or FLOAT32_TINY <= abs(value) <= FLOAT32_MAX
 
 
 def _as_float(value: int | float) -> float:
