@@ -38,6 +38,8 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
             f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
             "more, other heads 0"
         )
+    if model.token_types and model.family != "encoder":
+        yield f"model.token_types={model.token_types} is for model.family='encoder', not {model.family!r}"
     yield from _pair_problems(cfg)
     if families == ("encoder",) and train.loss_chunks > 1:
         yield f"train.loss_chunks={train.loss_chunks} is not for train.objective={train.objective!r}"
@@ -159,6 +161,8 @@ def _ramp_problems(cfg: Any) -> Iterator[str]:
         yield f"train.ramp_batch_size={first} is not below train.global_batch_size={train.global_batch_size}"
     if tokens and tokens < cfg.data.seq_len:
         yield f"train.ramp_tokens={tokens} is less than a row, data.seq_len={cfg.data.seq_len}"
+    if tokens // cfg.data.seq_len >= 2**31:  # the schedule counts them in 32 bits
+        yield f"train.ramp_tokens={tokens} is 2^31 rows or more of data.seq_len={cfg.data.seq_len}"
     if first and cfg.data.order == "contiguous":
         yield f"train.ramp_batch_size={first} needs data.order='shuffled': in a contiguous one batches go on row by row"
 

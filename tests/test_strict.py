@@ -114,6 +114,8 @@ def test_a_wrong_field_is_named(section, name, value, message):
         ("model.n_layers", "model.num_layers"),
         ("model.theta", "model.rope.theta"),
         ("mesh.tensor_parallel", "mesh.tensor"),
+        ("model.n_head", "model.num_heads"),
+        ("checkpoint.every", "checkpoint.every_steps or model.moe.every"),
     ],
 )
 def test_an_unknown_field_gets_the_nearest_name_of_any_section(path, nearest):
@@ -169,6 +171,10 @@ def test_a_clash_between_fields_is_a_config_error():
         "train.global_batch_size=16 is not divisible by train.microbatches=3"
     ]
     assert problems(optim={"nesterov": True}) == ["optim.nesterov=True is only read by optim.name='sgd', not 'adamw'"]
+    assert problems(model={"token_types": 2, "mup_depth_alpha": 0.5}) == [
+        "model.token_types=2 is for model.family='encoder', not 'decoder'",
+        "model.mup_depth_alpha=0.5 is only read by model.parametrization='mup'",
+    ]
 
 
 @pytest.mark.parametrize(
