@@ -11,7 +11,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from bigjax.errors import ConfigError
-from bigjax.schema import TYPE_NAMES, bounded, describe, field_paths, fields, plumbing, unknown_field, unwrap_optional
+from bigjax.schema import (
+    TYPE_NAMES,
+    bounded,
+    describe,
+    field_paths,
+    fields,
+    plumbing,
+    sections,
+    unknown_field,
+    unwrap_optional,
+)
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -21,6 +31,7 @@ __all__ = [
     "Difference",
     "Leaf",
     "bounded",
+    "convert",
     "diff",
     "fingerprint",
     "from_dict",
@@ -69,6 +80,24 @@ def from_dict(cls: type[T], mapping: "Mapping[str, Any] | ConfigDict") -> T:
     if problems:
         raise ConfigError("\n".join(problems))
     return cfg
+
+
+def convert(cls: type, path: str, value: Any) -> Any:
+    """Return a value as the field of `cls` at `path`, which may be in a section, stores it.
+
+    Raises:
+        ConfigError: there is no such field, or it does not accept the value.
+    """
+    problems: list[str] = []
+    if path in sections(cls):
+        problems.append(f"{path} is a section, not a field: name the fields in it one by one")
+    elif path not in field_paths(cls):
+        problems.append(unknown_field(cls, path))
+    else:
+        value = _convert(*field_paths(cls)[path], value, path, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return value
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
