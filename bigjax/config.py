@@ -77,7 +77,7 @@ class TrainConfig:
     seed: int = bounded(0, minimum=0, maximum=2**32 - 1)  # as many as a key of JAX tells apart
     global_batch_size: int = bounded(16, minimum=1)
     ramp_batch_size: int = bounded(0, minimum=0)
-    ramp_tokens: int = bounded(0, minimum=0)
+    ramp_tokens: int = bounded(0, minimum=0, maximum=2**63 - 1)
     microbatches: int = plumbing(1, minimum=1)
     objective: Literal[
         "causal_lm",
@@ -136,7 +136,8 @@ class MeshConfig:
     """Devices along each axis; -1 on one axis means all that are left.
 
     `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
-    (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters that may stay whole on every device.
+    (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters, or axes of parameters, that may
+    stay whole on every device.
     """
 
     slice: int = plumbing(1, minimum=-1)

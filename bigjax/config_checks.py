@@ -38,6 +38,8 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
             f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
             "more, other heads 0"
         )
+    if model.token_types and model.family != "encoder":
+        yield f"model.token_types={model.token_types} is for model.family='encoder', not {model.family!r}"
     yield from _pair_problems(cfg)
     if families == ("encoder",) and train.loss_chunks > 1:
         yield f"train.loss_chunks={train.loss_chunks} is not for train.objective={train.objective!r}"
@@ -89,6 +91,7 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
         )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
+    yield from _rope_problems(model.rope)
     stacks = {"model.num_layers data.seq_len": (model.num_layers, data.seq_len)}
     if model.family == "encdec":
         stacks["model.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
@@ -112,6 +115,8 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
         )
     if optim.decay_steps and optim.schedule not in ("linear", "cosine", "wsd"):
         yield f"optim.decay_steps={optim.decay_steps} is not read by optim.schedule={optim.schedule!r}"
+    if optim.nesterov and optim.name != "sgd":
+        yield f"optim.nesterov=True is only read by optim.name='sgd', not {optim.name!r}"
     yield from _ramp_problems(cfg)
     if optim.schedule == "inverse_sqrt" and not optim.warmup_steps:
         yield "optim.schedule='inverse_sqrt' needs optim.warmup_steps of at least 1, not 0"
@@ -138,6 +143,16 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
         yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
 
 
+def _rope_problems(rope: Any) -> Iterator[str]:
+    """Yield what leaves no range of frequencies between those that are kept and those that are stretched."""
+    for scaling, low, high in (("llama3", "low_freq_factor", "high_freq_factor"), ("yarn", "beta_slow", "beta_fast")):
+        if rope.scaling == scaling and getattr(rope, low) >= getattr(rope, high):
+            yield (
+                f"model.rope.{low}={getattr(rope, low)} is not below model.rope.{high}={getattr(rope, high)}, as "
+                f"model.rope.scaling={scaling!r} needs"
+            )
+
+
 def _ramp_problems(cfg: Any) -> Iterator[str]:
     train, first, tokens = cfg.train, cfg.train.ramp_batch_size, cfg.train.ramp_tokens
     if bool(first) != bool(tokens):
@@ -146,6 +161,8 @@ def _ramp_problems(cfg: Any) -> Iterator[str]:
         yield f"train.ramp_batch_size={first} is not below train.global_batch_size={train.global_batch_size}"
     if tokens and tokens < cfg.data.seq_len:
         yield f"train.ramp_tokens={tokens} is less than a row, data.seq_len={cfg.data.seq_len}"
+    if tokens // cfg.data.seq_len >= 2**31:  # the schedule counts them in 32 bits
+        yield f"train.ramp_tokens={tokens} is 2^31 rows or more of data.seq_len={cfg.data.seq_len}"
     if first and cfg.data.order == "contiguous":
         yield f"train.ramp_batch_size={first} needs data.order='shuffled': in a contiguous one batches go on row by row"
 

@@ -13,7 +13,7 @@ from bigjax.strict import ConfigError, bounded, plumbing
 class RopeConfig:
     """Rotary positions (Su et al. 2021) and the two ways of stretching them past the trained length."""
 
-    theta: float = bounded(10_000.0, above=0)
+    theta: float = bounded(10_000.0, above=1)
     scaling: Literal["none", "llama3", "yarn"] = "none"
     factor: float = bounded(1.0, minimum=1)
     original_max_seq_len: int = bounded(8192, minimum=1)

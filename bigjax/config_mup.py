@@ -39,6 +39,8 @@ def problems(cfg: Any) -> Iterator[str]:
         for field in BASE_FIELDS:
             if size := getattr(model, field):
                 yield f"model.{field}={size} is only read by model.parametrization='mup'"
+        if model.mup_depth_alpha != 1:
+            yield f"model.mup_depth_alpha={model.mup_depth_alpha} is only read by model.parametrization='mup'"
         return
     said = "model.parametrization='mup'"
     if model.family == "rnn":

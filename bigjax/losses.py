@@ -113,8 +113,9 @@ def _chunked_forward(x, w, labels, weights, options: _Options):
 
 def _chunked_backward(options: _Options, gradients, cotangent: CrossEntropy):
     del options
-    dx, dw = gradients
-    return dx * cotangent.total.astype(dx.dtype), dw * cotangent.total.astype(dw.dtype), None, None
+    # In float32: a cotangent rounded to bfloat16 would make the gradient as a whole up to 1/256 too long or too short.
+    dx, dw = ((gradient * cotangent.total).astype(gradient.dtype) for gradient in gradients)
+    return dx, dw, None, None
 
 
 _chunked: Any = jax.custom_vjp(_chunked_primal, nondiff_argnums=(4,))

@@ -67,14 +67,18 @@ def expected(cls: type, path: str) -> str:
 def unknown_field(cls: type, path: str) -> str:
     """Return the sentence that says `path` is no field of `cls` and which field is nearest, in any section."""
     section, _, name = path.rpartition(".")
-    best, best_score = None, 0.0
+    anywhere, here = ("", 0.0), ("", 0.0)
     for candidate in [*field_paths(cls), *sections(cls)]:
         candidate_section, _, candidate_name = candidate.rpartition(".")
         score = _similarity(name, candidate_name)
-        if score >= 0.6 and (score := score + 0.05 * (candidate_section == section)) > best_score:
-            best, best_score = candidate, score
-    if best:
-        return f"{path} is not a field of the config: did you mean {best}?"
+        if candidate_section == section and candidate_name in name.split("_"):
+            score = max(score, 0.7)  # tensor_parallel is more of a tensor than of a tensorboard
+        if score >= 0.6 and (score := score + 0.05 * (candidate_section == section)) > anywhere[1]:
+            anywhere = candidate, score
+        if score >= 0.9 and candidate_section == section and score > here[1]:
+            here = candidate, score
+    if near := list(filter(None, dict.fromkeys((here[0], anywhere[0])))):
+        return f"{path} is not a field of the config: did you mean {' or '.join(near)}?"
     known = sections(cls).get(section, cls)
     return f"{path} is not a field of the config: {section or 'it'} has {', '.join(fields(known))}"
 
@@ -99,6 +103,8 @@ def sections(cls: type, prefix: str = "") -> dict[str, type]:
 def _similarity(name: str, candidate: str) -> float:
     """Score two names between 0 and 1; initials (learning_rate, lr) and missing words (batch_size) count as close."""
     words, candidate_words = name.split("_"), candidate.split("_")
+    if words[0] == "n" and candidate.removesuffix("s") == f"num_{name[2:].removesuffix('s')}":
+        return 1.0
     for long, short in ((words, candidate), (candidate_words, name)):
         if len(long) > 1 and "".join(word[:1] for word in long) == short:
             return 0.95

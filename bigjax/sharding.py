@@ -5,6 +5,7 @@ head_dim, vocab, positions, buckets (of distances), classes, layers, vector (of 
 experts, gates (of a recurrent cell, or a router's outputs, one for each expert).
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -186,7 +187,8 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     parameter over them; a sparse model can use `expert`.
 
     Raises:
-      ShardingError: for a reserved axis the model does not support, or a logical axis without a rule.
+      ShardingError: for a reserved axis the model does not support, a logical axis without a rule, or a name in
+        `allow_replicated` that is unknown.
       PaddingError: for an axis that does not divide a dimension.
       ReplicationError: for a parameter above 1 MiB that `fsdp` leaves whole on every device.
     """
@@ -195,6 +197,12 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     for axis in ("stage", "expert", "context"):
         if sizes[axis] > 1 and axis not in (*supported, *splitting):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
+    for name in set(cfg.allow_replicated) - {*PARAM_RULES, *names(specs)}:
+        near = difflib.get_close_matches(name, [*PARAM_RULES, *names(specs)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ShardingError(
+            f"mesh.allow_replicated names {name!r}, which is neither an axis nor a parameter of this model{hint}"
+        )
     rules = {name: _present(axes, sizes) for name, axes in PARAM_RULES.items()}
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
     if cfg.shard_sequence:

@@ -11,7 +11,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from bigjax.errors import ConfigError
-from bigjax.schema import TYPE_NAMES, bounded, describe, field_paths, fields, plumbing, unknown_field, unwrap_optional
+from bigjax.schema import (
+    TYPE_NAMES,
+    bounded,
+    describe,
+    field_paths,
+    fields,
+    plumbing,
+    sections,
+    unknown_field,
+    unwrap_optional,
+)
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -21,6 +31,7 @@ __all__ = [
     "Difference",
     "Leaf",
     "bounded",
+    "convert",
     "diff",
     "fingerprint",
     "from_dict",
@@ -32,6 +43,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+INT32_MAX = 2**31 - 1
+FLOAT32_TINY, FLOAT32_MAX = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""The smallest normal number, as far as devices go, and the largest."""
 
 
 class Leaf(NamedTuple):
@@ -65,6 +80,24 @@ def from_dict(cls: type[T], mapping: "Mapping[str, Any] | ConfigDict") -> T:
     if problems:
         raise ConfigError("\n".join(problems))
     return cfg
+
+
+def convert(cls: type, path: str, value: Any) -> Any:
+    """Return a value as the field of `cls` at `path`, which may be in a section, stores it.
+
+    Raises:
+        ConfigError: there is no such field, or it does not accept the value.
+    """
+    problems: list[str] = []
+    if path in sections(cls):
+        problems.append(f"{path} is a section, not a field: name the fields in it one by one")
+    elif path not in field_paths(cls):
+        problems.append(unknown_field(cls, path))
+    else:
+        value = _convert(*field_paths(cls)[path], value, path, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return value
 
 
 def to_dict(cfg: Any) -> dict[str, Any]:
@@ -173,6 +206,8 @@ def _convert(annotation: Any, metadata: Mapping[str, Any], value: Any, path: str
         problems.append(f"{path}={value} is not finite, expected {wanted}")
     elif not _within(value, metadata):
         problems.append(f"{path}={_shown(value)} is out of bounds, expected {wanted}")
+    elif inner in (int, float) and not _fits(value, metadata):
+        problems.append(f"{path}={_shown(value)} does not fit into 32 bits, expected {wanted}")
     return value
 
 
@@ -183,6 +218,16 @@ def _within(value: Any, metadata: Mapping[str, Any]) -> bool:
         or ("above" in metadata and value <= metadata["above"])
         or ("below" in metadata and value >= metadata["below"])
     )
+
+
+def _fits(value: Any, metadata: Mapping[str, Any]) -> bool:
+    """Return whether a number keeps its meaning in a compiled program; an int with a maximum of its own may be larger.
+
+    Those for the host alone are held to the same.
+    """
+    if isinstance(value, int):
+        return "maximum" in metadata or abs(value) <= INT32_MAX
+    return value == 0 or FLOAT32_TINY <= abs(value) <= FLOAT32_MAX
 
 
 def _as_float(value: int | float) -> float:

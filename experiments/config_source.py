@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax import strict
+from bigjax import schema, strict
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig
 from bigjax.config_checks import OBJECTIVES
 from bigjax.errors import UserError
 from bigjax.interop import hf_config
 from bigjax.run_folder import RunFolder
+
+_NO_SUCH_KEY = re.compile(r"[\"']*Key \"(\w+)\" does not exist and cannot be added since the config is locked")
+"""What a locked ConfigDict says, before it lists all that it has."""
 
 
 def load(source: str) -> ConfigDict:
@@ -138,8 +142,13 @@ def _load_preset(path: Path) -> ConfigDict:
         config, changes = load(preset["config"]), dict(preset["changes"])
     except FileNotFoundError:
         raise UserError(f"there is no preset {str(path)!r}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {error!r}") from error
+    try:
+        # A ConfigDict would take True for 1.0.
+        changes = {field: strict.convert(Config, field, value) for field, value in changes.items()}
+    except strict.ConfigError as error:
+        raise UserError(f"{path}: {error}") from error
     try:
         config.update_from_flattened_dict(changes)
     except (KeyError, TypeError, AttributeError) as error:
@@ -182,6 +191,8 @@ def _running(file: str) -> Iterator[None]:
         # What the file imports from elsewhere, such as its get_config, has no line here.
         where = f"{file}:{own[-1].lineno}" if own else f"{file}: {frames[-1].filename}:{frames[-1].lineno}"
         said = str(error)
+        if typo := _NO_SUCH_KEY.match(said):
+            raise UserError(f"{where}: {schema.unknown_field(Config, typo[1])}") from error
         if isinstance(error, SyntaxError) and error.filename:
             where, said = f"{error.filename}:{error.lineno}", error.msg
         reason = f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")

@@ -28,6 +28,7 @@ from absl import flags
 
 from bigjax import rollback, strict
 from bigjax.config import Config
+from bigjax.errors import UserError
 from experiments import cli, distributed
 
 EXAMPLES = (
@@ -54,6 +55,8 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
     profile = cli.parse_range("profile", flag_values.profile)
+    if profile and profile[-1] > cfg.train.steps:
+        raise UserError(f"--profile={flag_values.profile} ends after the last step, train.steps={cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)

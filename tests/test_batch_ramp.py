@@ -153,6 +153,7 @@ def test_the_learning_rate_follows_the_rows():
     [
         ({"ramp_batch_size": 4}, "train.ramp_batch_size=4 and train.ramp_tokens=0: a ramp needs both"),
         ({"ramp_batch_size": 16, "ramp_tokens": 999}, "ramp_batch_size=16 is not below train.global_batch_size=16"),
+        ({"ramp_batch_size": 4, "ramp_tokens": 2**36}, r"train.ramp_tokens=68719476736 is 2\^31 rows or more"),
         ({"ramp_batch_size": 4, "ramp_tokens": 31}, "train.ramp_tokens=31 is less than a row, data.seq_len=32"),
     ],
 )

@@ -52,6 +52,25 @@ def test_a_wrong_source_is_explained(tmp_path, name, text, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim.lrr": 3}, "optim.lrr is not a field of the config: did you mean optim.lr?"),
+        ({"optim.lr": True}, "optim.lr=True is a bool, expected a float above 0"),
+        ({"optim": 3}, "optim is a section, not a field: name the fields in it one by one"),
+    ],
+)
+def test_a_wrong_change_of_a_preset_is_named(tmp_path, changes, message):
+    (tmp_path / "a.py").write_text(CONFIG_FILE)
+    path = tmp_path / "preset.json"
+    path.write_text(json.dumps({"config": str(tmp_path / "a.py"), "changes": {"optim.grad_clip": None, "optim.lr": 1}}))
+    assert (config_source.load(str(path)).optim.lr, config_source.load(str(path)).optim.grad_clip) == (1.0, None)
+    path.write_text(json.dumps({"config": str(tmp_path / "a.py"), "changes": changes}))
+    with pytest.raises(UserError) as caught:
+        config_source.load(str(path))
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("\ndef get_config(): return {}['a']", "2: KeyError: 'a'"),
@@ -70,6 +89,14 @@ def test_a_bug_in_a_config_file_names_its_line(tmp_path, text, reason):
         config_source.load(str(path))
     assert str(caught.value).startswith(f"{path}:{reason}")
     assert str(caught.value).endswith(" (--debug shows the traceback)") and "\n" not in str(caught.value)
+
+
+def test_a_misspelt_field_in_a_config_file_gets_the_nearest(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text(CONFIG_FILE + "\ndef get_config():\n    c = to_config_dict(Config())\n    c.optim.lrr = 3\n")
+    with pytest.raises(UserError) as caught:
+        config_source.load(str(path))
+    assert str(caught.value) == f"{path}:10: lrr is not a field of the config: did you mean optim.lr?"
 
 
 def test_a_bug_in_a_file_given_by_a_relative_path_or_in_what_it_imports_names_its_line(tmp_path, monkeypatch):

@@ -138,6 +138,7 @@ def test_the_config_beside_a_file_names_the_end_of_text(bpe_folder, tmp_path):
     [
         ("byte", "did you mean 'bytes'"),
         ("bpe:many", "'bpe:many' is no tokenizer"),
+        ("bpe", "'bpe' is no tokenizer; did you mean 'bpe:SIZE'"),
         ("bpe:256", "too small"),
         ("hf:", "'hf:' is no tokenizer"),
         ("hf:nowhere/tokenizer.json", "no tokenizer at nowhere"),

@@ -127,6 +127,22 @@ def test_chunked_in_bfloat16_is_as_close_to_float32_as_plain_is():
         np.testing.assert_allclose(np.float32(grad), reference, rtol=0, atol=4 * 2.0**-8 * np.abs(reference).max())
 
 
+def test_the_gradient_of_a_mean_in_bfloat16_is_that_of_the_sum_rounded_once():
+    arrays = problem()
+    x, w = jnp.bfloat16(arrays.x), jnp.bfloat16(arrays.w)
+
+    def gradients(divisor: float):
+        def scaled(x, w):
+            return chunked_cross_entropy(x, w, arrays.labels, arrays.weights, chunks=3).total / divisor
+
+        return jax.grad(scaled, (0, 1))(x, w)
+
+    # 1/215 rounded to bfloat16 is 0.9973/215: not to be seen in one number, but in all of them together.
+    for mean, total in zip(gradients(215.0), gradients(1.0), strict=True):
+        expected = (np.float32(total) * np.float32(1 / 215)).astype(jnp.bfloat16)
+        np.testing.assert_array_equal(np.float32(mean), np.float32(expected))
+
+
 MESHES = {
     "vocab over tensor 4": (4, {"data": 1, "tensor": 4}, V),
     "batch over data 4": (4, {"data": 4}, V),

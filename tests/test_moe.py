@@ -156,7 +156,8 @@ def test_losses_and_metrics_have_their_closed_forms():
 
 
 @pytest.mark.parametrize(
-    ("factor", "group", "experts", "expected"), [(1.25, 128, 8, 20), (1.1, 10, 1, 11), (2.0, 7, 4, 4), (0.01, 8, 8, 1)]
+    ("factor", "group", "experts", "expected"),
+    [(1.25, 128, 8, 20), (1.1, 20, 2, 11), (2.0, 7, 4, 4), (0.01, 8, 8, 1), (1e30, 8, 4, 8), (1e-30, 8, 4, 1)],
 )
 def test_capacity_is_rounded_up(factor, group, experts, expected):
     assert moe_routing.capacity(MoeConfig(num_experts=experts, capacity_factor=factor), group) == expected

@@ -93,6 +93,11 @@ def test_an_axis_may_stay_whole_by_name():
     assert all("stays whole on every device along it" in note for note in resolved.notes)
     # The permission is not a request.
     assert layout_of(model_specs(d_model=64), tensor=2, allow_replicated=("heads",)).params["heads"] == ("tensor",)
+    with fails(
+        "mesh.allow_replicated names 'blocks/attn/w', which is neither an axis nor a parameter of this model; "
+        "did you mean 'blocks/attn/v'?"
+    ):
+        layout_of(specs, tensor=2, allow_replicated=("heads", "kv_heads", "blocks/attn/w"))
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole_and_is_noted():

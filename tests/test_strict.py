@@ -70,6 +70,15 @@ def test_fields_left_out_take_their_default():
         ("mesh", "data", -2, "mesh.data=-2 is out of bounds, expected an int at least -1"),
         ("optim", "lr", math.nan, "optim.lr=nan is not finite, expected a float above 0"),
         ("optim", "lr", 10**400, "optim.lr=inf is not finite, expected a float above 0"),
+        ("optim", "lr", 1e39, "optim.lr=1e+39 does not fit into 32 bits, expected a float above 0"),
+        ("optim", "eps", 1e-60, "optim.eps=1e-60 does not fit into 32 bits, expected a float above 0"),
+        ("train", "steps", 2**31, "train.steps=2147483648 does not fit into 32 bits, expected an int at least 1"),
+        (
+            "model",
+            "layer_windows",
+            [0, 2**31],
+            "model.layer_windows[1]=2147483648 does not fit into 32 bits, expected an int at least 0",
+        ),
         ("optim", "momentum_", 1, "optim.momentum_ is not a field of the config: did you mean optim.momentum?"),
         (
             "optim",
@@ -104,6 +113,9 @@ def test_a_wrong_field_is_named(section, name, value, message):
         ("train.batch_size", "train.global_batch_size"),
         ("model.n_layers", "model.num_layers"),
         ("model.theta", "model.rope.theta"),
+        ("mesh.tensor_parallel", "mesh.tensor"),
+        ("model.n_head", "model.num_heads"),
+        ("checkpoint.every", "checkpoint.every_steps or model.moe.every"),
     ],
 )
 def test_an_unknown_field_gets_the_nearest_name_of_any_section(path, nearest):
@@ -158,6 +170,31 @@ def test_a_clash_between_fields_is_a_config_error():
     assert problems(train={"microbatches": 3}) == [
         "train.global_batch_size=16 is not divisible by train.microbatches=3"
     ]
+    assert problems(optim={"nesterov": True}) == ["optim.nesterov=True is only read by optim.name='sgd', not 'adamw'"]
+    assert problems(model={"token_types": 2, "mup_depth_alpha": 0.5}) == [
+        "model.token_types=2 is for model.family='encoder', not 'decoder'",
+        "model.mup_depth_alpha=0.5 is only read by model.parametrization='mup'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"theta": 1}, "model.rope.theta=1.0 is out of bounds, expected a float above 1"),
+        (
+            {"scaling": "llama3", "low_freq_factor": 4},
+            "model.rope.low_freq_factor=4.0 is not below model.rope.high_freq_factor=4.0, as "
+            "model.rope.scaling='llama3' needs",
+        ),
+        (
+            {"scaling": "yarn", "beta_fast": 1, "beta_slow": 32},
+            "model.rope.beta_slow=32.0 is not below model.rope.beta_fast=1.0, as model.rope.scaling='yarn' needs",
+        ),
+    ],
+    ids=str,
+)
+def test_scaled_frequencies_must_have_a_range_in_between(rope, message):
+    assert problems(model={"positions": "rotary", "rope": rope}) == [message]
 
 
 def test_config_error_is_a_user_error_and_a_value_error():

@@ -10,7 +10,7 @@ from bigjax.data.errors import DataError
 from bigjax.data.shards import Side
 from bigjax.data.tokenizers import END_OF_TEXT, ByteTokenizer, Tokenizer, load_file, load_tokenizer
 
-KINDS = ("bytes", "bpe", "hf")
+FORMS = {"bytes": "bytes", "bpe": "bpe:SIZE", "hf": "hf:PATH"}
 SMALLEST = 257
 """The 256 bytes and the end-of-text token."""
 
@@ -33,9 +33,9 @@ def build_tokenizer(spec: str, training: Sequence[Side], root: Path) -> Tokenize
         return load_file(Path(rest))
     if kind == "bpe" and rest.isdecimal():
         return _trained(int(rest), training, root)
-    near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
     wanted = "bytes, bpe:SIZE or hf:PATH of a tokenizer.json"
-    raise DataError(f"data.tokenizer: {spec!r} is no tokenizer; did you mean {near!r}? A tokenizer is {wanted}")
+    raise DataError(f"data.tokenizer: {spec!r} is no tokenizer; did you mean {FORMS[near]!r}? A tokenizer is {wanted}")
 
 
 def _trained(size: int, training: Sequence[Side], root: Path) -> Tokenizer:

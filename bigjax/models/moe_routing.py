@@ -36,11 +36,15 @@ class Routing(NamedTuple):
 
 
 def capacity(cfg: MoeConfig, group_size: int) -> int | None:
-    """Return how many tokens of a group an expert takes (Fedus et al. 2022, equation 3); None: all that choose it."""
+    """Return how many tokens of a group an expert takes (Fedus et al. 2022, equation 3); None: all that choose it.
+
+    At least one, and at most the group: no token chooses an expert twice.
+    """
     if cfg.capacity_factor is None:
         return None
     # A product such as 1.1 * 10 is a little above 11.
-    return math.ceil(cfg.capacity_factor * group_size / cfg.num_experts - 1e-9)
+    room = cfg.capacity_factor * group_size / cfg.num_experts - 1e-9
+    return math.ceil(min(max(room, 1), group_size))
 
 
 def route(
