@@ -28,6 +28,7 @@ from absl import flags
 
 from bigjax import rollback, strict
 from bigjax.config import Config
+from bigjax.errors import UserError
 from experiments import cli, distributed
 
 EXAMPLES = (
@@ -54,6 +55,8 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
     profile = cli.parse_range("profile", flag_values.profile)
+    if profile is not None and not (profile[0] <= cfg.train.steps and profile[-1] >= 1):
+        raise UserError(f"--profile={flag_values.profile} is none of the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
@@ -162,6 +165,8 @@ def run(
             return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size, fresh())
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
+        if profile is not None and profile[-1] <= start:
+            say(f"warning: nothing is traced: --profile ends with step {profile[-1]}, which is done")
         flops_per_token = flops.run_flops_per_token(cfg, model.specs)
         speed = Throughput(flops_per_token, flops.peak_flops(jax.devices()))
         pulse.phase("compile")
