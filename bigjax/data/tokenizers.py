@@ -248,6 +248,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def load_file(path: Path) -> Tokenizer:
     """Load a tokenizer from the path of its `tokenizer.json`; see `load_tokenizer`."""
     path = path.expanduser()
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give the path of its {FILE}")
     if not path.is_file():
         raise DataError(f"there is no tokenizer at {path}")
     try:
