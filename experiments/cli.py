@@ -57,6 +57,8 @@ def main(
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character is no reason to end
     try:
         if config_of_run and not {"-h", "-help", "--help"} & set(argv):
+            if (given := config_of(argv)) is not None:
+                raise UserError(f"--config={given} has no use here: the config is that of --workdir")
             argv.append(f"--config={_workdir_of_run(argv)}")
         status = _main(run, doc, define_flags, examples, config, argv)
     except (UserError, flags.Error, PermissionError) as error:

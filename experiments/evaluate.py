@@ -68,6 +68,7 @@ def main(flag_values: flags.FlagValues) -> int:
     asked = tasks.parse(cfg, flag_values.tasks)
     if flag_values.no_answer_threshold is not None and cfg.train.objective != "question_answering":
         raise UserError(f"--no_answer_threshold is for question_answering, not train.objective={cfg.train.objective!r}")
+    _check_use(flag_values, asked)
     if asked.scores:
         beam_search.check_beams(build(cfg.model), flag_values.beams, flag_values.length_penalty)
     run = trained.load(flag_values.workdir, cfg)
@@ -84,6 +85,22 @@ def main(flag_values: flags.FlagValues) -> int:
     if jax.process_index() == 0:
         print(json.dumps(scores))
     return 0
+
+
+def _check_use(flag_values: flags.FlagValues, asked: Any) -> None:
+    """Raise UserError for a flag that would change nothing."""
+    if flag_values.sources == []:
+        raise UserError("--sources is empty: name a source, or leave the flag out")
+    of_text = ("split", "sources", "batches", "mc_dropout", "no_answer_threshold")
+    useless = {
+        "without --tasks that write answers": () if asked.scores else ("beams", "length_penalty"),
+        "with --tasks that bring data of their own": of_text if asked.bring_data else (),
+        "with --sources, which are scored whole": ("split",) if flag_values.sources else (),
+    }
+    for why, names in useless.items():
+        for name in names:
+            if flag_values[name].present:
+                raise UserError(f"--{name} has no use {why}")
 
 
 def _on_text(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
     profile = cli.parse_range("profile", flag_values.profile)
-    if profile and profile[-1] > cfg.train.steps:
-        raise UserError(f"--profile={flag_values.profile} ends after the last step, train.steps={cfg.train.steps}")
+    if profile and not 1 <= profile[0] <= profile[-1] <= cfg.train.steps:
+        raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
@@ -165,6 +165,8 @@ def run(
             return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size, fresh())
 
         say(finish.banner(cfg, model, mesh, layout, text, start))
+        if profile is not None and profile[-1] <= start:
+            say(f"warning: nothing is traced: --profile ends with step {profile[-1]}, which is done")
         pulse.phase("compile")
         if compiling is not None:
             compiling.result()

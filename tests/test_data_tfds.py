@@ -1,11 +1,13 @@
 """TensorFlow Datasets: a dataset prepared from local files is read without TensorFlow."""
 
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from bigjax.data import DataError
+from bigjax.data import DataError, tfds_text
 from bigjax.data.sources import open_source
 
 TEXTS = {f"{i}.txt": f"document {i}: äöü 世界\n" for i in range(7)}
@@ -54,3 +56,39 @@ def test_errors_come_at_once_and_by_name(name, key, message, prepared, monkeypat
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     with pytest.raises(DataError, match=message):
         open_source(f"tfds:{name}", key)
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("books", "*.txt", r"books/1\.0\.0 is prepared already: delete it, or choose another name"),
+        ("none", "*.md", r"no file matches '.*\*\.md'"),
+        ("a/b", "*.txt", "--name='a/b' must be of letters, digits and underscores"),
+    ],
+)
+def test_what_cannot_be_prepared_is_one_sentence(name, files, message, prepared, monkeypatch, capsys):
+    arguments = [f"--name={name}", f"--files={prepared.parent}/in/{files}", f"--data_dir={prepared}"]
+    monkeypatch.setattr(sys, "argv", ["tfds_text", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        tfds_text.main()
+    assert caught.value.code == 2
+    assert re.fullmatch(rf"error: .*{message}.*\n", capsys.readouterr().err)
+    assert [path.name for path in prepared.glob("text_files/*")] == ["books"]
+
+
+DAMAGE = {
+    "record": ("text_files-train.array_record-00000-of-00001", 100, "tfds:text_files:train cannot be read: Corrupted"),
+    "info": ("dataset_info.json", 0, "1.0.0 cannot be opened: Failed to load JSON"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_file_is_named(case, prepared, tmp_path):
+    file, place, message = DAMAGE[case]
+    folder = shutil.copytree(prepared / "text_files/books/1.0.0", tmp_path / "1.0.0")
+    content = bytearray((folder / file).read_bytes())
+    content[place] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        list(open_source(f"tfds:{folder}", "text").read())
+    assert "\n" not in str(caught.value)

@@ -142,6 +142,9 @@ def test_the_config_beside_a_file_names_the_end_of_text(bpe_folder, tmp_path):
         ("bpe:256", "too small"),
         ("hf:", "'hf:' is no tokenizer"),
         ("hf:nowhere/tokenizer.json", "no tokenizer at nowhere"),
+        ("hf:.", r"\. is a folder: give the path of its tokenizer\.json"),
+        ("bpe:5001", "would have more ids than model.vocab_size=5000"),
+        ("bpe:99999999999999999999", "would have more ids than model.vocab_size=5000"),
         ("bpe:4000", r"needs more text: the training documents give \d+ tokens"),
     ],
 )
@@ -149,7 +152,7 @@ def test_errors_name_what_to_change(spec, message, tmp_path):
     (tmp_path / "little.txt").write_text("very little text")
     train, _ = split_sources((f"text:{tmp_path}/little.txt",), (), 0.0, "text")
     with pytest.raises(DataError, match=message):
-        build_tokenizer(spec, train, tmp_path / "cache")
+        build_tokenizer(spec, train, tmp_path / "cache", 5000)
     assert not [path for path in tmp_path.glob("cache/*/*") if path.suffix != ".lock"]
 
 

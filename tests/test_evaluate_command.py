@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from bigjax import runtime
+from experiments import cli, evaluate
 from tests.commands import TINY, Commands, contents, read, shared_cache
 
 EVALUATE = "experiments.evaluate"
@@ -96,6 +98,30 @@ def test_a_run_without_a_checkpoint_cannot_be_scored(commands, workdir, tmp_path
     (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
     done = commands.run(EVALUATE, f"--workdir={tmp_path}", code=2)
     assert done.stderr == f"error: there is no complete checkpoint in {tmp_path}/checkpoints\n"
+
+
+TEXTS = "--tasks=rolling:jsonl:{folder}/texts.jsonl"
+USELESS = {
+    "no source": (["--sources="], "--sources is empty: name a source, or leave the flag out"),
+    "beams": (["--beams=2"], "--beams has no use without --tasks that write answers"),
+    "split of sources": (
+        ["--sources=text:a", "--split=train"],
+        "--split has no use with --sources, which are scored whole",
+    ),
+    "split beside tasks": ([TEXTS, "--split=eval"], "--split has no use with --tasks that bring data of their own"),
+    "empty texts": ([TEXTS], "the 2 texts of --tasks=rolling are all empty"),
+}
+
+
+@pytest.mark.parametrize("case", USELESS)
+def test_a_flag_that_would_change_nothing_is_an_error(workdir, tmp_path, monkeypatch, capsys, case):
+    arguments, message = USELESS[case]
+    (tmp_path / "texts.jsonl").write_text('{"text": ""}\n' * 2)
+    monkeypatch.setattr(runtime, "configure_jax", lambda: None)  # the settings of this process are those of the tests
+    argv = ["evaluate", f"--workdir={workdir}", *(argument.format(folder=tmp_path) for argument in arguments)]
+    with pytest.raises(SystemExit) as caught:
+        cli.main(evaluate.main, doc=evaluate.__doc__, define_flags=evaluate.define_flags, config_of_run=True, argv=argv)
+    assert (caught.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
 
 
 def test_an_unknown_split_is_explained(commands, workdir):

@@ -290,6 +290,10 @@ def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_
         (["--prompt=a", f"--seed={2**32}"], "--seed=4294967296: 4294967296 is not an integer in the range"),
         (["--prompt=a", "--max_new_tokens=4", "--config.data.tokenizer=bpe:300"], "data.tokenizer='bpe:300', but "),
         (["--prompt=a", "--max_new_tokens=64"], "model.max_seq_len=64"),
+        (["--prompt=a", "--max_new_tokens=999999999999"], "makes a text of more than 1,073,741,824 tokens"),
+        (["--prompt=a\udcff"], "the text is not UTF-8: '\\udcff' at character 1"),
+        (["--prompt=a", "--stop=\udcff"], "the text is not UTF-8"),
+        (["--prompt=a", "--config=configs/gpt.py:d12"], "--config=configs/gpt.py:d12 has no use here"),
         (["--prompt=a", "--workdir=/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )

@@ -138,8 +138,9 @@ def test_more_steps_in_the_same_folder_are_another_run(commands, finished):
 
 def test_a_run_cut_short_goes_on_with_other_plumbing(commands, finished, cut_short):
     plumbing = ("--config.log.every_steps=2", "--config.checkpoint.asynchronous=false", "--config.log.plot=false")
-    done = commands.run(TRAIN, *WHOLE, *plumbing, f"--workdir={cut_short}")
+    done = commands.run(TRAIN, *WHOLE, *plumbing, f"--workdir={cut_short}", "--profile=2-4")
     assert "resuming after step 4" in done.stderr
+    assert "warning: nothing is traced: --profile ends with step 4, which is done\n" in done.stderr
     assert rows(cut_short) == [row for row in rows(finished[0]) if row["step"] not in (7,)]
     sessions = read(cut_short / "environment.json")["sessions"]
     assert sessions[1]["changed"] == {

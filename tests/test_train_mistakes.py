@@ -54,7 +54,7 @@ MISTAKES = {
     "wrong type": (["--config.train.steps=many"], "--config.train.steps=many is not an int at least 1"),
     "missing file": (["--config=configs/quikstart.py"], "there is no config file .*: did you mean .*quickstart.py[?]"),
     "profile": (["--profile=9"], "--profile=9 is not a range of steps such as 10-12"),
-    "profile of no step": (["--profile=7-9"], "--profile=7-9 ends after the last step, train.steps=8"),
+    "profile of other steps": (["--profile=7-9"], "--profile=7-9 leaves the steps of the run, 1-8"),
     "processes": (["--process_id=2"], "--coordinator_address and --num_processes missing: .*"),
     "clash": (["--config.train.microbatches=3"], "train.global_batch_size=8 is not divisible by train.microbatches=3"),
     "batch": (

@@ -15,13 +15,14 @@ SMALLEST = 257
 """The 256 bytes and the end-of-text token."""
 
 
-def build_tokenizer(spec: str, training: Sequence[Side], root: Path) -> Tokenizer:
+def build_tokenizer(spec: str, training: Sequence[Side], root: Path, room: int | None = None) -> Tokenizer:
     """Return the tokenizer that `data.tokenizer` names.
 
     Args:
       spec: `bytes`, `bpe:SIZE` or `hf:PATH`.
       training: the documents that BPE is trained on.
       root: cache folder for trained ones.
+      room: how many ids the model has, so that none is trained, which takes long, for a model that it does not suit.
 
     Raises:
       DataError: unknown kind, a size that is no number or does not suit the documents, or an unusable file.
@@ -32,6 +33,10 @@ def build_tokenizer(spec: str, training: Sequence[Side], root: Path) -> Tokenize
     if kind == "hf" and rest:
         return load_file(Path(rest))
     if kind == "bpe" and rest.isdecimal():
+        if room is not None and int(rest) > room:
+            raise DataError(
+                f"data.tokenizer={spec!r} would have more ids than model.vocab_size={room}: raise that or take fewer"
+            )
         return _trained(int(rest), training, root)
     near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
     wanted = "bytes, bpe:SIZE or hf:PATH of a tokenizer.json"

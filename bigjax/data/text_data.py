@@ -80,7 +80,8 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
     train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg))
-    tokenizer = tokenizer or build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root)
+    if tokenizer is None:
+        tokenizer = build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root, cfg.model.vocab_size)
     cut = cutting.cutter(cfg, tokenizer, root, train_sides)
     train_rows, eval_rows = tuple(map(cut, train_sides)), tuple(map(cut, eval_sides))
     counts = [len(source) for source in train_rows]

@@ -31,6 +31,7 @@ def open_builder(name: str) -> Any:
       DataError: nothing prepared under that name, a malformed name, or a format that needs TensorFlow.
     """
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
     from tensorflow_datasets.core import read_only_builder, registered
 
     folder = Path(name).expanduser()
@@ -47,8 +48,8 @@ def open_builder(name: str) -> Any:
             "`python -m bigjax.data.tfds_text`), set TFDS_DATA_DIR to the folder that holds it, or give the folder "
             "of its version as an absolute path"
         ) from error
-    except ValueError as error:
-        raise DataError(f"tfds:{name} cannot be opened: {error}") from error
+    except (ValueError, json_format.ParseError) as error:
+        raise DataError(f"tfds:{name} cannot be opened: {str(error).partition(chr(10))[0]}") from error
     file_format = builder.info.file_format
     if file_format is None or file_format.value not in READABLE_FORMATS:
         raise DataError(
@@ -83,11 +84,17 @@ def split_files(builder: Any, split: str) -> list[Path]:
 
 def read_tfds(builder: Any, split: str, text_key: str, chunk: int = 256) -> Iterator[tuple[str, str]]:
     """Yield a document per example, in index order, fetched `chunk` at a time (one by one is four times slower)."""
+    place = f"tfds:{builder.name}:{split}"
     examples = builder.as_data_source(split=split)
     for start in range(0, len(examples), chunk):
         stop = min(start + chunk, len(examples))
-        for index, example in enumerate(examples.__getitems__(range(start, stop)), start):
+        try:
+            found = examples.__getitems__(range(start, stop))
+        except (RuntimeError, ValueError) as error:  # what readers of records say of a damaged file
+            raise DataError(f"{place} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        for index, example in enumerate(found, start):
             text = example[text_key]
             if not isinstance(text, bytes):
-                raise DataError(f"tfds:{builder.name}:{split}: feature {text_key!r} is not text")
-            yield f"{split}:{index}", decode(text, f"tfds:{builder.name}:{split}, example {index},")
+                kind = type(text).__name__
+                raise DataError(f"{place}, example {index}: feature {text_key!r} is {kind}, not text")
+            yield f"{split}:{index}", decode(text, f"{place}, example {index},")

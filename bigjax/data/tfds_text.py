@@ -7,12 +7,14 @@ writes `prepared/text_files/books/1.0.0`, which `data.sources=('tfds:text_files/
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from bigjax.data.errors import DataError
 from bigjax.data.readers import find_files, read_text, relative_names
 
 
@@ -55,12 +57,23 @@ def prepare(name: str, splits: dict[str, str], data_dir: str | Path) -> Path:
       The folder of the prepared version.
 
     Raises:
-      DataError: a glob matches nothing, or a file is empty or not UTF-8.
+      DataError: TFDS could not find the name again, or it is prepared already; a glob matches nothing, or a file is
+        empty or not UTF-8; nothing can be written there.
     """
+    if not (name.isascii() and name.isidentifier()):
+        raise DataError(f"--name={name!r} must be of letters, digits and underscores, for TFDS to find it")
+    for glob in splits.values():
+        find_files(glob)
     config = tfds.core.BuilderConfig(name=name, version="1.0.0")
     builder = TextFiles(splits=splits, config=config, data_dir=str(data_dir), file_format="array_record")
-    builder.download_and_prepare()
-    return Path(builder.data_path)
+    folder = Path(builder.data_path)
+    if folder.exists():  # which TFDS would leave as it is, whatever the files are now
+        raise DataError(f"{folder} is prepared already: delete it, or choose another name")
+    try:
+        builder.download_and_prepare()
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error.strerror}") from error
+    return folder
 
 
 def main() -> None:
@@ -70,7 +83,11 @@ def main() -> None:
     parser.add_argument("--files", required=True, help="glob of text files, a document each")
     parser.add_argument("--data_dir", required=True, help="folder of prepared datasets")
     arguments = parser.parse_args()
-    print(prepare(arguments.name, {"train": arguments.files}, arguments.data_dir))
+    try:
+        print(prepare(arguments.name, {"train": arguments.files}, arguments.data_dir))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(DataError.exit_code)
 
 
 if __name__ == "__main__":

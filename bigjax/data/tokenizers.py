@@ -86,7 +86,11 @@ class ByteTokenizer:
         self.word_starts = np.array([not chr(byte).isalnum() if byte < 128 else False for byte in range(256)])
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        try:
+            return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        except UnicodeEncodeError as error:  # of an argument that is not UTF-8, or an escape in JSON
+            found = text[error.start]
+            raise DataError(f"the text is not UTF-8: {found!r} at character {error.start} stands for none") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
@@ -244,6 +248,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def load_file(path: Path) -> Tokenizer:
     """Load a tokenizer from the path of its `tokenizer.json`; see `load_tokenizer`."""
     path = path.expanduser()
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give the path of its {FILE}")
     if not path.is_file():
         raise DataError(f"there is no tokenizer at {path}")
     try:

@@ -24,6 +24,10 @@ COLDEST = 1e-30
 """Below this temperature the likeliest token is taken: only ties are drawn there, and logits over it leave float32."""
 
 
+LONGEST = 2**30
+"""The most tokens of a text: their places are int32, and buffers are padded to powers of two."""
+
+
 class GenerationError(UserError):
     """The prompts, the lengths or the sampling settings make no sense, or do not fit the model."""
 
@@ -185,6 +189,8 @@ def check(
         if min(prompt) < 0 or max(prompt) >= cfg.vocab_size:
             raise GenerationError(f"prompt {row} has token ids outside 0 to model.vocab_size={cfg.vocab_size} minus 1")
     longest = max(map(len, prompts))
+    if longest + max_new_tokens > LONGEST:
+        raise GenerationError(f"max_new_tokens={max_new_tokens} makes a text of more than {LONGEST:,} tokens")
     if cfg.positions == "learned" and longest + max_new_tokens > cfg.max_seq_len:
         raise GenerationError(
             f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} are more than the table of learned "

@@ -43,7 +43,7 @@ def read_questions(path: Path) -> list[Question]:
 def _question(line: str, place: str) -> Question:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not JSON: {error}") from None
     if not isinstance(fields, dict) or (missing := {"question", "choices", "answer"} - set(fields)):
         missing = sorted(missing) if isinstance(fields, dict) else ["question", "choices", "answer"]

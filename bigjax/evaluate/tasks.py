@@ -69,9 +69,14 @@ def rolling_scores(scorer: Scorer, texts: Sequence[str]) -> dict[str, float]:
 
     Of words there is one more than runs of space, as lm-evaluation-harness counts them. Unlike the loss on held-out
     text, this counts the first token of each text, too.
+
+    Raises:
+      UserError: there is no text, or only empty ones.
     """
-    total = sum(scorer.rolling(texts))
     words, size = sum(len(re.split(r"\s+", text)) for text in texts), sum(len(text.encode()) for text in texts)
+    if not size:
+        raise UserError(f"the {len(texts)} texts of --tasks=rolling are all empty")
+    total = sum(scorer.rolling(texts))
     return {
         "word_perplexity": math.exp(min(-total / words, 700.0)),
         "byte_perplexity": math.exp(min(-total / size, 700.0)),
