@@ -89,6 +89,11 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
             f"model.sliding_window={model.sliding_window} and model.layer_windows={model.layer_windows} both set the "
             "windows: leave one of them out"
         )
+    if model.family in ("encoder", "encdec") and (windows := model.layer_windows or model.sliding_window):
+        yield (
+            f"model.family={model.family!r} attends to whole rows, windows only look back: leave out "
+            f"sliding_window or layer_windows ({windows})"
+        )
     if model.rope.scaling != "none" and model.positions != "rotary":
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
     yield from _rope_problems(model.rope)

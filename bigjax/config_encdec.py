@@ -20,9 +20,6 @@ def problems(cfg: "Config") -> Iterator[str]:
         return
     if model.positions not in POSITIONS:
         yield f"model.family='encdec' has model.positions={' or '.join(map(repr, POSITIONS))}, not {model.positions!r}"
-    if model.sliding_window is not None or model.layer_windows:
-        windows = model.layer_windows or model.sliding_window
-        yield f"model.family='encdec' attends to whole rows: leave out sliding_window or layer_windows ({windows})"
     if not data.target_len:
         yield "data.target_len=0: model.family='encdec' needs the length of the rows that it writes"
     elif data.target_len % train.loss_chunks:

@@ -90,6 +90,11 @@ def test_reference_with_softcap_is_the_formula():
         np.testing.assert_allclose(out[b, :, h], expected, atol=2e-6)
 
 
+def test_a_window_counts_back_so_attention_in_both_directions_has_none():
+    with pytest.raises(ValueError, match="a window of 9 tokens counts back from each query"):
+        Mask(window=9, causal=False)
+
+
 @cache
 def from_reference(seq_len: int, num_kv_heads: int, packed: bool, window: int | None, softcap: float | None):
     *inputs, segments = arrays(seq_len, num_kv_heads)

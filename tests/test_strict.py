@@ -160,6 +160,15 @@ def test_windows_of_layers_must_fit_the_model(model, message):
     assert problems(model=model) == [message]
 
 
+def test_an_encoder_has_no_windows():
+    # They count back from each query: of the back ends, some would have seen all that comes after it, others nothing.
+    said = problems(model={"family": "encoder", "sliding_window": 8}, train={"objective": "masked_lm"})
+    assert said == [
+        "model.family='encoder' attends to whole rows, windows only look back: leave out sliding_window or "
+        "layer_windows (8)"
+    ]
+
+
 def test_windows_of_layers_repeat():
     assert ModelConfig(num_layers=4, layer_windows=(8, 0)).windows == (8, None, 8, None)
     assert ModelConfig(num_layers=2, sliding_window=8).windows == (8, 8)

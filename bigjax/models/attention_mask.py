@@ -31,6 +31,10 @@ class Mask:
     causal: bool = True
     key_segments_BT: jax.Array | None = None
 
+    def __post_init__(self):
+        if self.window is not None and not self.causal:
+            raise ValueError(f"a window of {self.window} tokens counts back from each query: it needs causal=True")
+
     def dense(self, num_queries: int, first_query: int = 0, num_keys: int | None = None) -> jax.Array:
         """Return the mask as bools, `(1 or B, 1, 1 or S, T)`, for a block of queries."""
         if self.key_segments_BT is not None:
