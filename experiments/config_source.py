@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from bigjax import strict
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig
 from bigjax.config_checks import OBJECTIVES
-from bigjax.errors import UserError
+from bigjax.errors import UserError, named
 from bigjax.interop import hf_config
 from bigjax.run_folder import RunFolder
 
@@ -139,7 +139,7 @@ def _load_preset(path: Path) -> ConfigDict:
     except FileNotFoundError:
         raise UserError(f"there is no preset {str(path)!r}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {error!r}") from error
+        raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {named(error)}") from error
     try:
         config.update_from_flattened_dict(changes)
     except (KeyError, TypeError, AttributeError) as error:
