@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigjax.errors import UserError
+from bigjax.errors import UserError, named
 from bigjax.json_files import write_json
 
 DIGESTS = "digests.json"
@@ -58,7 +58,7 @@ def verify_step(checkpoints: Path, step: int) -> StepReport:
         saved = {name: (file["bytes"], file["sha256"]) for name, file in record["files"].items()}
         whose = record["step"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return StepReport(step, (f"{DIGESTS} cannot be read: {error!r}",))
+        return StepReport(step, (f"{DIGESTS} cannot be read: {named(error)}",))
     problems = [] if whose == step else [f"{DIGESTS} is that of step {whose}"]
     try:
         there = _files(folder)

@@ -9,3 +9,8 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """One or more fields of a config are wrong; the message has one sentence a line."""
+
+
+def named(error: BaseException) -> str:
+    """Return the kind and the message of an error, on which a `repr` may add a whole file, as of bytes not UTF-8."""
+    return f"{type(error).__name__}: {error}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigjax.errors import UserError
+from bigjax.errors import UserError, named
 
 
 def dumps(value: Any) -> str:
@@ -30,7 +30,7 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is damaged ({error!r})"
+        reason = error.strerror if isinstance(error, OSError) else f"it is damaged ({named(error)})"
         raise UserError(f"{path} cannot be read: {reason}; put the file back") from error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from bigjax import strict
 from bigjax.config import Config
-from bigjax.errors import ConfigError, UserError
+from bigjax.errors import ConfigError, UserError, named
 from bigjax.json_files import reading, write_json
 from bigjax.run_lock import LOCK
 
@@ -175,7 +175,7 @@ class RunFolder:
         except ConfigError as error:
             raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{self.config} cannot be read: {error!r}") from error
+            raise UserError(f"{self.config} cannot be read: {named(error)}") from error
         fingerprint = strict.fingerprint(cfg)
         if record.get("fingerprint", fingerprint) != fingerprint:
             print(

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from bigjax import schema, strict
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig
 from bigjax.config_checks import OBJECTIVES
-from bigjax.errors import UserError
+from bigjax.errors import UserError, named
 from bigjax.interop import hf_config
 from bigjax.run_folder import RunFolder
 
@@ -143,7 +143,7 @@ def _load_preset(path: Path) -> ConfigDict:
     except FileNotFoundError:
         raise UserError(f"there is no preset {str(path)!r}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {error!r}") from error
+        raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {named(error)}") from error
     try:
         # A ConfigDict would take True for 1.0.
         changes = {field: strict.convert(Config, field, value) for field, value in changes.items()}

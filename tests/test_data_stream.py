@@ -170,6 +170,18 @@ def test_the_state_counts_and_guards(make, files, tmp_path):
         make(weights=(0.5, 0.5), sources=sources).train.check(state)
 
 
+def test_a_resumed_run_is_evaluated_on_what_it_was(make, tmp_path):
+    text = tmp_path / "held_out.txt"
+    text.write_text("what the run is evaluated on, " * 9)
+    state = json.loads(json.dumps(make(eval_sources=(f"text:{text}",)).train.state(5)))
+    make(eval_sources=(f"text:{text}",)).train.check(state)
+    text.write_text("what it was not evaluated on, " * 9)
+    with pytest.raises(DataError, match="the documents that are held out, or their split or tokenizer, have changed"):
+        make(eval_sources=(f"text:{text}",)).train.check(state)
+    del state["held_out"]  # as in checkpoints of runs that did not keep it
+    make(eval_sources=(f"text:{text}",)).train.check(state)
+
+
 def test_batches_left_out_are_drawn_by_no_step(make):
     train = make(weights=(0.7, 0.3)).train
     left_out = [2, 3, 7, 0]

@@ -158,7 +158,13 @@ def test_errors_name_what_to_change(spec, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{oops", "is not JSON"), ('{"a": 1}', "is not a tokenizer.json that can be read")],
+    [
+        ("{oops", "is not JSON"),
+        ("[" * 100_000, "is not JSON: maximum recursion depth"),
+        ('{"a": 1}', "is not a tokenizer.json that can be read"),
+        (tokenizers.Tokenizer(models.BPE()).to_str(), "has no tokens"),
+    ],
+    ids=("no JSON", "brackets", "another", "empty"),
 )
 def test_a_broken_file_is_an_error(content, message, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content)

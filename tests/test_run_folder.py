@@ -6,10 +6,11 @@ import subprocess
 
 import pytest
 
+from bigjax.checkpoint_digests import DIGESTS, newest_sound
 from bigjax.config import Config, replace
 from bigjax.errors import UserError
 from bigjax.json_files import dumps, write_json
-from bigjax.run_folder import RunFolder, git_revision
+from bigjax.run_folder import RunFolder, git_revision, read_rows
 from bigjax.strict import fingerprint
 
 CFG = Config()
@@ -80,6 +81,20 @@ def test_unreadable_config(tmp_path, text):
     run.config.write_text(text)
     with pytest.raises(UserError, match="cannot be read"):
         run.load_config()
+
+
+def test_an_error_does_not_quote_a_whole_file(tmp_path):
+    run = RunFolder(tmp_path)
+    for path, read in (
+        (run.config, run.load_config),
+        (run.metrics, lambda: list(read_rows(run.metrics))),
+        (tmp_path / "8" / DIGESTS, lambda: newest_sound(tmp_path, [8])),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b'{"a": "' + b"nonsense " * 100 + b'\xff"}\n')
+        with pytest.raises(UserError, match=r"UnicodeDecodeError: .* in position 907") as caught:
+            read()
+        assert "nonsense" not in str(caught.value)
 
 
 def test_config_of_another_version(tmp_path):

@@ -20,6 +20,7 @@ from bigjax.data.cache import content_key, make_once
 from bigjax.data.errors import DataError
 from bigjax.data.sources import Document
 from bigjax.data.tokenizers import Tokenizer
+from bigjax.errors import named
 
 FORMAT = 1
 BATCH_CHARACTERS = 4_000_000
@@ -138,7 +139,7 @@ def open_shard(folder: Path) -> Shard:
         ]
         num_bytes, digest = manifest["bytes"], manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the cached tokens have no readable manifest ({error!r}): {remedy}") from None
+        raise DataError(f"the cached tokens have no readable manifest ({named(error)}): {remedy}") from None
     arrays = []
     for name, length, item in sizes:
         file = folder / name

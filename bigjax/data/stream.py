@@ -50,6 +50,7 @@ class TrainStream:
       prefetch: number of batches to read ahead.
       left_out: numbers of batches that no step takes, ascending.
       ramp: sizes of batches that grow up to B. microbatches: among which the rows of these are spread.
+      held_out: digests of what the run is evaluated on, which must be the same after a resume.
     """
 
     sources: tuple[Rows, ...]
@@ -62,6 +63,7 @@ class TrainStream:
     left_out: tuple[int, ...] = ()
     ramp: BatchRamp | None = None
     microbatches: int = 1
+    held_out: tuple[str, ...] = ()
 
     def leaving_out(self, batches: Iterable[int]) -> "TrainStream":
         """Return the stream without these batches; the steps from there on take later ones."""
@@ -144,7 +146,8 @@ class TrainStream:
             }
             for source, count, rows in zip(self.sources, counts, self.order.rows, strict=True)
         ]
-        return {"next_step": step, **self._identity(), "sources": sources, "left_out": list(self.left_out)}
+        beside = {"held_out": list(self.held_out), "left_out": list(self.left_out)}
+        return {"next_step": step, **self._identity(), "sources": sources, **beside}
 
     def check(self, state: dict[str, Any]) -> None:
         """Make sure that a saved state belongs to the same data in the same order.
@@ -167,6 +170,8 @@ class TrainStream:
                     f"{old['sha256'][:12]} and is {source.digest[:12]} (the text, its split or the "
                     "tokenizer is another)"
                 )
+        if state.get("held_out", list(self.held_out)) != list(self.held_out):
+            differences.append("the documents that are held out, or their split or tokenizer, have changed")
         if forgotten := set(state.get("left_out", ())) - set(self.left_out):
             differences.append(f"batches {sorted(forgotten)} were left out and are not")
         if differences:

@@ -105,6 +105,7 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         prefetch=data.prefetch,
         ramp=batch_ramp.build(cfg) if cfg.train.ramp_batch_size else None,
         microbatches=cfg.train.microbatches,
+        held_out=tuple(source.digest for source in eval_rows),
     )
     held_out = _eval_set(eval_rows, rows, batch_size, tokenizer) if eval_rows else None
     return TextData(train, held_out, tokenizer, root)

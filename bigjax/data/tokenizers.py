@@ -1,8 +1,8 @@
 """Tokenizers: text to ids and back, and how many UTF-8 bytes each id stands for.
 
 `token_bytes` turns a loss in nats per token into bits per byte, which can be compared between tokenizers. It is exact
-for `bytes` and byte-level BPE; for SentencePiece vocabularies it counts the space that many of them put before a text.
-WordPiece has none.
+for `bytes` and byte-level BPE. Where a definition changes a text first, to another Unicode form or by the space that
+many put before it, the bytes of what it makes of the text are counted. WordPiece has none.
 Text is always taken literally: a special token spelled out in a document is encoded like any other characters.
 """
 
@@ -134,6 +134,8 @@ class JsonTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise DataError(f"{place} has no tokens")
         for role, token in (("eos_token", eos_token), ("bos_token", bos_token)):
             if token is not None and token not in vocabulary:
                 raise DataError(f"{place}: the {role} {token!r} of its {CONFIG_FILE} is not in the vocabulary")
@@ -257,7 +259,7 @@ def load_file(path: Path) -> Tokenizer:
         content = json.loads(definition)
         config_path = path.with_name(CONFIG_FILE)
         config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} or the {CONFIG_FILE} beside it is not JSON: {error}") from None
     if content == {"kind": "bytes"}:
         return ByteTokenizer()

@@ -17,7 +17,7 @@ import numpy as np
 
 from bigjax import strict
 from bigjax.config import Config
-from bigjax.errors import UserError
+from bigjax.errors import UserError, named
 from bigjax.run_folder import RunFolder, read_rows
 
 State = Literal["finished", "diverged", "unfinished", "unreadable"]
@@ -138,7 +138,7 @@ def _read(folder: RunFolder, name: str, record: dict[str, Any], config: dict[str
         }
         step = int(rows[-1]["step"]) if rows else 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = problem or f"metrics.jsonl cannot be read: {error!r}"
+        problem = problem or f"metrics.jsonl cannot be read: {named(error)}"
     state, reason = _state(folder, config, result, curves, step)
     if problem:
         state, reason = "unreadable", problem
