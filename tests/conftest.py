@@ -7,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most programs here run once, on little: what a compiler could gain is less than it takes. Steps of other options, and
-# those that commands in processes of their own compile, are as they were.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 import jax
 import pytest
@@ -18,6 +15,12 @@ from jax.sharding import Mesh
 from bigjax import runtime, sharding
 from bigjax.config import MeshConfig
 
+# Most programs here run once, on little: what a compiler could gain is less than it takes. Steps of other options, and
+# those that commands in processes of their own compile, are as they were. XLA ends the process that gives it an option
+# which it does not know, so the last, which takes half of the seconds, is for where it exists.
+QUICKLY = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+QUICKLY += ["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []
+os.environ["XLA_FLAGS"] = " ".join(QUICKLY)
 jax.config.update("jax_num_cpu_devices", 8)
 runtime.give_devices_threads(8)
 jax.devices()  # has XLA read its flags

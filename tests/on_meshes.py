@@ -36,16 +36,16 @@ MESHES: dict[str, dict[str, Any]] = {
 ONE_DEVICE, *MANY_DEVICES = MESHES
 
 SPARSE_MESHES: dict[str, dict[str, Any]] = {
-    "expert 8": {"data": 1, "expert": 8},
     "fsdp 2, expert 2, tensor 2, sequence": {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2, "shard_sequence": True},
+    "expert 8": {"data": 1, "expert": 8},
     "data 2, expert 4": {"data": 2, "expert": 4},
 }
-"""The same for models with experts, which run on these too."""
+"""The same for models with experts, which run on these too. The first splits most."""
 
 
 def many_devices(cfg: Config) -> list[str]:
-    """Return the names of the meshes that a config is tried on."""
-    return [*MANY_DEVICES[:2], *SPARSE_MESHES] if cfg.model.moe.num_experts else MANY_DEVICES
+    """Return the names of the meshes that a config is tried on, the one that splits most first."""
+    return [*SPARSE_MESHES, *MANY_DEVICES[:2]] if cfg.model.moe.num_experts else MANY_DEVICES
 
 
 def discovered() -> dict[str, Config]:

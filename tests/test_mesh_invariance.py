@@ -4,7 +4,6 @@ Float32 throughout. A sum of n terms in another order differs by about sqrt(n) m
 random sign); the longest here have under 2^13 terms (512 tokens, or 128 features of 2 layers, forward and backward).
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,35 +21,22 @@ TOLERANCE = EPSILON * (2**13) ** 0.5
 
 CONFIGS = shrunk()
 
-SIZES = [
-    "vocab_size",
-    "num_layers",
-    "num_decoder_layers",
-    "d_model",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "d_ff",
-    "max_seq_len",
-    "moe",
-]
-
-SPLITTING = ["fsdp 8", "data 2, fsdp 2, tensor 2"]
-"""Parameters split over fsdp, and over fsdp and tensor with a copy for each data: all the ways of storing them."""
+SPLITTING = ["data 2, fsdp 2, tensor 2", "fsdp 8"]
+"""Parameters split over fsdp and tensor with a copy for each data, and over fsdp: all the ways of storing them."""
 
 
 def splitting(cfg: Config) -> list[str]:
-    """Return the meshes that split all that can be split of a config."""
-    return [*SPLITTING[1:], "fsdp 2, expert 2, tensor 2, sequence"] if cfg.model.moe.num_experts else SPLITTING
+    """Return the meshes that split all that can be split of a config, the one that splits most first."""
+    return ["fsdp 2, expert 2, tensor 2, sequence", SPLITTING[0]] if cfg.model.moe.num_experts else SPLITTING
 
 
 def cases(meshes: Callable[[Config], Iterable[str]]) -> list[Any]:
     """Return every config with each of its meshes.
 
-    Of configs that differ in nothing but sizes, the first is always tried on all of them but the one that another
-    covers, the others on one; the rest is for `-m exhaustive`.
+    Every config is always tried on the mesh that splits most, which has to do with all of its options and sizes, and
+    the first of each kind on all meshes but the one that another covers. The rest is for `-m exhaustive`.
     """
-    firsts = {structure(cfg): name for name, cfg in reversed(CONFIGS.items())}
+    firsts = {kind(cfg): name for name, cfg in reversed(CONFIGS.items())}
 
     def always(name: str, number: int, mesh_name: str) -> bool:
         return number == 0 or (name in firsts.values() and mesh_name != "fsdp 4, tensor 2")
@@ -62,10 +48,10 @@ def cases(meshes: Callable[[Config], Iterable[str]]) -> list[Any]:
     ]
 
 
-def structure(cfg: Config) -> str:
-    """Return what is left of a config without its sizes."""
-    model = {name: value for name, value in dataclasses.asdict(cfg.model).items() if name not in SIZES}
-    return repr((model, cfg.train.objective, cfg.train.microbatches, cfg.train.loss_chunks))
+def kind(cfg: Config) -> tuple:
+    """Return what decides which arrays a step has and what their axes mean: the family, its experts, the objective."""
+    experts = cfg.model.moe.router if cfg.model.moe.num_experts else None
+    return cfg.model.family, experts, cfg.train.objective, cfg.carries_state
 
 
 def gradient_tolerance(grads: dict[str, np.ndarray]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Tolerances as in `test_hf_decoder`: float32 rounding leaves about 1e-5 of logits of size 5 or so.
 """
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -126,6 +127,13 @@ def test_logits_and_gradients(case):
         np.testing.assert_allclose(grad, their_grads[name], rtol=0, atol=tolerance, err_msg=name)
 
 
+@cache
+def logits(plain: ModelConfig, cfg: ModelConfig) -> np.ndarray:
+    """Return logits of `cfg`, with the weights of a peer of `plain`."""
+    batch, params = batch_of(plain, (2, 40, 40)), encdec_peers.weights(encdec_peers.build(plain), plain)
+    return np.asarray(quick_jit(lambda p: our_logits(p, batch, cfg))(params))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"scale_logits": False}, {"attn_scale": None}, {"activation": "gelu"}, {"relative_max_distance": 17}],
@@ -135,10 +143,7 @@ def test_the_comparison_notices_every_option_of_t5(change):
     """Each moves logits by far more than the tolerance: agreement above is no accident."""
     fields = T5 | {"num_layers": 1, "num_decoder_layers": 1}
     cfg = ModelConfig(**fields)
-    batch, params = batch_of(cfg, (2, 40, 40)), encdec_peers.weights(encdec_peers.build(cfg), cfg)
-    other = ModelConfig(**fields | change)
-    actual, expected = (quick_jit(lambda p, cfg=cfg: our_logits(p, batch, cfg))(params) for cfg in (other, cfg))
-    moved = np.abs(actual - expected).max()
+    moved = np.abs(logits(cfg, ModelConfig(**fields | change)) - logits(cfg, cfg)).max()
     assert moved > 10 * LOGIT_TOLERANCE
 
 
@@ -156,19 +161,20 @@ def test_every_distance_is_in_the_bucket_of_transformers(count, longest, causal)
     np.testing.assert_array_equal(expected[[0, -1]], beyond)
 
 
+@cache
+def gradients(plain: ModelConfig, cfg: ModelConfig) -> dict[str, np.ndarray]:
+    """Return gradients of `cfg` by name, at the weights of a peer of `plain`."""
+    batch, params = batch_of(plain, (2, 9, 5)), encdec_peers.weights(encdec_peers.build(plain), plain)
+    return names(quick_jit(jax.grad(lambda p: our_logits(p, batch, cfg).var()))(params))
+
+
 @pytest.mark.parametrize(
     "how", [{"layers": "unroll"}, {"remat": "full"}, {"remat": "dots", "layers": "unroll"}], ids=str
 )
 @pytest.mark.parametrize("fields", [TRANSFORMER, V1_1], ids=["transformer", "t5 v1.1"])
 def test_gradients_are_the_same_however_it_runs(fields, how):
-    cfg = ModelConfig(**fields)
-    batch = batch_of(cfg, (2, 9, 5))
-    params = encdec_peers.weights(encdec_peers.build(cfg), cfg)
-
-    def grads(cfg: ModelConfig) -> dict[str, np.ndarray]:
-        return names(quick_jit(jax.grad(lambda p: our_logits(p, batch, cfg).var()))(params))
-
-    expected, actual = grads(cfg), grads(ModelConfig(**fields | how))
+    plain = ModelConfig(**fields)
+    expected, actual = gradients(plain, plain), gradients(plain, ModelConfig(**fields | how))
     for name, grad in expected.items():
         tolerance = 1e-5 * np.abs(grad).max() + 1e-7
         np.testing.assert_allclose(actual[name], grad, rtol=0, atol=tolerance, err_msg=name)

@@ -1,6 +1,7 @@
 """The encoder against BERT of transformers on PyTorch: logits and gradients with the same random weights; counts."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +63,10 @@ def ours(tensors: dict[str, np.ndarray]) -> dict:
     def plain(name: str) -> dict:
         return {"scale": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]}
 
-    def stacked(name: str, *shape: int) -> jax.Array:
+    def stacked(name: str, *shape: int) -> np.ndarray:
         found = [tensors[f"bert.encoder.layer.{i}.{name}"] for i in range(L)]
         turned = [w.T if w.ndim == 2 else w for w in found]
-        return jnp.stack([w.reshape(shape) if shape else w for w in turned])
+        return np.stack([w.reshape(shape) if shape else w for w in turned])
 
     def norm(name: str) -> dict:
         return {"scale": stacked(f"{name}.weight"), "bias": stacked(f"{name}.bias")}
@@ -138,15 +139,20 @@ def test_logits_and_gradients(peer, attention, layers, shape):
     assert {n: s.shape for n, s in params.names(models.build(cfg).specs).items()} == {
         n: w.shape for n, w in params.names(weights).items()
     }
-    found, pullback = jax.vjp(logits, jax.tree.map(jnp.asarray, weights))
+    cotangent = rng.normal(size=wanted.shape).astype(np.float32)
+    found, back = jax.jit(partial(with_gradients, logits))(jax.tree.map(jnp.asarray, weights), cotangent)
     np.testing.assert_allclose(found, wanted.detach(), atol=1e-4)
-    cotangent = rng.normal(size=found.shape).astype(np.float32)
     wanted.backward(torch.tensor(cotangent))
     gradients = {name: np.zeros(w.shape) if w.grad is None else w.grad.numpy() for name, w in peer.named_parameters()}
-    (back,) = pullback(jnp.asarray(cotangent))
     for name, gradient in params.names(ours(gradients)).items():
         scale = max(1.0, np.abs(gradient).max())
         np.testing.assert_allclose(params.names(back)[name], gradient, atol=1e-4 * scale, err_msg=name)
+
+
+def with_gradients(function, tree, cotangent):
+    """Return what a function of parameters makes of them, and its gradients, weighted by `cotangent`."""
+    found, pullback = jax.vjp(function, tree)
+    return found, *pullback(cotangent)
 
 
 def batch_of(shape: tuple[int, int], rng: np.random.Generator) -> tuple[dict, dict]:
@@ -199,7 +205,9 @@ def test_token_classification(shape):
     batch |= {"targets": jnp.asarray(np.maximum(labels, 0)), "weights": jnp.asarray(labels >= 0, jnp.float32)}
     out = peer(**given, labels=torch.tensor(np.where(labels < 0, -100, labels)))
     weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
-    found = objectives_encoder.class_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
+    found = jax.jit(partial(objectives_encoder.class_logits, models.build(cfg)))(
+        jax.tree.map(jnp.asarray, weights), batch
+    )
     real = np.asarray(batch["segments"])[..., None]
     np.testing.assert_allclose(found * real, out.logits.detach() * torch.tensor(real), atol=1e-4)
     assert_same(peer, cfg, mean_loss(cfg, batch, "token_classification"), out.loss)
@@ -214,7 +222,9 @@ def test_question_answering(shape):
     batch |= {"targets": jnp.asarray(ends.T), "weights": jnp.ones((shape[0], 2))}
     out = peer(**given)
     weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
-    found = objectives_encoder.span_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
+    found = jax.jit(partial(objectives_encoder.span_logits, models.build(cfg)))(
+        jax.tree.map(jnp.asarray, weights), batch
+    )
     # Transformers lets padding have a share of the answer; we do not.
     logits = torch.stack([out.start_logits, out.end_logits], dim=1)
     logits = logits.masked_fill(given["attention_mask"][:, None] == 0, -1e30)
@@ -253,7 +263,9 @@ def test_next_sentence(shape):
     weights = ours({name: w.detach().numpy() for name, w in peer.named_parameters()})
     # As classification into two: the same parameters, without dropout.
     cfg = dataclasses.replace(CFG, head="classification", num_classes=2)
-    found = objectives_encoder.class_logits(models.build(cfg), jax.tree.map(jnp.asarray, weights), batch)
+    found = jax.jit(partial(objectives_encoder.class_logits, models.build(cfg)))(
+        jax.tree.map(jnp.asarray, weights), batch
+    )
     np.testing.assert_allclose(found, out.logits.detach(), atol=1e-4)
     batch |= {"targets": jnp.asarray(following.numpy()), "weights": jnp.ones(shape[0])}
     assert_same(peer, cfg, mean_loss(cfg, batch, "classification"), out.loss)

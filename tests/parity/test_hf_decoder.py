@@ -18,7 +18,7 @@ from bigjax.config import ModelConfig, MoeConfig, RopeConfig  # noqa: E402
 from bigjax.losses import cross_entropy  # noqa: E402
 from bigjax.models import layers  # noqa: E402
 from bigjax.params import names  # noqa: E402
-from tests.parity import peers, quick_jit  # noqa: E402
+from tests.parity import fused_jit, peers, quick_jit  # noqa: E402
 
 LOGIT_TOLERANCE = 1e-4
 
@@ -112,10 +112,10 @@ def tokens_of(cfg: ModelConfig, shape: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, cfg.vocab_size, shape)
 
 
-def our_logits(params: Any, tokens: np.ndarray, cfg: ModelConfig, **inputs) -> np.ndarray:
+def our_logits(params: Any, tokens: np.ndarray, cfg: ModelConfig, jit=quick_jit, **inputs) -> np.ndarray:
     model = models.build(cfg)
 
-    @quick_jit
+    @jit
     def run(params, tokens, inputs):
         return model.family.logits(params, model.family.apply(params, tokens, cfg, **inputs)[0], cfg)
 
@@ -209,6 +209,15 @@ def test_packed_documents_equal_each_document_alone(fields):
         np.testing.assert_allclose(ours[row, span], alone, rtol=0, atol=LOGIT_TOLERANCE)
 
 
+@pytest.fixture(scope="module")
+def gemma2() -> tuple[Any, np.ndarray, Any]:
+    """Random weights of a small Gemma 2, its logits of some tokens, and its gradients, by name."""
+    cfg = ModelConfig(**GEMMA2)
+    params = peers.weights(peers.build(cfg), cfg)
+    logits = our_logits(params, tokens_of(cfg, (3, 17)), cfg, fused_jit)
+    return params, logits, names(our_gradients(params, tokens_of(cfg, (2, 18)), cfg)[1])
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -224,11 +233,11 @@ def test_packed_documents_equal_each_document_alone(fields):
     ],
     ids=str,
 )
-def test_every_option_of_gemma2_matters(change):
+def test_every_option_of_gemma2_matters(gemma2, change):
     """The last change is none: the same windows written out."""
-    cfg = ModelConfig(**GEMMA2)
-    tokens, params = tokens_of(cfg, (3, 17)), peers.weights(peers.build(cfg), cfg)
-    moved = np.abs(our_logits(params, tokens, ModelConfig(**GEMMA2 | change)) - our_logits(params, tokens, cfg)).max()
+    params, logits, _ = gemma2
+    cfg = ModelConfig(**GEMMA2 | change)
+    moved = np.abs(our_logits(params, tokens_of(cfg, (3, 17)), cfg, fused_jit) - logits).max()
     assert moved == 0 if change == {"layer_windows": (4, 0, 4, 0)} else moved > 10 * LOGIT_TOLERANCE
 
 
@@ -243,11 +252,10 @@ def test_every_option_of_gemma2_matters(change):
     ],
     ids=str,
 )
-def test_gemma2_has_the_same_gradients_however_it_runs(how):
-    cfg = ModelConfig(**GEMMA2)
-    tokens = tokens_of(cfg, (2, 18))
-    params = peers.weights(peers.build(cfg), cfg)
-    expected, actual = (names(our_gradients(params, tokens, each)[1]) for each in (cfg, ModelConfig(**GEMMA2 | how)))
+def test_gemma2_has_the_same_gradients_however_it_runs(gemma2, how):
+    params, _, expected = gemma2
+    cfg = ModelConfig(**GEMMA2 | how)
+    actual = names(our_gradients(params, tokens_of(cfg, (2, 18)), cfg)[1])
     for name, grad in expected.items():
         tolerance = 1e-5 * np.abs(grad).max() + 1e-7
         np.testing.assert_allclose(actual[name], grad, rtol=0, atol=tolerance, err_msg=name)
