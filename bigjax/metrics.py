@@ -1,8 +1,9 @@
 """Averages from sums and counts, and where the numbers of a run go: `metrics.jsonl`, TensorBoard and the console."""
 
+import contextlib
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
@@ -13,6 +14,7 @@ import numpy as np
 
 from bigjax.config import LogConfig
 from bigjax.console import Progress
+from bigjax.errors import UserError
 from bigjax.json_files import dumps, write_text
 from bigjax.objectives import Sums
 from bigjax.run_folder import RunFolder, read_rows
@@ -64,8 +66,10 @@ class MetricsWriter:
         if not self._active:
             return
         kept = -1 if resumed_at is None else resumed_at
-        self._start = monotonic() - truncate_after(run.metrics, kept)
-        self._file = run.metrics.open("a", encoding="utf-8")
+        self._run = run
+        with _writing(run.metrics):
+            self._start = monotonic() - truncate_after(run.metrics, kept)
+            self._file = run.metrics.open("a", encoding="utf-8")
         self._tensorboard = _TensorBoard(run.tensorboard, kept + 1) if cfg.tensorboard else None
         self._progress = Progress(total_steps, resumed_at or 0) if progress else None
 
@@ -73,33 +77,58 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        # The error under way is the one to show.
+        with contextlib.suppress(*(() if error[0] is None else (UserError,))):
+            self.close()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record `metrics` (keys such as `train/loss`) of the state after `step` steps.
 
         Raises:
             TypeError: a value is not a number that JSON holds; convert arrays with `float` first.
+            UserError: the row cannot be written, as on a full disk.
         """
         if not self._active:
             return
         row = {"step": step, "time_s": round(monotonic() - self._start, 3), **metrics}
-        self._file.write(dumps(row) + "\n")
-        self._file.flush()
+        line = dumps(row) + "\n"
+        with _writing(self._run.metrics):
+            self._file.write(line)
+            self._file.flush()
         if self._tensorboard:
-            self._tensorboard.write(step, metrics)
+            with _writing(self._run.tensorboard):
+                self._tensorboard.write(step, metrics)
         if self._progress:
             self._progress.update(step, metrics)
 
     def close(self) -> None:
-        """Finish the progress line and wait until everything is written."""
+        """Finish the progress line and wait until everything is written.
+
+        Raises:
+            UserError: as `write`.
+        """
         if not self._active:
             return
         if self._progress:
             self._progress.close()
-        self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        try:
+            with _writing(self._run.metrics):
+                self._file.close()
+        finally:
+            if self._tensorboard:
+                with _writing(self._run.tensorboard):
+                    self._tensorboard.close()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the metrics cannot be written to {path}: {error.strerror}; once they can, the same command continues "
+            "from the newest checkpoint"
+        ) from error
 
 
 def truncate_after(path: Path, step: int) -> float:

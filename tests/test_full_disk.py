@@ -79,7 +79,10 @@ def test_an_error_is_not_hidden_by_that_of_a_failed_save(tmp_path, monkeypatch, 
 
 def test_a_run_goes_on_when_no_checkpoint_can_be_saved(commands, tmp_path):
     run = tmp_path / "run"
-    process = commands.start("experiments.train", *RUN, f"--workdir={run}")
+    # Text whose tokens, where no earlier command has left any in the cache, can be written.
+    (tmp_path / "a.txt").write_text("To be, or not to be, that is the question. " * 400)
+    text = (f"--config.data.sources=text:{tmp_path}/a.txt", "--config.data.holdout=0")
+    process = commands.start("experiments.train", *RUN, *text, f"--workdir={run}")
     # Files as long as the arrays of a checkpoint cannot be written, those of the metrics can.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     said = process.communicate()[1]

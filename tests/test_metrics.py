@@ -13,6 +13,8 @@ from bigjax import console
 from bigjax import step as train_step
 from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.console import Progress, progress_line
+from bigjax.data import DataError, save_tokenizer
+from bigjax.data.tokenizers import ByteTokenizer
 from bigjax.errors import UserError
 from bigjax.metrics import MetricsWriter, add, means, read_rows, scalars, truncate_after
 from bigjax.plots import plot_loss, smoothed
@@ -109,8 +111,23 @@ def test_tensorboard_failure_is_raised(tmp_path):
     run.tensorboard.touch()
     writer = MetricsWriter(run, LogConfig(), total_steps=2)
     writer.write(1, {"train/loss": 2.5})
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(UserError, match="tensorboard: Not a directory"):
         writer.close()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.symlink_to("/dev/full")
+    message = r"metrics\.jsonl: No space left on device; once they can, the same command continues"
+    with pytest.raises(UserError, match=message), MetricsWriter(run, QUIET, total_steps=2) as writer:
+        writer.write(1, {"train/loss": 1.0})
+    with pytest.raises(ValueError, match="of the run"), MetricsWriter(run, QUIET, total_steps=2) as writer:
+        with pytest.raises(UserError, match=message):
+            writer.write(1, {"train/loss": 1.0})
+        raise ValueError("of the run")
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"the tokenizer cannot be written to .*: No space left on device"):
+        save_tokenizer(ByteTokenizer(), tmp_path)
 
 
 def test_imports_are_light():

@@ -230,9 +230,16 @@ def _token_length(definition: dict[str, Any], place: str) -> Callable[[str], int
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write `tokenizer.json` (for `bytes` it says just that) into a folder, such as a run's."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    tokenizer.save(Path(folder))
+    """Write `tokenizer.json` (for `bytes` it says just that) into a folder, such as a run's.
+
+    Raises:
+      DataError: it cannot be written, as on a full disk.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tokenizer.save(Path(folder))
+    except OSError as error:
+        raise DataError(f"the tokenizer cannot be written to {folder}: {error.strerror}") from error
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
