@@ -59,7 +59,11 @@ def test_a_stopped_process_is_named_and_nothing_hangs(commands, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "how"), [("SIGKILL", "was ended by SIGKILL"), ("SIGSTOP", "gave no sign of life for 5 s")]
+    ("number", "how"),
+    [
+        ("SIGKILL", "was ended by SIGKILL"),
+        pytest.param("SIGSTOP", "gave no sign of life for 5 s", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_processes_started_by_hand_name_the_one_that_is_lost(commands, tmp_path, number, how):
     """As on several machines: nobody but the processes themselves, and the run folder, tells who is there."""

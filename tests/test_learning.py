@@ -41,9 +41,11 @@ def test_every_config_learns_a_batch(name):
     run, batch = program(cfg), random_batch(cfg)
     with jax.set_mesh(run.mesh):
         start = jax.tree.unflatten(jax.tree.structure(run.model.specs), list(initial(cfg).values()))
-        start = jax.device_put(start)
         carried = step.fresh(cfg, run.model, run.layout)
-        state = step.TrainState(jax.numpy.zeros((), jax.numpy.int32), start, run.tx.init(start), carried=carried)
+        state = step.TrainState(np.zeros((), np.int32), start, jax.jit(run.tx.init)(start), carried=carried)
+        # Where the step will leave it, or a second program would be compiled for the second step.
+        lies = step.abstract_state(cfg, run.model, run.tx, run.layout, run.mesh)
+        state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, lies))
         placed, losses = run.place(cfg), []
         # Adafactor moves a parameter by a share of its size, a hundredth here.
         for _ in range(cfg.train.steps * (5 if cfg.optim.name == "adafactor" else 1)):

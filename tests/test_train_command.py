@@ -11,7 +11,7 @@ from bigjax.evaluate.scoring import score
 from bigjax.run_folder import RunFolder
 from bigjax.strict import fingerprint
 from experiments import trained
-from tests.commands import WHOLE, Commands, contents, read, rows, shared_cache
+from tests.commands import TINY, WHOLE, Commands, contents, read, rows, shared_cache
 
 TRAIN = "experiments.train"
 
@@ -165,7 +165,7 @@ def test_a_run_killed_before_its_result_only_writes_that(commands, finished, tmp
 
 def test_init_from_starts_from_the_weights_of_another_run(commands, finished, tmp_path):
     workdir, _ = finished
-    commands.run(TRAIN, *WHOLE, f"--config.init_from={workdir}", f"--workdir={tmp_path}/new")
+    commands.run(TRAIN, *TINY, f"--config.init_from={workdir}", f"--workdir={tmp_path}/new")
     cfg = RunFolder(tmp_path / "new").load_config()
     assert expected_first_loss(workdir) == pytest.approx(rows(tmp_path / "new")[0]["train/loss"], rel=1e-5)
     assert cfg.init_from == str(workdir)
