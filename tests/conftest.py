@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, set before JAX starts."""
 
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,33 @@ def one_device():
     _, mesh = mesh_of(1)
     with jax.set_mesh(mesh):
         yield mesh
+
+
+@pytest.fixture
+def call_command(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Call a command on the folder of a run in this process, for what it says before it computes anything.
+
+    Returns exit status, stdout and stderr.
+    """
+    from experiments import cli
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        module, status = importlib.import_module(name), 0
+        capsys.readouterr()
+        try:
+            cli.main(
+                module.main,
+                doc=module.__doc__ or "",
+                define_flags=module.define_flags,
+                examples=module.EXAMPLES,
+                config_of_run=True,
+                argv=[name.rpartition(".")[2], *map(str, arguments)],
+            )
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_it_scores_other_sources_on_another_mesh(commands, workdir, tmp_path):
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-def test_tasks_with_data_of_their_own_leave_out_the_text_of_the_run(commands, workdir, tmp_path):
+def test_tasks_with_data_of_their_own_leave_out_the_text_of_the_run(commands, call_command, workdir, tmp_path):
     quiz, text = tmp_path / "quiz.jsonl", tmp_path / "a.txt"
     questions = [{"question": "To be,", "choices": ["or not", "été"], "answer": "or not"}] * 3
     quiz.write_text("".join(json.dumps(one) + "\n" for one in questions))
@@ -76,8 +76,8 @@ def test_tasks_with_data_of_their_own_leave_out_the_text_of_the_run(commands, wo
     two = scores(commands.run(EVALUATE, *arguments, "--config.mesh.tensor=2", devices=2))
     assert two[tasks[1]] == pytest.approx(rolled, rel=1e-5)
     quiz.write_text('{"question": "To be,"}\n')
-    failed = commands.run(EVALUATE, *arguments, code=2)
-    assert failed.stderr == f"error: {quiz}, line 1 has no 'answer' and no 'choices'\n"
+    status, _, said = call_command(EVALUATE, *arguments)
+    assert status == 2 and said == f"error: {quiz}, line 1 has no 'answer' and no 'choices'\n"
 
 
 @pytest.mark.parametrize(
@@ -87,19 +87,18 @@ def test_tasks_with_data_of_their_own_leave_out_the_text_of_the_run(commands, wo
         (["--workdir=/nowhere"], "/nowhere is not the folder of a run: it has no config.json"),
     ],
 )
-def test_without_a_run_it_says_what_is_missing(commands, arguments, message):
-    done = commands.run(EVALUATE, *arguments, code=2)
-    assert (done.stdout, done.stderr) == ("", f"error: {message}\n")
+def test_without_a_run_it_says_what_is_missing(call_command, arguments, message):
+    assert call_command(EVALUATE, *arguments) == (2, "", f"error: {message}\n")
 
 
-def test_a_run_without_a_checkpoint_cannot_be_scored(commands, workdir, tmp_path):
+def test_a_run_without_a_checkpoint_cannot_be_scored(call_command, workdir, tmp_path):
     (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
-    done = commands.run(EVALUATE, f"--workdir={tmp_path}", code=2)
-    assert done.stderr == f"error: there is no complete checkpoint in {tmp_path}/checkpoints\n"
+    status, _, said = call_command(EVALUATE, f"--workdir={tmp_path}")
+    assert status == 2 and said == f"error: there is no complete checkpoint in {tmp_path}/checkpoints\n"
 
 
-def test_an_unknown_split_is_explained(commands, workdir):
-    done = commands.run(EVALUATE, f"--workdir={workdir}", "--split=test", code=2)
-    assert done.stderr.count("\n") == 1
-    assert "split" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unknown_split_is_explained(call_command, workdir):
+    status, _, said = call_command(EVALUATE, f"--workdir={workdir}", "--split=test")
+    assert (status, said.count("\n")) == (2, 1)
+    assert "split" in said
+    assert "Traceback" not in said

@@ -116,9 +116,11 @@ def test_a_run_of_another_model_is_told_the_fields(commands, exported, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_mistakes_are_one_sentence(commands, workdir, exported, tmp_path):
+def test_mistakes_are_one_sentence(call_command, workdir, exported, tmp_path):
     def said(*arguments: str) -> str:
-        return commands.run(EXPORT, *arguments, code=2).stderr.removeprefix("error: ").rstrip("\n")
+        status, _, said = call_command(EXPORT, *arguments)
+        assert status == 2
+        return said.removeprefix("error: ").rstrip("\n")
 
     assert said(f"--workdir={workdir}") == "--out is missing: the folder to write, new or empty"
     assert said(f"--workdir={workdir}", f"--out={exported}") == (
@@ -132,12 +134,12 @@ def test_mistakes_are_one_sentence(commands, workdir, exported, tmp_path):
     )
 
 
-def test_a_model_without_a_counterpart_is_refused_before_its_weights_are_read(commands, workdir, tmp_path):
+def test_a_model_without_a_counterpart_is_refused_before_its_weights_are_read(call_command, workdir, tmp_path):
     record = read(workdir / "config.json")
     record["config"]["model"]["activation"] = "relu_squared"
     (tmp_path / "config.json").write_text(json.dumps({"config": record["config"]}))
-    done = commands.run(EXPORT, f"--workdir={tmp_path}", f"--out={tmp_path}/out", code=2)
-    assert done.stderr.splitlines() == [
+    status, _, said = call_command(EXPORT, f"--workdir={tmp_path}", f"--out={tmp_path}/out")
+    assert status == 2 and said.splitlines() == [
         "error: no covered Hugging Face architecture holds this model; the nearest, LlamaForCausalLM, differs in",
         "  model.activation: 'swiglu' there, 'relu_squared' here",
     ]
