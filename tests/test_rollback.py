@@ -1,6 +1,7 @@
 """A run that goes back to its newest checkpoint and leaves a bad batch out, now and in every later session."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,22 @@ def test_the_run_is_that_of_the_good_batches_alone(commands, rolled_back, tmp_pa
     assert ids_by_step(rolled_back[0])[:10] == [given[number] for number in (0, 1, 2, 3, 5, 6, 8, 9, 10, 11)]
 
 
+@pytest.fixture(scope="module")
+def killed_after(commands, tmp_path_factory) -> Path:
+    """The same run, killed when both batches were left out."""
+    folder = tmp_path_factory.mktemp("killed")
+    train(commands, folder, "SIGKILL@10", code=-9)
+    return folder
+
+
 @pytest.mark.parametrize("order", ["SIGKILL@4", "SIGKILL@10"])
 def test_killed_before_or_after_a_rollback_and_resumed_is_the_same_run_bit_for_bit(
-    commands, rolled_back, tmp_path, order
+    commands, rolled_back, killed_after, tmp_path, order
 ):
-    train(commands, tmp_path, order, code=-9)
+    if order == "SIGKILL@10":
+        shutil.copytree(killed_after, tmp_path, dirs_exist_ok=True)
+    else:
+        train(commands, tmp_path, order, code=-9)
     train(commands, tmp_path)
     assert rows(tmp_path / "run") == rows(rolled_back[0] / "run")
     assert ids_by_step(tmp_path) == ids_by_step(rolled_back[0])
@@ -80,8 +92,8 @@ def test_killed_before_or_after_a_rollback_and_resumed_is_the_same_run_bit_for_b
     assert contents(tmp_path / "run" / "forensics").keys() == contents(rolled_back[0] / "run" / "forensics").keys()
 
 
-def test_the_list_survives_in_the_checkpoint(commands, rolled_back, tmp_path):
-    train(commands, tmp_path, "SIGKILL@10", code=-9)
+def test_the_list_survives_in_the_checkpoint(commands, rolled_back, killed_after, tmp_path):
+    shutil.copytree(killed_after, tmp_path, dirs_exist_ok=True)
     (tmp_path / "run" / "left_out.json").unlink()
     train(commands, tmp_path)
     assert rows(tmp_path / "run") == rows(rolled_back[0] / "run")
