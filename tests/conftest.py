@@ -50,12 +50,11 @@ def one_device():
 
 
 @pytest.fixture
-def call_command(capsys) -> Callable[..., tuple[int, str, str]]:
-    """Call a command on the folder of a run in this process, for what it says before it computes anything.
-
-    Returns exit status, stdout and stderr.
-    """
+def call_command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Call a command on a run in this process, whose settings stay; get exit status, stdout and stderr."""
     from experiments import cli
+
+    monkeypatch.setattr(runtime, "configure_jax", lambda: None)
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         module, status = importlib.import_module(name), 0

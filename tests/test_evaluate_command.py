@@ -5,8 +5,6 @@ import math
 
 import pytest
 
-from bigjax import runtime
-from experiments import cli, evaluate
 from tests.commands import TINY, Commands, contents, read, shared_cache
 
 EVALUATE = "experiments.evaluate"
@@ -113,14 +111,11 @@ USELESS = {
 
 
 @pytest.mark.parametrize("case", USELESS)
-def test_a_flag_that_would_change_nothing_is_an_error(workdir, tmp_path, monkeypatch, capsys, case):
+def test_a_flag_that_would_change_nothing_is_an_error(workdir, tmp_path, call_command, case):
     arguments, message = USELESS[case]
     (tmp_path / "texts.jsonl").write_text('{"text": ""}\n' * 2)
-    monkeypatch.setattr(runtime, "configure_jax", lambda: None)  # the settings of this process are those of the tests
-    argv = ["evaluate", f"--workdir={workdir}", *(argument.format(folder=tmp_path) for argument in arguments)]
-    with pytest.raises(SystemExit) as caught:
-        cli.main(evaluate.main, doc=evaluate.__doc__, define_flags=evaluate.define_flags, config_of_run=True, argv=argv)
-    assert (caught.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    assert call_command(EVALUATE, f"--workdir={workdir}", *given) == (2, "", f"error: {message}\n")
 
 
 def test_an_unknown_split_is_explained(call_command, workdir):

@@ -13,6 +13,7 @@ from bigjax.evaluate import generation
 from bigjax.evaluate.generation import GenerationError, generate
 from tests.conftest import mesh_of
 
+GENERATE = "experiments.generate"
 V = 61
 GPT = ModelConfig(vocab_size=V, num_layers=2, d_model=32, num_heads=4, max_seq_len=96, init_std=0.3)
 LLAMA = dataclasses.replace(
@@ -251,29 +252,15 @@ def trained_run(tmp_path_factory):
     return folder.path, "To be" + ByteTokenizer().decode(expected)
 
 
-def command(argv: list[str]) -> None:
-    from experiments import cli
-    from experiments import generate as module
-
-    cli.main(
-        module.main,
-        doc=module.__doc__ or "",
-        define_flags=module.define_flags,
-        examples=module.EXAMPLES,
-        config_of_run=True,
-        argv=["generate", *argv],
-    )
-
-
-def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_run, capsys):
+def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_run, call_command):
     folder, expected = trained_run
-    command([f"--workdir={folder}", "--prompt=To be", "--temperature=0", "--max_new_tokens=9"])
-    assert capsys.readouterr().out == f"{expected}\n"
+    greedy = [f"--workdir={folder}", "--prompt=To be", "--temperature=0", "--max_new_tokens=9"]
+    status, said, _ = call_command(GENERATE, *greedy)
+    assert (status, said) == (0, f"{expected}\n")
     sampled = [f"--workdir={folder}", "--prompt=To be", "--num_samples=3", "--max_new_tokens=9", "--top_p=0.9"]
     texts = []
     for seed in (1, 1, 2):
-        command([*sampled, f"--seed={seed}"])
-        texts.append(capsys.readouterr().out)
+        texts.append(call_command(GENERATE, *sampled, f"--seed={seed}")[1])
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0].split("\n--------\n")) == 3
 
@@ -297,15 +284,12 @@ def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_
         (["--prompt=a", "--workdir=/nowhere/at/all"], "/nowhere/at/all"),
     ],
 )
-def test_command_says_what_is_wrong(trained_run, flags, message, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        command([f"--workdir={trained_run[0]}", *flags])
-    error = capsys.readouterr().err
-    assert exit_.value.code == 2
+def test_command_says_what_is_wrong(trained_run, flags, message, call_command):
+    status, _, error = call_command(GENERATE, f"--workdir={trained_run[0]}", *flags)
+    assert status == 2
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-def test_help_shows_the_flags(capsys):
-    command(["--help"])
-    shown = capsys.readouterr().out
+def test_help_shows_the_flags(call_command):
+    _, shown, _ = call_command(GENERATE, "--help")
     assert "--prompt=VALUE" in shown and "experiments.generate --workdir" in shown
