@@ -1,12 +1,13 @@
 """Optax chains and learning-rate schedules from the configuration."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType
 
@@ -15,6 +16,9 @@ from bigjax.config import OptimConfig
 from bigjax.matrices import axes_of, is_spec, per_matrix
 from bigjax.params import Growth, ParamSpec, kind_mask
 from bigjax.science import mup
+
+BLOCK = 4096
+"""How many learning rates `looked_up` computes at a time."""
 
 DECAYED_KINDS = ("embedding", "head", "matrix")
 """Weight decay spares norms and biases (Brown et al. 2020 follow Loshchilov & Hutter 2019; the custom since GPT-2)."""
@@ -37,6 +41,21 @@ def schedule(cfg: OptimConfig, steps: int, ramp: BatchRamp | None = None) -> Cal
         full = _of_full_batches(cfg, last)
         return lambda t: full(by_rows(t))
     return _of_full_batches(cfg, steps - 1)
+
+
+def looked_up(schedule: Callable[[Any], Any]) -> Callable[[int], float]:
+    """Return a schedule for the loop on the host, which computes the rates of many updates at a time.
+
+    Computed one by one, each would wait on a device behind the step that runs there.
+    """
+    of_many = jax.jit(jax.vmap(schedule))
+
+    @cache
+    def block(number: int) -> np.ndarray:
+        updates = np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int32)
+        return np.asarray(of_many(updates))
+
+    return lambda update: float(block(update // BLOCK)[update % BLOCK])
 
 
 def _in_full_batches(ramp: BatchRamp) -> Callable[[Any], Any]:

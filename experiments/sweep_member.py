@@ -46,7 +46,7 @@ class Member:
         self._files, self._say = files, say
         files.enter_context(run_lock.held(folder.path))
         self.text = data.build(self.cfg, slice(0, self.cfg.train.global_batch_size))
-        self._schedule = optim.schedule(self.cfg.optim, self.cfg.train.steps)
+        self._rate = optim.looked_up(optim.schedule(self.cfg.optim, self.cfg.train.steps))
         self._checkpoints = files.enter_context(checkpoint.Checkpoints(folder.checkpoints, self.cfg.checkpoint))
 
     def restore(self, alone: Alone, start: int) -> step.TrainState:
@@ -79,7 +79,7 @@ class Member:
             self.outcome = Outcome("diverged", error.exit_code, str(error))
             return
         if rates is not None:
-            self.writer.write(done, finish.metrics_row(values, self._schedule) | rates)
+            self.writer.write(done, finish.metrics_row(values, self._rate) | rates)
 
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""

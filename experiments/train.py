@@ -120,7 +120,7 @@ def run(
         checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints,
     ):
         schedule = optim.schedule(cfg.optim, total_steps, text.train.ramp)
-        tx = optim.build(cfg.optim, model.specs, total_steps, schedule)
+        rate, tx = optim.looked_up(schedule), optim.build(cfg.optim, model.specs, total_steps, schedule)
         train_step = step.jit_train_step(cfg, model, tx, layout)
         eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
         fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
@@ -185,7 +185,7 @@ def run(
                 watchman.check(done, batch, values)
                 speed.count(stream.size(stream.number(batch.step)) * cfg.data.seq_len)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
-                    writer.write(done, finish.metrics_row(values, schedule) | speed.read())
+                    writer.write(done, finish.metrics_row(values, rate) | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
             late = runtime.dispatches_ahead()
