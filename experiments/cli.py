@@ -27,6 +27,9 @@ from bigjax.interop.hf_config import PREFIX
 from bigjax.run_folder import RunFolder
 from experiments import config_source, show_config
 
+USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a system says of a file that may not be used, or not written any more; even to ask for one may be forbidden."""
+
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
 
@@ -45,8 +48,8 @@ def main(
     `define_flags(flag_values)` defines the command's own flags. With `config` the command also takes --config (a
     ConfigDict in `flag_values.config`, None if absent) and answers --print_config and --diff without calling `run`.
     With `config_of_run` the config is that of the run folder --workdir, which a command must then define.
-    A user error, from parsing or from `run`, or a file that may not be used, is one message on stderr and exit status
-    2; --debug adds the traceback. Any other exception passes through.
+    A user error, from parsing or from `run`, a file that may not be used or a full disk is one message on stderr and
+    exit status 2; --debug adds the traceback. Any other exception passes through.
 
     Raises:
         SystemExit: the exit status is not 0.
@@ -61,7 +64,9 @@ def main(
                 raise UserError(f"--config={given} has no use here: the config is that of --workdir")
             argv.append(f"--config={_workdir_of_run(argv)}")
         status = _main(run, doc, define_flags, examples, config, argv)
-    except (UserError, flags.Error, PermissionError) as error:
+    except (UserError, flags.Error, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in USERS_TO_MEND:
+            raise
         if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {_message(error)}", file=sys.stderr)
@@ -75,9 +80,8 @@ def main(
 
 
 def _message(error: Exception) -> str:
-    # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
-    if isinstance(error, PermissionError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
     return str(error)
 
 

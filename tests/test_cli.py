@@ -236,6 +236,20 @@ def test_a_file_that_the_user_may_not_use_is_named(capsys):
     assert fail(capsys, run, config=False) == "theirs/config.json: Permission denied"
 
 
+def test_a_full_disk_is_one_sentence_and_other_errors_of_the_system_are_bugs(capsys):
+    def run(flag_values):
+        with open("/dev/full", "w") as file:  # noqa: PTH123 - what any library may do
+            file.write("a result")
+
+    assert fail(capsys, run, config=False) == "No space left on device"
+
+    def wrong(flag_values):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        cli.main(wrong, doc="", config=False, argv=["command"])
+
+
 def test_the_status_is_what_run_returns():
     cli.main(lambda _: 0, doc="", config=False, argv=["command"])
     with pytest.raises(SystemExit) as caught:
