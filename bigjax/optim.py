@@ -43,17 +43,20 @@ def schedule(cfg: OptimConfig, steps: int, ramp: BatchRamp | None = None) -> Cal
     return _of_full_batches(cfg, steps - 1)
 
 
+def rates(schedule: Callable[[Any], Any], updates: Any) -> np.ndarray:
+    """Return the learning rates of many updates, float32 of the shape of their numbers, `(N,)`."""
+    return np.broadcast_to(np.asarray(jax.vmap(schedule)(updates), np.float32), updates.shape)
+
+
 def looked_up(schedule: Callable[[Any], Any]) -> Callable[[int], float]:
     """Return a schedule for the loop on the host, which computes the rates of many updates at a time.
 
     Computed one by one, each would wait on a device behind the step that runs there.
     """
-    of_many = jax.jit(jax.vmap(schedule))
 
     @cache
     def block(number: int) -> np.ndarray:
-        updates = np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int32)
-        return np.asarray(of_many(updates))
+        return rates(schedule, np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int32))
 
     return lambda update: float(block(update // BLOCK)[update % BLOCK])
 

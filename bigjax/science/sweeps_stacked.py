@@ -131,7 +131,7 @@ class Stack:
             numbers[path] = self._put(np.array(values, kind))
         if set(self.varied) & set(SCHEDULE):
             updates = jnp.arange(self._cfg.train.steps)
-            tables = [_rates(optim.schedule(cfg.optim, cfg.train.steps), updates) for cfg in self.cfgs]
+            tables = [optim.rates(optim.schedule(cfg.optim, cfg.train.steps), updates) for cfg in self.cfgs]
             numbers["rates"] = self._put(np.stack(tables))
         return numbers
 
@@ -157,10 +157,6 @@ def _over_points(function: Any, in_axes: Any, mesh: Mesh) -> Any:
     specs = jax.tree.map(lambda axis: jax.P() if axis is None else jax.P("data"), in_axes, is_leaf=lambda x: x is None)
     every = jax.vmap(function, in_axes=in_axes)
     return jax.shard_map(every, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False)
-
-
-def _rates(schedule: Any, updates: jax.Array) -> np.ndarray:
-    return np.broadcast_to(np.asarray(jax.vmap(schedule)(updates), np.float32), updates.shape)
 
 
 def _field(cfg: Config, path: str) -> Any:
