@@ -27,8 +27,8 @@ from bigjax.interop.hf_config import PREFIX
 from bigjax.run_folder import RunFolder
 from experiments import config_source, show_config
 
-USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What a system says of a file that may not be used, or not written any more; even to ask for one may be forbidden."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a system says of a disk, or a file, that takes no more."""
 
 _OVERRIDE = re.compile(r"^--?(?:no)?config\.([^=]*)(?:=(.*))?$", re.DOTALL)
 
@@ -65,7 +65,8 @@ def main(
             argv.append(f"--config={_workdir_of_run(argv)}")
         status = _main(run, doc, define_flags, examples, config, argv)
     except (UserError, flags.Error, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in USERS_TO_MEND:
+        # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
+        if isinstance(error, OSError) and not (isinstance(error, PermissionError) or error.errno in NO_ROOM):
             raise
         if "--debug" in argv:
             traceback.print_exc()
@@ -80,8 +81,8 @@ def main(
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error)
 
 
