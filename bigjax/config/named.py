@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -60,8 +59,9 @@ def load(field: str, name: str, known: Mapping[str, str]) -> Any:
 @cache
 def _imported(field: str, name: str, place: str) -> Any:
     module_name, _, attribute = place.partition(":")
-    if name == place and "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console command has its own folder there instead
+    here = str(Path.cwd())
+    if name == place and not {"", here} & set(sys.path):
+        sys.path.append(here)  # a console command has its own folder there instead
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
