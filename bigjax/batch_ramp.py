@@ -7,10 +7,12 @@ that one program takes every step: rows beyond the batch have no weight, and mic
 
 import bisect
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bigjax.config import Config
+if TYPE_CHECKING:
+    from bigjax.config import Config
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class BatchRamp:
         return work
 
 
-def build(cfg: Config) -> BatchRamp:
+def build(cfg: "Config") -> BatchRamp:
     """Return the ramp of a run: a single stage where there is none."""
     full, first = cfg.train.global_batch_size, cfg.train.ramp_batch_size or cfg.train.global_batch_size
     increments = max(-(-full // first) - 1, 0)

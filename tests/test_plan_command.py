@@ -83,7 +83,7 @@ def test_a_batch_that_grows_counts_its_own_tokens_and_microbatches(call, tmp_pat
     out = tmp_path / "plan.json"
     # 4, 8, 12 and 16 rows of 1,024 tokens: of 4 microbatches of 4 rows they fill 1, 2, 3 and 4.
     ramp = ("--config.train.global_batch_size=16", "--config.train.microbatches=4", "--config.train.ramp_batch_size=4")
-    ramp += ("--config.train.ramp_tokens=49152", "--config.mesh.data=4", "--config.optim.warmup_steps=1")
+    ramp += ("--config.train.ramp_tokens=49152", "--config.mesh.data=4", "--config.optim.warmup=1")
     asked = ("--config=configs/gpt.py:d12", "--topology=v5e:2x2", "--analytic", f"--out={out}", *ramp)
     # Stages start at 0, 16, 32 and 48 rows of the 48 that the ramp takes: after 4, 2 and (16 by 12) 2 steps, at 56.
     for how, steps, seen, work in (

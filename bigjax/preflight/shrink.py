@@ -5,6 +5,7 @@ from math import ceil, gcd, lcm
 
 from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig
 from bigjax.config_mup import BASE_SIZES, base_sizes
+from bigjax.lengths import full_batches
 
 DEVICES = 8
 """The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""
@@ -63,13 +64,11 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
         eval_every_steps=min(cfg.train.eval_every_steps, 10),
         eval_batches=min(cfg.train.eval_batches, 2),
     )
-    share = train.steps / cfg.train.steps
-    warmup = _part(cfg.optim.warmup_steps, share)
     optim = dataclasses.replace(
         cfg.optim,
         lr=max(cfg.optim.lr, MIN_RELATIVE_LR if cfg.optim.name == "adafactor" else MIN_LR),
-        warmup_steps=warmup,
-        decay_steps=min(_part(cfg.optim.decay_steps, share), train.steps - warmup),
+        warmup=_share(cfg.optim.warmup, cfg),
+        decay=_share(cfg.optim.decay, cfg),
     )
     return dataclasses.replace(
         cfg,
@@ -85,6 +84,11 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
         mesh=MeshConfig(allow_replicated=cfg.mesh.allow_replicated),
         init_from=None,
     )
+
+
+def _share(length: float, cfg: Config) -> float:
+    """Return a length of the schedule as a share of the run, of which a whole one is the largest there is."""
+    return length if length < 1 else min(length / full_batches(cfg), 1 - 2.0**-20)
 
 
 def _sequence(cfg: Config) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from bigjax.errors import UserError
 from bigjax.science.sweeps import SCALARS, without_scalars
 from bigjax.step import TrainState
 
-SCHEDULE = tuple(f"optim.{name}" for name in ("lr", "schedule", "warmup_steps", "decay_steps", "end_lr_ratio"))
+SCHEDULE = tuple(f"optim.{name}" for name in ("lr", "schedule", "warmup", "decay", "end_lr_ratio"))
 """Fields of which only the table of learning rates depends; `lr` has another use in Muon."""
 
 MAX_SEED = 2**31 - 2
@@ -125,7 +125,7 @@ class Stack:
     def _stacked_numbers(self) -> dict[str, jax.Array]:
         """Return what the points differ in, `(N,)` by path, and the learning rate of every update `(N, steps)`."""
         numbers = {}
-        for path in set(self.varied) - {"optim.schedule", "optim.warmup_steps", "optim.decay_steps"}:
+        for path in set(self.varied) - {"optim.schedule", "optim.warmup", "optim.decay"}:
             values = [_field(cfg, path) for cfg in self.cfgs]
             kind = np.int32 if isinstance(values[0], int) else np.float32
             numbers[path] = self._put(np.array(values, kind))
