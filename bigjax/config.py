@@ -203,7 +203,12 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """One run.
+
+    It starts from the parameters of `init_from`, a run folder or `hf:PATH`, or as `init_state`, RUN@STEP, from the
+    whole state of a run after a step: parameters, optimizer, averages, data position and random numbers. Then
+    `train.steps` counts that run's steps, too, and model, data, seed and batch must be its own (`bigjax.continuation`).
+    """
 
     RENAMED: ClassVar[dict[str, str]] = {
         f"optim.{name}_steps": f"optim.{name}: set optim.{name} to the same number, which still means steps, or to a "
@@ -221,6 +226,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     init_from: str | None = None
+    init_state: str | None = None
 
     @property
     def carries_state(self) -> bool:

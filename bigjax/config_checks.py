@@ -1,6 +1,7 @@
 """What the fields of a config must satisfy together, whatever the family of its model."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from math import gcd
 from typing import Any
@@ -131,6 +132,7 @@ def problems(cfg: Any) -> Iterator[str]:
     yield from ramp or lengths.problems(cfg)
     if data.weights and len(data.weights) != len(data.sources):
         yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
+    yield from _start_problems(cfg)
     yield from _remat_problems(model.remat)
     yield from _objective_problems(cfg)
     yield from config_rnn.problems(cfg)
@@ -186,6 +188,24 @@ def _ramp_problems(cfg: Any) -> Iterator[str]:
         yield f"train.ramp_tokens={tokens} is 2^31 rows or more of data.seq_len={cfg.data.seq_len}"
     if first and cfg.data.order == "contiguous":
         yield f"train.ramp_batch_size={first} needs data.order='shuffled': in a contiguous one batches go on row by row"
+
+
+def _start_problems(cfg: Any) -> Iterator[str]:
+    if cfg.init_state is None:
+        return
+    if cfg.init_from is not None:
+        yield (
+            f"init_from={cfg.init_from!r} and init_state={cfg.init_state!r} both say where to start: set one "
+            "of them to None"
+        )
+    match = re.fullmatch(r"(.+)@(\d+)", cfg.init_state)
+    if not match:
+        yield f"init_state={cfg.init_state!r} does not name a run and a step: set it as in init_state=runs/NAME@1000"
+    elif int(match[2]) >= cfg.train.steps:
+        yield (
+            f"init_state={cfg.init_state!r} leaves nothing of train.steps={cfg.train.steps}, which counts that run's "
+            f"steps, too: set train.steps to more than {int(match[2])}"
+        )
 
 
 def _remat_problems(remat: str) -> Iterator[str]:

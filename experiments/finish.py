@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from bigjax import metrics, params, plots, rollback, strict
+from bigjax import continuation, lengths, metrics, params, plots, rollback, strict
 from bigjax.config import Config
 from bigjax.data import TextData
 from bigjax.evaluate import generation, writing
@@ -31,9 +31,11 @@ def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, t
         f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
         f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
         f"{text.train.rows_taken(cfg.train.steps) / facts['rows_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
-        *(f"note: {note}" for note in layout.notes),
+        *(f"note: {note}" for note in (*lengths.notes(cfg), *layout.notes)),
     ]
-    if start:
+    if cfg.init_state is not None and start == continuation.origin(cfg).step:
+        lines.append(f"branching off {cfg.init_state}")
+    elif start:
         lines.append(f"resuming after step {start:,}")
     return "\n".join(lines)
 

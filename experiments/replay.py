@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from bigjax import checkpoint, data, forensics, models, optim, sharding, step
+from bigjax import checkpoint, continuation, data, forensics, models, optim, sharding, step
 from bigjax.checkpoint_reading import CheckpointMismatch
 from bigjax.errors import UserError
 from bigjax.json_files import reading
@@ -47,6 +47,8 @@ def replay(workdir: Path, name: str) -> Replay:
         train_step = step.jit_train_step(cfg, model, tx, layout)
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         found = _newest_before(event["step"], checkpoints, abstract)
+        if not found and cfg.init_state is not None:
+            found = continuation.restore_branch(cfg, abstract)
         state = found.state if found else step.jit_init_state(cfg, model, tx, layout)()
         if not found and cfg.init_from is not None:
             state = step.with_params(state, trained.initial_params(cfg, abstract.params, text.tokenizer))

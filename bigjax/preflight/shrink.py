@@ -49,7 +49,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
       each. A batch that grows does so from half of the rows, over as many tokens as 3 full ones have.
     - A learning rate below 0.01 becomes 0.01, one of Adafactor below 0.1 becomes 0.1.
     - The mesh is all data parallel, for the caller to choose; the batches are the caller's too (the tokenizer and the
-      sources are kept, but their tokens do not fit the small vocabulary); `init_from` is dropped.
+      sources are kept, but their tokens do not fit the small vocabulary); `init_from` and `init_state` are dropped.
     """
     seq_len, chunks = _sequence(cfg)
     model = _model(cfg, seq_len)
@@ -83,6 +83,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
         optim=optim,
         mesh=MeshConfig(allow_replicated=cfg.mesh.allow_replicated),
         init_from=None,
+        init_state=None,
     )
 
 

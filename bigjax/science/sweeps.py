@@ -4,7 +4,8 @@
         add(grid({"optim.lr": [1e-3, 3e-3], "model.d_model": [64, 128]}), seeds(3), **{"train.steps": 200})
 
 A factor is a list of `Change`; `add` crosses the factors it is given. A point is the base config with its changes, and
-its identity is the fingerprint of its maths: two points that agree there are one run.
+its identity is the fingerprint of its maths: two points that agree there are one run. Points start from the whole state
+of a run with `branches("runs/stable", [1000, 2000])`, or with `init_state` among the fields of any other factor.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from bigjax.science.sweeps_factors import (
     SweepError,
     Uniform,
     ablation,
+    branches,
     choice,
     grid,
     log_uniform,
@@ -48,6 +50,7 @@ __all__ = [
     "SweepError",
     "Uniform",
     "ablation",
+    "branches",
     "choice",
     "collect",
     "explain",

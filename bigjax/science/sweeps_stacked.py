@@ -47,8 +47,9 @@ def check(cfg: Config) -> None:
         raise StackError(
             f"train.ramp_batch_size={cfg.train.ramp_batch_size}: these batches have one size: use another runner"
         )
-    if cfg.init_from is not None:
-        raise StackError(f"init_from={cfg.init_from!r}: a program of many points starts afresh; use another runner")
+    for name in ("init_from", "init_state"):
+        if (start := getattr(cfg, name)) is not None:
+            raise StackError(f"{name}={start!r}: a program of many points starts afresh; use another runner")
     for name in ("on_nonfinite", "on_spike"):
         if getattr(cfg.guard, name) == "rollback":
             raise StackError(f"guard.{name}='rollback' takes one run back, not all of a program: use another runner")
