@@ -4,7 +4,7 @@ The run folder holds the resolved config, the environment, metrics, checkpoints 
 same command again continues a run that was cut short, or says that it is complete.
 
 A longer --config.train.steps goes on with a run, finished or not, whose learning rates so far do not depend on its
-length. --config.init_state=RUN@STEP branches off another run; see `bigjax.continuation`.
+length. --config.init_state=RUN@STEP branches off another run; see `bigjax.train.continuation`.
 
 With --plan nothing is trained: it says what the step needs on these devices, and ends. To train only if that is well:
 python -m experiments.train --config=FILE --plan && python -m experiments.train --config=FILE
@@ -32,10 +32,11 @@ from typing import Any
 
 from absl import flags
 
-from bigjax import rollback, strict
-from bigjax.config import Config
+from bigjax.config import Config, strict
 from bigjax.errors import UserError
-from experiments import cli, distributed, plan
+from bigjax.train import rollback
+from experiments import cli, plan
+from experiments.processes import distributed
 
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
@@ -70,7 +71,7 @@ def main(flag_values: flags.FlagValues) -> int:
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
@@ -94,27 +95,18 @@ def run(
     """
     import jax
 
-    from bigjax import (
-        checkpoint,
-        continuation,
-        data,
-        guard,
-        heartbeat,
-        metrics,
-        models,
-        optim,
-        run_lock,
-        runtime,
-        sharding,
-        step,
-    )
+    from bigjax import data, models, sharding
+    from bigjax.checkpoint import saving as checkpoint
+    from bigjax.checkpoint.lenient import LenientSaves
     from bigjax.evaluate.scoring import score
-    from bigjax.interrupt import Interrupt
-    from bigjax.lenient_saves import LenientSaves
-    from bigjax.processes import agreed
-    from bigjax.run_folder import RunFolder
-    from bigjax.science import flops
-    from bigjax.throughput import Profile, Throughput
+    from bigjax.run import heartbeat, metrics, runtime
+    from bigjax.run import lock as run_lock
+    from bigjax.run.folder import RunFolder
+    from bigjax.run.interrupt import Interrupt
+    from bigjax.run.processes import agreed
+    from bigjax.run.throughput import Profile, Throughput
+    from bigjax.train import continuation, flops, guard, step
+    from bigjax.train import optimizers as optim
     from experiments import finish, trained
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps

@@ -4,8 +4,8 @@ import dataclasses
 from math import ceil, gcd, lcm
 
 from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig
-from bigjax.config_mup import BASE_SIZES, base_sizes
-from bigjax.lengths import full_batches
+from bigjax.config.mup import BASE_SIZES, base_sizes
+from bigjax.data.batches import ramp
 
 DEVICES = 8
 """The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""
@@ -89,7 +89,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
 
 def _share(length: float, cfg: Config) -> float:
     """Return a length of the schedule as a share of the run, of which a whole one is the largest there is."""
-    return length if length < 1 else min(length / full_batches(cfg), 1 - 2.0**-20)
+    return length if length < 1 else min(length / ramp.build(cfg).full_batches(cfg.train.steps), 1 - 2.0**-20)
 
 
 def _sequence(cfg: Config) -> tuple[int, int]:
