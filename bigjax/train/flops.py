@@ -42,7 +42,7 @@ def model_flops_per_token(
     look-up. None is all. For an encoder-decoder the tokens are those it reads, and each comes with its share of the
     `target_len` tokens that are written for `seq_len` read.
     """
-    if cfg.family == "encdec":
+    if cfg.kind == "encdec":
         return _flops_per_row(cfg, specs, seq_len, target_len) / seq_len
     below = {name: spec for name, spec in specs.items() if name != "head"}
     matmul_params = count(below, LOOKED_UP, experts=cfg.moe.experts_per_token)

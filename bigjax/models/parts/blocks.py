@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import ones, zeros
 
 from bigjax.config import ModelConfig
-from bigjax.config.rnn import is_on
+from bigjax.config.model import is_on
 from bigjax.models.attention import backends as attention_backends
 from bigjax.models.attention.masks import ProbsDropout
 from bigjax.models.moe import layers as moe
