@@ -130,6 +130,7 @@ def to_json(found: Study) -> dict[str, Any]:
     }
     return methods | {
         "n_points": len(found.points),
+        "notes": list(found.points.notes),
         "excluded": [asdict(point) for point in found.points.excluded],
         "conventions": conventions,
         "optimal": {method: [asdict(row) for row in rows] for method, rows in found.optimal.items() if rows},
@@ -172,6 +173,7 @@ def to_markdown(found: Study) -> str:
         f"({points.conventions.params}), {points.flops.min():.3g} to {points.flops.max():.3g} FLOPs "
         f"({points.conventions.flops})"
     )
+    text += [f"note: {note}" for note in points.notes]
     for method, fit in found.fits().items():
         rows = [(name, f"{value:.5g}", _range(fit.ci95[name])) for name, value in fit.parameters.items()]
         note = "" if fit.converged else ", NOT CONVERGED"
