@@ -12,6 +12,7 @@ import pytest
 from bigjax.config import Config, replace
 from bigjax.json_files import write_json
 from bigjax.science import fits_plots
+from bigjax.science.fits_report import study
 from bigjax.science.scaling_laws import fit_isoflop, read_csv, read_runs
 from bigjax.strict import fingerprint, to_dict
 from experiments import cli, fit
@@ -302,10 +303,22 @@ def test_flops_that_a_csv_holds_are_those_that_count(points, header, tmp_path, c
         assert points_of.conventions.flops == (choice or "recorded")
     exponents = [found[choice].parameters["N_exponent"] for choice in ("", "recorded", "6ND")]
     assert exponents[0] == exponents[1] == pytest.approx(exponents[2] / 1.25, rel=1e-9)
+    if header != "flops":  # the command does no more with another spelling
+        return
     run(f"--csv={path}", "--method=isoflop", "--bootstrap=20", f"--out={tmp_path}/out")
     said, written = capsys.readouterr().out, read(tmp_path / "out" / "fit.json")
-    assert len(written["notes"]) == 2 and all(f"note: {note}" in said for note in written["notes"])
+    assert len(written["notes"]) == 3 and all(f"note: {note}" in said for note in written["notes"])
     assert written["isoflop"]["N_exponent"] == pytest.approx(exponents[0])
+
+
+def test_recorded_flops_that_follow_neither_size_nor_tokens_are_named(points, tmp_path):
+    """Every other run counts half: a power of N times D is off by the root of 2 either way, at the least."""
+    flops = 6 * points["params"] * points["tokens"] * np.tile([1, 0.5], 18)[:35]
+    path = write_csv(tmp_path / "runs.csv", columns_of(points, flops=flops))
+    found = study(read_csv(path, params="total", flops=None, recompute=False), ("parametric",), bootstrap=20)
+    assert "optima take FLOPs as C = " in found.points.notes[-1] and "up to 4" in found.points.notes[-1]
+    exact = read_csv(path, params="total", flops="6ND", recompute=False)
+    assert len(study(exact, ("parametric",), bootstrap=20).points.notes) == 1
 
 
 def test_flops_that_only_some_rows_of_a_csv_hold_are_no_reason_to_drop_the_others(points, tmp_path, capsys):

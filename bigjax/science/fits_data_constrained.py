@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bigjax.science.fits_adequacy import doubts
 from bigjax.science.fits_parametric import ParametricFit, fit_parametric
 from bigjax.science.fits_robust import (
     CONVERGED,
@@ -93,7 +94,8 @@ def fit_data_constrained(
     cluster = clusters(params, tokens, unique)
     drawn = bootstrap_weights(cluster, bootstrap, seed)
     raw, gradients = minimise_many(model, log_value, drawn, np.tile(best.theta, (bootstrap, 1)), delta)
-    jacobian, warnings = model(best.theta)[1], []
+    prediction, jacobian = model(best.theta)
+    warnings = list(doubts(log_value, log_value - prediction, weights, 2))
     if np.abs(jacobian[:, 1]).max() < 1e-6:
         warnings.append("no run has more parameters than its unique tokens deserve: R_N_star is not determined")
     if np.abs(jacobian[:, 0]).max() < 1e-6:

@@ -1,7 +1,9 @@
 """The compute-optimal frontier from isoFLOP curves (Hoffmann et al. 2022, section 3.2)."""
 
 import numpy as np
+from scipy import stats
 
+from bigjax.science.fits_adequacy import SIGNIFICANT
 from bigjax.science.fits_frontier import BEYOND, FrontierFit, frontier_lines
 from bigjax.science.fits_points import Excluded, Points, budgets
 from bigjax.science.fits_robust import FitError, clusters, widened
@@ -55,6 +57,7 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     if total < 1:
         count = 3 * len(used)
         warnings = [f"{count + total} distinct points for {count} coefficients of parabolas: no intervals"]
+    warnings += _doubts(chosen, group, parabolas[0])
     mean, *coefficients = parabolas[0]
     return FrontierFit(
         centre=centre,
@@ -154,6 +157,21 @@ def _curve(points: Points, group: np.ndarray, parabolas: np.ndarray) -> np.ndarr
     """Return the loss `(n,)` of the points' parabolas, `(4, k)` as of `_minima`."""
     z = np.log(points.params) - parabolas[0, group]
     return np.polynomial.polynomial.polyval(z, parabolas[1:, group], tensor=False)
+
+
+def _doubts(points: Points, group: np.ndarray, parabolas: np.ndarray) -> list[str]:
+    """Return a sentence if the loss does not depend on size within a budget (F test of parabolas against means)."""
+    totals = np.bincount(group, points.weight)
+    means = np.bincount(group, points.weight * points.loss) / totals
+    spread = points.weight @ (points.loss - means[group]) ** 2
+    left = points.weight @ (points.loss - _curve(points, group, parabolas)) ** 2
+    explained, freedom = 2 * len(means), len(points) - 3 * len(means)
+    if freedom < 1 or left <= 1e-18 * spread:
+        return []
+    chance = stats.f.sf((spread - left) / explained / (left / freedom), explained, freedom)
+    if chance < SIGNIFICANT:
+        return []
+    return [f"the curves explain nothing: of losses that do not depend on size {chance:.0%} would look as curved"]
 
 
 def _minima(points: Points, group: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

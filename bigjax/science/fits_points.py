@@ -74,6 +74,10 @@ class FlopModel:
     coefficient: float = 6.0
     size_exponent: float = 1.0
 
+    def describe(self) -> str:
+        """Return the formula."""
+        return f"C = {self.coefficient:.6g} N^{self.size_exponent:.6g} D"
+
 
 @dataclass(frozen=True)
 class Curve:
