@@ -30,9 +30,10 @@ import jax
 
 from benchmarks.analytic_cases import HELD_OUT, READ
 from bigjax import sharding
-from bigjax.config import MESH_AXES, Config
-from bigjax.preflight import analytic, devices, program, report
-from bigjax.preflight.compiled import compile_and_read
+from bigjax.config import Config
+from bigjax.preflight.plan import devices, program, report
+from bigjax.preflight.plan.analytic import estimate as analytic
+from bigjax.preflight.plan.compiled import compile_and_read
 
 TABLE = Path(__file__).with_suffix(".json")
 CASES = READ | HELD_OUT
@@ -76,7 +77,7 @@ def chips(cfg: Config) -> list[Any]:
 
 def mesh_sizes(cfg: Config) -> dict[str, int]:
     """Return the size of every mesh axis."""
-    return {axis: getattr(cfg.mesh, axis) for axis in MESH_AXES}
+    return cfg.mesh.sizes
 
 
 def row(name: str, compiled: dict[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,13 @@ Needs about 16 bytes per parameter for weights, gradients and Adam's state, spli
 from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.strict import ConfigError, to_config_dict
+from bigjax.config.strict import ConfigError, to_config_dict
 
 ARGUMENTS = ("7b",)
 SEQ_LEN = 8192
 BATCH_SIZE = 512
 TOKENS = 1_000_000_000_000
+STEPS = round(TOKENS / (BATCH_SIZE * SEQ_LEN))
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -50,10 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 remat="full",
             ),
             data=DataConfig(tokenizer="bpe:32000", seq_len=SEQ_LEN),
-            train=TrainConfig(
-                steps=round(TOKENS / (BATCH_SIZE * SEQ_LEN)), global_batch_size=BATCH_SIZE, eval_every_steps=1000
-            ),
-            optim=OptimConfig(lr=3.0e-4, warmup_steps=2000),
+            train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
+            optim=OptimConfig(lr=3.0e-4, warmup=2000 / STEPS),
             mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

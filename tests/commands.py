@@ -11,9 +11,9 @@ from types import MappingProxyType
 
 import pytest
 
-from bigjax.metrics import read_rows
-from bigjax.preflight.children import free_port
-from bigjax.run_lock import LOCK
+from bigjax.run.children import free_port
+from bigjax.run.lock import LOCK
+from bigjax.run.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu")
@@ -28,8 +28,8 @@ TINY = (
     "--config.data.seq_len=32",
     "--config.train.global_batch_size=8",
     "--config.train.steps=8",
-    "--config.optim.warmup_steps=1",
-    "--config.optim.decay_steps=2",
+    "--config.optim.warmup=1",
+    "--config.optim.decay=2",
     "--config.train.loss_chunks=1",
     "--config.train.eval_every_steps=4",
     "--config.train.eval_batches=2",

@@ -12,8 +12,8 @@ rates better. One seed each says no more than that.
 from ml_collections import ConfigDict
 
 from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.config.strict import to_config_dict
 from bigjax.science.sweeps import Adder, Distribution, choice, grid, log_uniform
-from bigjax.strict import to_config_dict
 
 WIDTHS = (32, 64, 128)
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             ),
             data=DataConfig(seq_len=64, document_mask=False),
             train=TrainConfig(steps=200, global_batch_size=16, eval_batches=8),
-            optim=OptimConfig(schedule="cosine", warmup_steps=20, weight_decay=0.0),
+            optim=OptimConfig(schedule="cosine", warmup=0.1, weight_decay=0.0),
             checkpoint=CheckpointConfig(every_steps=100),
             log=LogConfig(tensorboard=False, plot=False),
         )
