@@ -201,7 +201,7 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     for axis in ("stage", "expert", "context"):
         if sizes[axis] > 1 and axis not in (*supported, *splitting):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
-    for name in set(cfg.allow_replicated) - {*PARAM_RULES, *names(specs)}:
+    for name in sorted({*cfg.allow_replicated} - {*PARAM_RULES, *names(specs)}):  # the first of several is no chance
         near = difflib.get_close_matches(name, [*PARAM_RULES, *names(specs)], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ShardingError(

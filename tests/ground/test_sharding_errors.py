@@ -105,6 +105,9 @@ def test_an_axis_may_stay_whole_by_name():
         "did you mean 'blocks/attn/v'?"
     ):
         layout_of(specs, tensor=2, allow_replicated=("heads", "kv_heads", "blocks/attn/w"))
+    for order in (("nought", "all"), ("all", "nought")):  # the same one of several mistakes, whatever hashes say
+        with fails("mesh.allow_replicated names 'all', which is neither"):
+            layout_of(specs, tensor=2, allow_replicated=order)
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole_and_is_noted():
