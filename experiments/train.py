@@ -183,7 +183,9 @@ def run(
         pulse.phase("compile")
         compiling.result()
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
-        speed = Throughput(flops.run_flops_per_token(cfg, model.specs), flops.peak_flops(jax.devices()))
+        peak, again = flops.peak_flops(jax.devices()), lambda: flops.peak_flops(jax.devices())
+        measure = again if jax.default_backend() == "cpu" else None
+        speed = Throughput(flops.run_flops_per_token(cfg, model.specs), peak, measure)
         watchman = guard.Guard(cfg, folder, text, say)
         with (
             metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,

@@ -244,7 +244,7 @@ def _remat_problems(remat: str) -> Iterator[str]:
         return
     if kind not in ("save", "offload"):
         yield f"model.remat={remat!r} is not 'none', 'dots', 'full', 'save:NAMES' or 'offload:NAMES'"
-    for name in set(listed.split(",")) - set(SAVEABLE) if kind in ("save", "offload") else ():
+    for name in sorted({*listed.split(",")} - {*SAVEABLE}) if kind in ("save", "offload") else ():
         near = difflib.get_close_matches(name, SAVEABLE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         yield f"model.remat={remat!r} names {name!r}, which is not one of {', '.join(SAVEABLE)}{hint}"

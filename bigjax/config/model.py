@@ -46,6 +46,8 @@ class ModelConfig:
 
     `layer_windows` are the sliding windows of successive layers, repeated over the depth; 0 is full attention. Gemma 2
     has `(4096, 0)`, banded and dense attention in turn (Child et al. 2019).
+    `bias` says what has one: `qkv` queries, keys and values alone (Qwen2), `mlp` MLPs and layer norms but no attention
+    (Vaswani et al. 2017, section 3.2.2 against 3.3).
     `rmsnorm_unit_offset` scales by one plus its parameter, and `scale_embeddings` multiplies what is looked up by
     sqrt(d_model), both as in Gemma (Gemma Team 2024).
     `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
@@ -81,7 +83,7 @@ class ModelConfig:
     norm_eps: float = bounded(1e-5, above=0)
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "relu_squared"] = "gelu_tanh"
-    bias: Literal["all", "qkv", "none"] = "all"
+    bias: Literal["all", "qkv", "mlp", "none"] = "all"
     tie_embeddings: bool = True
     scale_embeddings: bool = False
     qk_norm: bool = False

@@ -68,8 +68,8 @@ def problems(cfg: Config) -> Iterator[str]:
         yield f"model.{name}={getattr(model, name)!r} is not for model.family='rnn', which has no such thing"
     if model.positions != "none":
         yield f"model.positions={model.positions!r} is not for model.family='rnn', which reads tokens in order"
-    if model.bias == "qkv":
-        yield "model.bias='qkv' is not for model.family='rnn': take 'all' or 'none'"
+    if model.bias not in ("all", "none"):
+        yield f"model.bias={model.bias!r} is not for model.family='rnn': take 'all' or 'none'"
     if model.remat not in ("none", "dots", "full"):
         yield f"model.remat={model.remat!r} is not for model.family='rnn': take 'none', 'dots' or 'full'"
     if model.own.dropout_kind == "naive":

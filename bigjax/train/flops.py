@@ -73,7 +73,8 @@ def _flops_per_row(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int) 
 def peak_flops(devices: list[Any]) -> float | None:
     """Return the dense bfloat16 FLOP/s that all `devices` together could reach; None for an unknown chip.
 
-    Virtual CPU devices share one processor, whose float32 matrix-product rate is measured here in about 0.1 s.
+    Virtual CPU devices share one processor, whose float32 matrix-product rate is measured here in about 0.1 s: less
+    than it could reach while anything else runs.
     """
     if devices[0].platform == "cpu":
         return _measured_matmul_flops() * len({device.process_index for device in devices})

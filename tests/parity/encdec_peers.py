@@ -105,6 +105,8 @@ def build(cfg: ModelConfig, seed: int = 0) -> Any:
                 w.copy_(noise * (1.0 if "shared" in name else small))
             else:
                 w.copy_(0.2 * noise + (0.0 if "bias" in name else 1.0))
+            if cfg.bias == "mlp" and "attn" in name and "bias" in name:
+                w.zero_()  # PyTorch's attention and MLPs have biases together or not at all
     return model
 
 

@@ -56,6 +56,7 @@ V1_1 = T5 | {"activation": "geglu", "tie_embeddings": False, "scale_logits": Fal
 
 CASES: dict[str, tuple[dict, tuple[int, int, int]]] = {
     "transformer": (TRANSFORMER, (3, 17, 11)),
+    "transformer of the paper": (TRANSFORMER | {"bias": "mlp"}, (3, 17, 11)),
     "transformer, pre-norm": (TRANSFORMER | {"norm_placement": "pre"}, (3, 17, 11)),
     "transformer of one head and token": (TRANSFORMER | {"num_heads": 1, "d_model": 14}, (1, 1, 1)),
     "transformer, more layers that read": (TRANSFORMER | {"num_layers": 3, "num_decoder_layers": 1}, (2, 7, 31)),
