@@ -127,7 +127,7 @@ def run(
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
         if cfg.init_from is not None and not resuming:
-            initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
+            initial = trained.initial_params(cfg, abstract.params, text)
         pulse.phase("compile")
         initializing = None if plan or resuming else step.init_aside(cfg, model, tx, layout)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.

@@ -22,10 +22,10 @@ from bigjax import models
 from bigjax.config import ModelConfig
 from bigjax.interop import hf_files, hf_verify
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError
-from bigjax.interop.hf_bert import labels
 from bigjax.interop.hf_config import CONFIG, export_config
 from bigjax.interop.hf_files import Planned
 from bigjax.interop.hf_import import check_same_model, import_checkpoint, load_params
+from bigjax.interop.hf_labels import write_labels
 from bigjax.interop.hf_tensors import Piece, tensor_shape, tensors_of, to_tensor
 from bigjax.interop.hf_tokenizer import export_generation, export_tokenizer
 from bigjax.json_files import write_json
@@ -91,7 +91,7 @@ def export_checkpoint(
         stored = {str(each) for each in dtypes.values()}
         values |= {"dtype": stored.pop() if len(stored) == 1 else "float32", "use_cache": True}
         values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no token of another vocabulary
-        values |= labels(classes) if classes and cfg.num_classes else {}
+        values |= write_labels(classes) if classes and cfg.num_classes else {}
         special, copied = export_tokenizer(tokenizer_from, folder, cfg) if tokenizer_from else ({}, [])
         values |= special
         copied += export_generation([path for path in (tokenizer_from, started_from) if path], folder, special)

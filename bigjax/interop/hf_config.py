@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +9,10 @@ from bigjax import strict
 from bigjax.config import ModelConfig, MoeConfig, RopeConfig
 from bigjax.errors import ConfigError
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError, Settings, window_fields
-from bigjax.interop.hf_bert import BERT, LABELS
+from bigjax.interop.hf_bert import BERT
 from bigjax.interop.hf_gemma import GEMMA2
 from bigjax.interop.hf_gpt2 import GPT2
+from bigjax.interop.hf_labels import read_labels
 from bigjax.interop.hf_llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from bigjax.interop.hf_mixtral import MIXTRAL
 from bigjax.interop.hf_t5 import T5
@@ -118,14 +118,9 @@ def _architecture(values: dict[str, Any], place: str) -> Architecture:
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of the classes that a folder tells apart, in their order; none if they are only numbered."""
+    """Return the names of the classes that a folder tells apart, in the order of their logits."""
     place = folder.expanduser() / CONFIG
-    try:
-        labels = read_json(place).get(LABELS) or {}
-        named = tuple(labels[number] for number in sorted(labels, key=int))
-        return () if all(re.fullmatch(r"LABEL_\d+", name) for name in named) else named
-    except (TypeError, ValueError, AttributeError):
-        raise HuggingFaceError(f"{place}: {LABELS} is not a table of a name for each number") from None
+    return read_labels(Settings(read_json(place), str(place)))
 
 
 def end_ids(folder: Path) -> list[int]:

@@ -16,6 +16,7 @@ from bigjax.interop import hf_files
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError
 from bigjax.interop.hf_config import ARCHITECTURES, CONFIG, PREFIX, Imported, disagreements, import_config
 from bigjax.interop.hf_files import DTYPES, Stored
+from bigjax.interop.hf_labels import same_head
 from bigjax.interop.hf_tensors import Tensors, tensor_shape, tensors_of, to_params
 from bigjax.params import names
 
@@ -50,7 +51,7 @@ def load_params(folder: Path, cfg: ModelConfig, abstract: Any, *, new_head: bool
       HuggingFaceError: as `import_checkpoint`, or `cfg` is another architecture; naming the fields.
     """
     there = import_config(folder)
-    if new_head and not _same_head(there.model, cfg):
+    if new_head and not same_head(there.model, cfg):
         params = _without_its_head(folder, there, cfg)
     else:
         check_same_model(folder, cfg)
@@ -84,10 +85,6 @@ def _refuse_others(folder: Path, differing: list[str]) -> None:
         raise HuggingFaceError(
             f"{folder} holds another model; --config={PREFIX}{folder} is a config for it. It differs in\n{listed}"
         )
-
-
-def _same_head(theirs: ModelConfig, ours: ModelConfig) -> bool:
-    return (theirs.head, theirs.num_classes) == (ours.head, ours.num_classes)
 
 
 def _with_head_of(theirs: ModelConfig, ours: ModelConfig) -> ModelConfig:
