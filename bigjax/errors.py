@@ -21,7 +21,7 @@ def named(error: BaseException) -> str:
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 60
-_BRIEF.maxlevel = 2
+_BRIEF.maxlevel, _BRIEF.maxlist = 2, 12
 
 
 def brief(value: object, limit: int = 200) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bigjax import checkpoint, data, guard, metrics, models, optim, rollback, run_lock, sharding, step, strict
 from bigjax.config import Config, MeshConfig
+from bigjax.interop import hf_origin
 from bigjax.preflight.children import Ended
 from bigjax.run_folder import RunFolder
 from bigjax.science.sweeps import Point
@@ -65,6 +66,7 @@ class Member:
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
         data.save_tokenizer(self.text.tokenizer, folder.path)
+        hf_origin.keep(cfg.init_from, folder.path)
         self._stream = self.text.train.leaving_out(rollback.left_out(folder))
         self._guard = guard.Guard(cfg, folder, dataclasses.replace(self.text, train=self._stream), self._say)
         self.batches = self._files.enter_context(self._stream.batches(start))

@@ -85,6 +85,7 @@ def run(
 
     from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, run_lock, runtime, sharding, step
     from bigjax.evaluate.scoring import score
+    from bigjax.interop import hf_origin
     from bigjax.interrupt import Interrupt
     from bigjax.lenient_saves import LenientSaves
     from bigjax.processes import agreed
@@ -156,6 +157,7 @@ def run(
         folder.open(cfg)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
+            hf_origin.keep(cfg.init_from, folder.path)
         identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:

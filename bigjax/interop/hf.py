@@ -1,13 +1,13 @@
 """Weights from Hugging Face folders and to them, safetensors only, bit for bit.
 
-    cfg, params = import_checkpoint(Path("SmolLM2-135M"))
-    report = export_checkpoint(params, cfg, Path("out"))
+    cfg, params = import_checkpoint("SmolLM2-135M")
+    report = export_checkpoint(params, cfg, "out", started_from="SmolLM2-135M")
 
 On the way, each idea has its file: `hf_architecture` (what a table says), `hf_gpt2`, `hf_llama`, `hf_mixtral`,
 `hf_gemma`, `hf_bert`, `hf_t5` (the tables), `hf_config` (config.json), `hf_files` (safetensors), `hf_tensors` (names,
-shapes and order of numbers), `hf_import` (from a folder), `hf_tokenizer` (its special tokens), `hf_verify` and
-`hf_outputs` (is what was exported the same model?). Another architecture is another table, and its line in
-`hf_config.ARCHITECTURES`.
+shapes and order of numbers), `hf_labels` (the order of classes), `hf_import` (from a folder), `hf_origin` (what a model
+keeps of that folder), `hf_tokenizer` (its special tokens), `hf_verify` and `hf_outputs` (is what was exported the same
+model?). Another architecture is another table, and its line in `hf_config.ARCHITECTURES`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ import numpy as np
 
 from bigjax import models
 from bigjax.config import ModelConfig
-from bigjax.interop import hf_files, hf_verify
+from bigjax.interop import hf_files, hf_origin, hf_verify
 from bigjax.interop.hf_architecture import Architecture, HuggingFaceError
-from bigjax.interop.hf_config import CONFIG, export_config
+from bigjax.interop.hf_config import CONFIG, export_config, import_config
 from bigjax.interop.hf_files import Planned
 from bigjax.interop.hf_import import check_same_model, import_checkpoint, load_params
 from bigjax.interop.hf_labels import write_labels
 from bigjax.interop.hf_tensors import Piece, tensor_shape, tensors_of, to_tensor
-from bigjax.interop.hf_tokenizer import export_generation, export_tokenizer
+from bigjax.interop.hf_tokenizer import Exported, export_generation, export_tokenizer, special_tokens
 from bigjax.json_files import write_json
 from bigjax.params import names
 
@@ -44,21 +44,31 @@ REPORT = "bigjax_export.json"
 MAX_SHARD_BYTES = 5 * 10**9
 
 
-def check_exportable(cfg: ModelConfig, folder: Path) -> tuple[Architecture, dict[str, Any]]:
-    """Return the architecture that holds a model and its `config.json`, or raise what `export_checkpoint` would."""
+def check_exportable(
+    cfg: ModelConfig, folder: str | Path, origin: Path | None = None
+) -> tuple[Architecture, dict[str, Any]]:
+    """Return the architecture that holds a model and its `config.json`, or raise what `export_checkpoint` would.
+
+    Where several hold it, it is that of `origin`, the folder that its weights came from.
+    """
+    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HuggingFaceError(f"{folder} is not an empty folder: choose another for the export")
-    return export_config(cfg)
+    if not hf_origin.config_of(origin):
+        return export_config(cfg)
+    assert origin is not None
+    architecture, values = export_config(cfg, import_config(origin).architecture)
+    return architecture, hf_origin.carried(origin, architecture, cfg) | values
 
 
 def export_checkpoint(
     params: Any,
     cfg: ModelConfig,
-    folder: Path,
+    folder: str | Path,
     *,
     dtype: str | None = None,
-    tokenizer_from: Path | None = None,
-    started_from: Path | None = None,
+    tokenizer_from: str | Path | None = None,
+    started_from: str | Path | None = None,
     classes: Sequence[str] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> dict[str, Any]:
@@ -66,9 +76,11 @@ def export_checkpoint(
 
     Args:
       params: on the host or on devices. dtype: of the tensors; None keeps that of each parameter.
-      tokenizer_from: a folder whose tokenizer is written, too, with the special tokens of the model, and its
-        `generation_config.json`, or that of `started_from`, or one with these tokens.
-      classes: the names of the classes of a classifier, which are numbered otherwise.
+      tokenizer_from: a folder whose tokenizer is written, too, with what lies beside it.
+      started_from: the Hugging Face folder, or the run, that the weights came from, by default `tokenizer_from` if
+        it is one. What its `config.json` and `generation_config.json` say beside the model is carried along; without
+        one there are the special tokens that the model was trained with.
+      classes: the names of the classes of a classifier, which are otherwise those of `started_from`, or numbered.
       max_shard_bytes: files are no larger, unless a single tensor is.
 
     Returns:
@@ -78,7 +90,8 @@ def export_checkpoint(
       HuggingFaceError: no architecture holds the model, or the folder is not empty.
       VerificationError: transformers computes something else from the folder.
     """
-    architecture, values = check_exportable(cfg, folder)
+    folder, origin = Path(folder), hf_origin.origin_of(started_from) or hf_origin.origin_of(tokenizer_from)
+    architecture, values = check_exportable(cfg, folder, origin)
     specs = models.build(cfg).specs
     tensors = tensors_of(architecture, specs)
     flat = {name: np.asarray(jax.device_get(array)) for name, array in names(params).items()}
@@ -89,12 +102,11 @@ def export_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stored = {str(each) for each in dtypes.values()}
-        values |= {"dtype": stored.pop() if len(stored) == 1 else "float32", "use_cache": True}
-        values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no token of another vocabulary
+        values = {"use_cache": True} | values | {"dtype": stored.pop() if len(stored) == 1 else "float32"}
         values |= write_labels(classes) if classes and cfg.num_classes else {}
-        special, copied = export_tokenizer(tokenizer_from, folder, cfg) if tokenizer_from else ({}, [])
-        values |= special
-        copied += export_generation([path for path in (tokenizer_from, started_from) if path], folder, special)
+        tokens = export_tokenizer(Path(tokenizer_from), folder, cfg) if tokenizer_from else Exported({}, [])
+        values |= special_tokens(tokens.special, origin, cfg)
+        copied = [*tokens.files, *export_generation(origin, folder, tokens.special)]
         # The weights, which take longest, after all that may be found wrong.
         planned = [_planned(name, pieces, flat, dtypes) for name, pieces in tensors.items()]
         files = hf_files.write_tensors(folder, planned, max_shard_bytes)

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bigjax.errors import brief, listed
 from bigjax.interop.hf_architecture import HuggingFaceError
 from bigjax.interop.hf_config import read_json
 from bigjax.json_files import write_json
@@ -58,7 +59,7 @@ def _of_index(folder: Path) -> dict[str, Stored]:
     headers = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or "\\" in file or file in ("", ".", ".."):
-            raise HuggingFaceError(f"{place} names {file!r}, which is not a file of its folder")
+            raise HuggingFaceError(f"{place} names {brief(file)}, which is not a file of its folder")
         headers[file] = _header(folder / file)
     for name, file in weight_map.items():
         if name not in headers[file]:
@@ -134,5 +135,4 @@ def write_tensors(folder: Path, tensors: Iterable[Planned], max_shard_bytes: int
 
 def some(names: list[str], limit: int = 3) -> str:
     """Return the first of several names, and how many there are besides."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(sorted(names)[:limit]) + rest
+    return listed(sorted(names), limit, width=200)
