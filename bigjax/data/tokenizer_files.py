@@ -65,10 +65,10 @@ def read_beside(folder: Path) -> Beside:
     templates = sorted((folder / TEMPLATES).glob("*.jinja"))
     paths = [*(folder / name for name in CARRIED), *templates]
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
-    tokens: dict[str, str] = {}
-    for name in (TOKENS_MAP, CONFIG_FILE):  # the latter is right where they differ, as for transformers
-        if name in files:
-            tokens |= _tokens(_parsed(folder / name), folder / name)
+    settings, legacy = (_parsed(folder / name) if name in files else {} for name in (CONFIG_FILE, TOKENS_MAP))
+    tokens = _tokens(settings, folder / CONFIG_FILE)
+    if "added_tokens_decoder" not in settings:  # else transformers does not look into the other file
+        tokens |= _tokens(legacy, folder / TOKENS_MAP)
     return Beside(files, tokens, _ids(folder))
 
 
