@@ -39,10 +39,11 @@ def main(flag_values: flags.FlagValues) -> None:
     out = Path(cli.required(flag_values, "out"))
     if flag_values.max_shard_gb <= 0:
         raise UserError(f"--max_shard_gb={flag_values.max_shard_gb} must be above 0")
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
-    from bigjax.interop import hf, hf_origin
+    from bigjax.interop import hf
+    from bigjax.interop.hf import origin as hf_origin
     from experiments import trained
 
     origin = hf_origin.origin_of(flag_values.workdir)

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from bigjax import metrics, sharding
+from bigjax import sharding
 from bigjax.data import Batch
+from bigjax.run import metrics
 
 
 def score(

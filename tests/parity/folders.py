@@ -8,7 +8,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from bigjax.data.bpe import train_bpe
+from bigjax.data.tokens.bpe import train_bpe
 
 SMALL_BERT = {
     "vocab_size": 300,

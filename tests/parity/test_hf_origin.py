@@ -9,11 +9,15 @@ torch = pytest.importorskip("torch", reason="parity with transformers needs PyTo
 
 from transformers import AutoConfig, AutoTokenizer  # noqa: E402
 
-from bigjax import strict  # noqa: E402
-from bigjax.config import Config, replace  # noqa: E402
+from bigjax.config import (  # noqa: E402
+    Config,
+    replace,
+    strict,
+)
 from bigjax.data import load_tokenizer, save_tokenizer  # noqa: E402
-from bigjax.interop import hf, hf_origin  # noqa: E402
-from bigjax.interop.hf_config import end_ids  # noqa: E402
+from bigjax.interop import hf  # noqa: E402
+from bigjax.interop.hf import origin as hf_origin  # noqa: E402
+from bigjax.interop.hf.config import end_ids  # noqa: E402
 from experiments import config_source, train  # noqa: E402
 from tests.parity import folders  # noqa: E402
 

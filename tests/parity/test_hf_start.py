@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration  # 
 
 from bigjax.data import load_tokenizer, save_tokenizer  # noqa: E402
 from bigjax.data.cutting import ends_of  # noqa: E402
-from bigjax.data.special_tokens import special_ids  # noqa: E402
+from bigjax.data.tokens.special import special_ids  # noqa: E402
 from bigjax.interop import hf  # noqa: E402
 from tests.parity import folders  # noqa: E402
 
