@@ -71,7 +71,7 @@ def main(flag_values: flags.FlagValues) -> int:
 @rollback.repeat_after_rollback
 def run(
     cfg: Config,
-    workdir: Path,
+    workdir: str | Path,
     profile: range | None = None,
     *,
     plan: bool = False,
@@ -82,6 +82,7 @@ def run(
     `witness(step, batch, state)`, if given, sees the state that training starts from, with None for the batch, and
     after each step the batch and the state that came of it.
     """
+    workdir = Path(workdir)
     import jax
 
     from bigjax import data, models, sharding

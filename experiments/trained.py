@@ -102,6 +102,9 @@ def initial_params(cfg: Config, abstract: dict, text: TextData) -> dict:
         anew = [name for name in names(abstract) if name not in names(loaded)]
         if anew and jax.process_index() == 0:
             print(f"note: {folder} is trained up to its head: {', '.join(anew)} start anew", file=sys.stderr)
+        if (moe := hf_config.import_config(folder).model.moe).num_experts and jax.process_index() == 0:
+            said = f"one that adds those of the layers, with model.moe.aux_loss={moe.aux_loss:g} for the same"
+            print(f"note: {folder} balances experts by one loss of all layers, bigjax by {said}", file=sys.stderr)
         return loaded
     without = () if hf_labels.same_head(before, cfg.model) else ("head",)
     found, params = checkpoint.restore_part(RunFolder(folder).checkpoints, "params", abstract, without)

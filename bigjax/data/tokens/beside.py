@@ -56,12 +56,13 @@ class Beside(NamedTuple):
     ids: Mapping[str, int] | None
 
 
-def read_beside(folder: Path) -> Beside:
+def read_beside(folder: str | Path) -> Beside:
     """Read what lies beside a `tokenizer.json`.
 
     Raises:
       DataError: a file is no JSON, or names a token by something that is no text.
     """
+    folder = Path(folder)
     templates = sorted((folder / TEMPLATES).glob("*.jinja"))
     paths = [*(folder / name for name in CARRIED), *templates]
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
@@ -72,8 +73,9 @@ def read_beside(folder: Path) -> Beside:
     return Beside(files, tokens, _ids(folder))
 
 
-def write_beside(folder: Path, beside: Beside) -> list[str]:
+def write_beside(folder: str | Path, beside: Beside) -> list[str]:
     """Write what `read_beside` read; return the names of the carried files."""
+    folder = Path(folder)
     for name, content in beside.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)

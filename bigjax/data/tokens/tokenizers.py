@@ -72,7 +72,7 @@ class Tokenizer(Protocol):
         """Return the text of ids, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the definition into a folder, for `load_tokenizer`."""
         ...
 
@@ -112,7 +112,8 @@ class ByteTokenizer:
         # A model may have spare ids above 255; 0xff never occurs in UTF-8.
         return np.minimum(np.asarray(ids, np.int64), 255).astype(np.uint8).tobytes().decode(errors="replace")
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
         (folder / FILE).write_text(json.dumps({"kind": "bytes"}))
 
 
@@ -224,7 +225,8 @@ class JsonTokenizer:
                 token_bytes[id_] = len(token.encode())
         self.token_bytes = None if word_piece else token_bytes
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
         (folder / FILE).write_bytes(self._definition.encode())
         write_beside(folder, self._beside)
         if self._beside.ids is not None:  # of a model's folder, in which nothing is missing

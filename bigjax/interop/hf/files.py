@@ -31,13 +31,14 @@ class Stored(NamedTuple):
     dtype: str
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
+def stored_tensors(folder: str | Path) -> dict[str, Stored]:
     """Return every tensor of a folder by name, from the headers of its files.
 
     Raises:
       HuggingFaceError: there are no safetensors files, the index names a file outside the folder or none, a file is cut
         short, or a file lacks what the index says it has.
     """
+    folder = Path(folder)
     if (folder / SINGLE).is_file():  # before shards that may be left from an earlier save, as transformers has it
         return _header(folder / SINGLE)
     if (folder / INDEX).is_file():
@@ -111,11 +112,12 @@ class Planned(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(folder: Path, tensors: Iterable[Planned], max_shard_bytes: int) -> list[str]:
+def write_tensors(folder: str | Path, tensors: Iterable[Planned], max_shard_bytes: int) -> list[str]:
     """Write tensors to as few files as `max_shard_bytes` allows, with an index if there are several; return them.
 
     A tensor larger than that has a file of its own.
     """
+    folder = Path(folder)
     shards: list[list[Planned]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(other.size for other in shards[-1]) + tensor.size > max_shard_bytes:

@@ -53,7 +53,7 @@ def keep(source: str | Path | None, run: str | Path) -> None:
         return
     made = place.with_suffix(".tmp")
     try:
-        made.mkdir(exist_ok=True)
+        made.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, GENERATION):
             if (origin / name).is_file():
                 shutil.copyfile(origin / name, made / name)
@@ -62,11 +62,12 @@ def keep(source: str | Path | None, run: str | Path) -> None:
         raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
 
 
-def carried(origin: Path | None, architecture: Architecture, model: ModelConfig) -> dict[str, Any]:
+def carried(origin: str | Path | None, architecture: Architecture, model: ModelConfig) -> dict[str, Any]:
     """Return what the `config.json` of an origin says that the architecture of an exported model does not ask for.
 
     With a head for the same task that is the table of its classes, too.
     """
+    origin = None if origin is None else Path(origin)
     values = config_of(origin)
     asked = asked_keys(architecture, model)
     if values and origin and same_head(import_config(origin).model, model):
@@ -76,8 +77,9 @@ def carried(origin: Path | None, architecture: Architecture, model: ModelConfig)
     return found if LABELS in found else {key: value for key, value in found.items() if key != "label2id"}
 
 
-def config_of(origin: Path | None) -> Mapping[str, Any]:
+def config_of(origin: str | Path | None) -> Mapping[str, Any]:
     """Return the `config.json` of an origin; nothing if there is none."""
+    origin = None if origin is None else Path(origin)
     if origin is None or not (origin / CONFIG).is_file():
         return {}
     values = read_json(origin / CONFIG)

@@ -68,7 +68,7 @@ class Exported(NamedTuple):
     files: list[str]
 
 
-def export_tokenizer(source: Path, folder: Path, cfg: ModelConfig) -> Exported:
+def export_tokenizer(source: str | Path, folder: str | Path, cfg: ModelConfig) -> Exported:
     """Write the tokenizer of `source`, if it has one, for a model.
 
     One that came from a model's folder is written as it was there, if it has all the tokens that the model needs.
@@ -76,6 +76,8 @@ def export_tokenizer(source: Path, folder: Path, cfg: ModelConfig) -> Exported:
     Raises:
       HuggingFaceError: it has more ids than the model.
     """
+    folder = Path(folder)
+    source = Path(source)
     if not (source / FILE).is_file():
         return Exported({}, [])
     tokenizer = load_tokenizer(source)
@@ -101,7 +103,9 @@ def export_tokenizer(source: Path, folder: Path, cfg: ModelConfig) -> Exported:
     return Exported(special.config, [*dict.fromkeys([*files, CONFIG_FILE])])
 
 
-def special_tokens(special: Mapping[str, int | None], origin: Path | None, cfg: ModelConfig) -> dict[str, int | None]:
+def special_tokens(
+    special: Mapping[str, int | None], origin: str | Path | None, cfg: ModelConfig
+) -> dict[str, int | None]:
     """Return what `config.json` says of special tokens: as that of the origin, if there is one, in the same way.
 
     An encoder-decoder starts in any case with the token that it was trained to start with.
@@ -112,7 +116,7 @@ def special_tokens(special: Mapping[str, int | None], origin: Path | None, cfg: 
     return none | dict(special)
 
 
-def export_generation(origin: Path | None, folder: Path, special: Mapping[str, int | None]) -> list[str]:
+def export_generation(origin: str | Path | None, folder: str | Path, special: Mapping[str, int | None]) -> list[str]:
     """Write `generation_config.json` as the origin has it, if there is one; else the model's special tokens.
 
     Returns:
@@ -121,6 +125,8 @@ def export_generation(origin: Path | None, folder: Path, special: Mapping[str, i
     Raises:
       HuggingFaceError: what is there cannot be read.
     """
+    folder = Path(folder)
+    origin = None if origin is None else Path(origin)
     found = origin / GENERATION if origin and (origin / GENERATION).is_file() else None
     if found is None and (special.get(EOS) is None or config_of(origin)):
         return []

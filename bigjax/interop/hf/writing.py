@@ -27,12 +27,13 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 
 def check_exportable(
-    cfg: ModelConfig, folder: str | Path, origin: Path | None = None
+    cfg: ModelConfig, folder: str | Path, origin: str | Path | None = None
 ) -> tuple[Architecture, dict[str, Any]]:
     """Return the architecture that holds a model and its `config.json`, or raise what `export_checkpoint` would.
 
     Where several hold it, it is that of `origin`, the folder that its weights came from.
     """
+    origin = None if origin is None else Path(origin)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HuggingFaceError(f"{folder} is not an empty folder: choose another for the export")
