@@ -171,7 +171,7 @@ class JsonTokenizer:
         self._set_tables(content, place)
         said = {role: vocabulary[token] for role, token in beside.tokens.items() if token in vocabulary}
         said = {role: id_ for role, id_ in ({**ids} | said).items() if role in (*SPELLINGS, "start")}
-        self.special = said
+        self.special: Mapping[str, int] = said
         self._beside = beside
         self.digest = hashlib.sha256(json.dumps([definition, eos_token, *self._unusual()]).encode()).hexdigest()
 

@@ -81,7 +81,7 @@ def check_same_model(folder: str | Path, cfg: ModelConfig) -> None:
     _refuse_others(folder, differing)
 
 
-def _refuse_others(folder: Path, differing: list[str]) -> None:
+def _refuse_others(folder: str | Path, differing: list[str]) -> None:
     if differing:
         listed = "\n".join(differing)
         raise HuggingFaceError(

@@ -85,7 +85,8 @@ def export_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stored = {str(each) for each in dtypes.values()}
-        values = {"use_cache": True} | values | {"dtype": stored.pop() if len(stored) == 1 else "float32"}
+        of_all = stored.pop() if len(stored) == 1 else "float32"
+        values = {"use_cache": True} | values | {"dtype": of_all}
         values |= write_labels(classes) if classes and cfg.num_classes else {}
         tokens = export_tokenizer(Path(tokenizer_from), folder, cfg) if tokenizer_from else Exported({}, [])
         values |= special_tokens(tokens.special, origin, cfg)
@@ -99,11 +100,11 @@ def export_checkpoint(
     report = {
         "architecture": architecture.class_name,
         "parameters": sum(array.size for array in flat.values()),
-        "dtype": values["dtype"],
+        "dtype": of_all,
         "files": [*files, *copied],
     }
     try:
-        report |= hf_verify.verify(folder, architecture.class_name, cfg, flat, specs, values["dtype"])
+        report |= hf_verify.verify(folder, architecture.class_name, cfg, flat, specs, of_all)
     except hf_verify.VerificationError as error:
         write_json(folder / REPORT, report | error.found)
         raise
