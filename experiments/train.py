@@ -83,7 +83,7 @@ def main(flag_values: flags.FlagValues) -> int:
 @rollback.repeat_after_rollback
 def run(
     cfg: Config,
-    workdir: Path,
+    workdir: str | Path,
     profile: range | None = None,
     *,
     witness: Callable[[int, Any, Any], None] | None = None,
@@ -93,12 +93,14 @@ def run(
     `witness(step, batch, state)`, if given, sees the state that training starts from, with None for the batch, and
     after each step the batch and the state that came of it.
     """
+    workdir = Path(workdir)
     import jax
 
     from bigjax import data, models, sharding
     from bigjax.checkpoint import saving as checkpoint
     from bigjax.checkpoint.lenient import LenientSaves
     from bigjax.evaluate.scoring import score
+    from bigjax.interop.hf import origin as hf_origin
     from bigjax.run import heartbeat, metrics, runtime
     from bigjax.run import lock as run_lock
     from bigjax.run.folder import RunFolder
@@ -146,7 +148,7 @@ def run(
         if branching:
             continuation.check_branch(cfg)
         if cfg.init_from is not None and not resuming:
-            initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
+            initial = trained.initial_params(cfg, abstract.params, text)
         pulse.phase("compile")
         initializing = None if resuming or branching else step.init_aside(cfg, model, tx, layout)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
@@ -169,6 +171,7 @@ def run(
         rollback.note(folder, stream.left_out)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
+            hf_origin.keep(cfg.init_from, folder.path)
         identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:

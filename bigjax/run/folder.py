@@ -24,14 +24,17 @@ PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoi
 """The packages whose versions a run records."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunFolder:
     """Paths in the folder of one run. Only process 0 writes; every JSON file is whole or absent."""
 
     path: Path
 
+    def __init__(self, path: str | Path):
+        object.__setattr__(self, "path", Path(path))
+
     @classmethod
-    def existing(cls, path: Path) -> "RunFolder":
+    def existing(cls, path: str | Path) -> "RunFolder":
         """Return the folder of a run that was started before.
 
         Raises:
@@ -211,11 +214,12 @@ class RunFolder:
         return {found.path: [found.a, found.b] for found in differences}
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a `metrics.jsonl` in order, with the strings for NaN and infinities turned back into floats.
 
     A last line that a crash cut short is left out.
     """
+    path = Path(path)
     with reading(path), path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):

@@ -9,12 +9,14 @@ from bigjax.errors import UserError
 from bigjax.run.folder import read_rows
 
 
-def plot_loss(metrics_jsonl: Path, out: Path) -> None:
+def plot_loss(metrics_jsonl: str | Path, out: str | Path) -> None:
     """Draw the loss curve of the run that wrote `metrics_jsonl` to the picture `out` (its suffix says the format).
 
     Raises:
         UserError: the file has no row with `train/loss`.
     """
+    out = Path(out)
+    metrics_jsonl = Path(metrics_jsonl)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -11,6 +11,7 @@ import numpy as np
 from bigjax import data, models, sharding
 from bigjax.checkpoint import saving as checkpoint
 from bigjax.config import Config, MeshConfig, strict
+from bigjax.interop.hf import origin as hf_origin
 from bigjax.run import lock as run_lock
 from bigjax.run import metrics
 from bigjax.run.children import Ended
@@ -72,6 +73,7 @@ class Member:
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
         data.save_tokenizer(self.text.tokenizer, folder.path)
+        hf_origin.keep(cfg.init_from, folder.path)
         rollback.note(folder, self._stream.left_out)
         self._guard = guard.Guard(cfg, folder, dataclasses.replace(self.text, train=self._stream), self._say)
         self.batches = self._files.enter_context(self._stream.batches(start))

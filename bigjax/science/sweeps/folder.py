@@ -46,7 +46,8 @@ class Status(NamedTuple):
 class SweepFolder:
     """The folder of a sweep; any number of processes may use it at once."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | Path):
+        path = Path(path)
         self.path = path
         self._known: dict[Path, str | None] = {}
 
@@ -157,20 +158,22 @@ class SweepFolder:
         return run is not None and lease.holder(run.path / LOCK) is not None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: str | Path) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
       UserError: it cannot be read.
     """
+    path = Path(path)
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def last_row(path: Path) -> dict[str, Any]:
+def last_row(path: str | Path) -> dict[str, Any]:
     """Return the metrics of the last training step in a `metrics.jsonl`, or an empty dict."""
+    path = Path(path)
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
