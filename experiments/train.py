@@ -184,7 +184,8 @@ def run(
                 """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""
                 watchman.check(done, batch, values)
                 speed.count(stream.size(stream.number(batch.step)) * cfg.data.seq_len)
-                if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
+                due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
+                if due or not float(values["tokens"]):  # of what is to be counted none is left out
                     writer.write(done, finish.metrics_row(values, rate) | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0

@@ -1,5 +1,6 @@
 """Scoring a split: its rows once, in order, in batches of one size."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,11 @@ class EvalSet:
     def __len__(self) -> int:
         """Number of batches."""
         return -(-self.num_rows // self.global_batch_size)
+
+    def predicts(self, limit: int = 0) -> bool:
+        """Whether the first `limit` batches, or all for 0, hold anything to predict; the same for every process."""
+        whole = dataclasses.replace(self, rows=slice(0, self.global_batch_size))
+        return any(batch.arrays["weights"].any() for batch in whole.batches(limit))
 
     def batches(self, limit: int = 0) -> Iterator[Batch]:
         """Yield the first `limit` batches, or all for 0.

@@ -107,7 +107,17 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         microbatches=cfg.train.microbatches,
         held_out=tuple(source.digest for source in eval_rows),
     )
+    if not _eval_set(train_rows, rows, batch_size, tokenizer).predicts():
+        raise DataError(
+            f"there is nothing to predict in {_some(data.sources)}: documents of one token have no next one; give "
+            "longer documents"
+        )
     held_out = _eval_set(eval_rows, rows, batch_size, tokenizer) if eval_rows else None
+    if held_out and not held_out.predicts(cfg.train.eval_batches):
+        raise DataError(
+            f"there is nothing to predict in what is held out of {_some(data.eval_sources or data.sources)}: set "
+            "data.eval_sources to longer documents, or hold nothing out (data.holdout=0)"
+        )
     return TextData(train, held_out, tokenizer, root)
 
 
@@ -132,6 +142,11 @@ def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int, tokenizer
     whole_text = all(isinstance(source, PackedText) for source in sources)
     contiguous = all(isinstance(source, PackedText) and source.contiguous for source in sources)
     return EvalSet(sources, rows, batch_size, tokenizer.token_bytes if whole_text else None, contiguous)
+
+
+def _some(specs: tuple[str, ...]) -> str:
+    """Return the first few of some sources, to be named in a sentence."""
+    return ", ".join(map(repr, specs[:3])) + (f" and {len(specs) - 3} more" if len(specs) > 3 else "")
 
 
 def _describe(source: Rows) -> dict[str, Any]:
