@@ -54,7 +54,8 @@ def choose(
     order = rng.permutation(len(bounds) - 1)
     order = np.concatenate([[first], order[order != first]])
     taken = order[np.cumsum(np.diff(bounds)[order]) <= wanted]
-    return np.sort(np.concatenate([np.arange(bounds[word], bounds[word + 1]) for word in taken]))
+    words = np.split(np.arange(len(tokens)), bounds[1:-1])
+    return np.sort(np.concatenate([words[word] for word in taken.tolist()]))
 
 
 def replace(

@@ -46,7 +46,7 @@ class TextData:
                 raise DataError("nothing is held out: set data.holdout above 0, or data.eval_sources")
             return self.eval
         train = self.train
-        return _eval_set(train.sources, train.rows, train.global_batch_size, self.tokenizer)
+        return _eval_set(train.sources, train.rows, train.global_batch_size)
 
     def describe(self) -> dict[str, Any]:
         """Return what the data consists of, as JSON-able values: sizes by split and source, and the cache folder."""
@@ -107,12 +107,12 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         microbatches=cfg.train.microbatches,
         held_out=tuple(source.digest for source in eval_rows),
     )
-    if not _eval_set(train_rows, rows, batch_size, tokenizer).predicts():
+    if not EvalSet(train_rows, rows, batch_size).predicts():
         raise DataError(
             f"there is nothing to predict in {_some(data.sources)}: documents of one token have no next one; give "
             "longer documents"
         )
-    held_out = _eval_set(eval_rows, rows, batch_size, tokenizer) if eval_rows else None
+    held_out = _eval_set(eval_rows, rows, batch_size) if eval_rows else None
     if held_out and not held_out.predicts(cfg.train.eval_batches):
         raise DataError(
             f"there is nothing to predict in what is held out of {_some(data.eval_sources or data.sources)}: set "
@@ -134,14 +134,16 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
     unnamed = cfg.model.num_classes and not data.classes
     training = split_sources(data.sources, data.eval_sources, data.holdout, columns)[0] if unnamed else []
     cut = cutting.cutter(cfg, tokenizer, root, training)
-    return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size, tokenizer)
+    return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size)
 
 
-def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int, tokenizer: Tokenizer) -> EvalSet:
+def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int) -> EvalSet:
     """Return the evaluation set of some sources; only where all of a text is predicted do its bytes count."""
-    whole_text = all(isinstance(source, PackedText) for source in sources)
-    contiguous = all(isinstance(source, PackedText) and source.contiguous for source in sources)
-    return EvalSet(sources, rows, batch_size, tokenizer.token_bytes if whole_text else None, contiguous)
+    texts = [source for source in sources if isinstance(source, PackedText)]
+    if len(texts) < len(sources):
+        return EvalSet(sources, rows, batch_size)
+    contiguous = all(source.contiguous for source in texts)
+    return EvalSet(tuple(source.scored() for source in texts), rows, batch_size, contiguous)
 
 
 def _some(specs: tuple[str, ...]) -> str:

@@ -2,7 +2,7 @@
 
 `token_bytes` turns a loss in nats per token into bits per byte, which can be compared between tokenizers. It is exact
 for `bytes` and byte-level BPE. Where a definition changes a text first, to another Unicode form or by the space that
-many put before it, the bytes of what it makes of the text are counted. WordPiece has none.
+many put before it, it counts what is made of the text, and `text_bytes` the text itself. WordPiece has none.
 Text is always taken literally: a special token spelled out in a document is encoded like any other characters.
 """
 

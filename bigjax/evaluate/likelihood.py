@@ -56,11 +56,19 @@ class Scorer:
 
     @property
     def prefix_id(self) -> int:
-        """The token before a text: its start, the end of another one, or a line end where the tokenizer has neither."""
+        """The token before a text: its start, the end of another one, or a line end where the tokenizer has neither.
+
+        Raises:
+          LikelihoodError: it has none of these.
+        """
         for id_ in (self.tokenizer.bos_id, self.tokenizer.eos_id):
             if id_ is not None:
                 return id_
-        return int(self.tokenizer.encode("\n")[-1])
+        if not len(found := self.tokenizer.encode("\n")):
+            raise LikelihoodError(
+                "the tokenizer has no token to start a text with: name an eos_token in its tokenizer_config.json"
+            )
+        return int(found[-1])
 
     def after(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Return the likelihood of each second text after the first, which may be empty.
