@@ -17,6 +17,7 @@ from typing import Any
 
 from bigjax import strict
 from bigjax.config import Config
+from bigjax.data import identity
 from bigjax.errors import ConfigError, UserError, named
 from bigjax.json_files import reading, write_json
 from bigjax.run_lock import LOCK
@@ -45,7 +46,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """`{"config": the resolved config, "fingerprint": of its maths fields}`."""
+        """`{"config": the resolved config, "fingerprint": of its maths and its text, "text": what its files hold}`."""
         return self.path / "config.json"
 
     @property
@@ -127,6 +128,28 @@ class RunFolder:
             raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
         return {}
 
+    def check_text(self, config: Config) -> None:
+        """Make sure that a run here which `config` names is of the text that the files hold now; write nothing.
+
+        Raises:
+            UserError: it is of another, naming the files and both hashes.
+        """
+        if self.config.is_file() and not any(not found.plumbing for found in strict.diff(self.load_config(), config)):
+            self.check(config)
+
+    def is_of(self, config: Config) -> bool:
+        """Whether the run here is that of `config`, whose text may lie elsewhere now."""
+        stored, before = self._load()
+        if before is None:  # it has no files, or an earlier version did not write down what they hold
+            return strict.fingerprint(stored) == strict.fingerprint(config)
+        return self.fingerprint == identity.fingerprint(config)
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity that the run recorded, or that its config has without any."""
+        cfg, text = self._load()
+        return identity.fingerprint(cfg, text or {})
+
     def open(self, config: Config) -> bool:
         """Create the folder for `config`, or find that it already belongs to it; return whether it did.
 
@@ -160,7 +183,9 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, {"config": strict.to_dict(config), "fingerprint": strict.fingerprint(config)})
+        text = identity.contents_of(config)
+        record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
+        write_json(self.config, record | ({"text": text} if text else {}))
 
     def load_config(self) -> Config:
         """Return the config of the run.
@@ -168,22 +193,27 @@ class RunFolder:
         Raises:
             UserError: there is no readable `config.json`, or its config does not fit this version of the schema.
         """
+        return self._load()[0]
+
+    def _load(self) -> tuple[Config, identity.Contents | None]:
+        """Return the config of the run and what the files of its text held; None where nobody wrote that down."""
         self.existing(self.path)
         try:
             record = json.loads(self.config.read_text())
             cfg = strict.from_dict(Config, record["config"])
+            text = record.get("text")
+            fingerprint = identity.fingerprint(cfg, text or {})
         except ConfigError as error:
             raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{self.config} cannot be read: {named(error)}") from error
-        fingerprint = strict.fingerprint(cfg)
         if record.get("fingerprint", fingerprint) != fingerprint:
             print(
                 f"note: {self.config} records fingerprint {record['fingerprint']}, this version of the schema gives "
                 f"{fingerprint}",
                 file=sys.stderr,
             )
-        return cfg
+        return cfg, text
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`, which declares the run finished; NaN and infinities become strings."""
@@ -199,12 +229,20 @@ class RunFolder:
         return any(found.suffix != ".tmp" and found.name != LOCK for found in self.path.iterdir())
 
     def _changed_plumbing(self, config: Config) -> dict[str, list[Any]]:
-        """Return path -> [before, now] of the plumbing fields that differ from the stored config."""
-        differences = strict.diff(self.load_config(), config)
-        maths = [f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in differences if not found.plumbing]
-        if maths:
-            listed = "\n".join(maths)
-            raise UserError(f"{self.path} belongs to another run; choose another --workdir. It differs in\n{listed}")
+        """Return path -> [before, now] of the fields that differ from the stored config and change nothing."""
+        stored, before = self._load()
+        differences, now = strict.diff(stored, config), identity.contents_of(config)
+        known = now if before is None else before  # an earlier version did not write it down
+        maths = [found for found in differences if not found.plumbing]
+        if before is None or identity.fingerprint(stored, known) != identity.fingerprint(config, now):
+            lines = [f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in maths]
+            lines += [f"  {line}" for line in identity.changes(known, now)]
+            if lines:
+                listed = "\n".join(lines)
+                whose = "run" if maths else "text"
+                raise UserError(
+                    f"{self.path} belongs to another {whose}; choose another --workdir. It differs in\n{listed}"
+                )
         return {found.path: [found.a, found.b] for found in differences}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from bigjax import metrics, params, plots, rollback, strict
+from bigjax import metrics, params, plots, rollback
 from bigjax.config import Config
 from bigjax.data import TextData
 from bigjax.evaluate import generation, writing
@@ -79,7 +79,7 @@ def write(
     tokens = text.train.rows_taken(cfg.train.steps) * cfg.data.seq_len
     rows = list(metrics.read_rows(folder.metrics))
     result = {
-        "fingerprint": strict.fingerprint(cfg),
+        "fingerprint": folder.fingerprint,
         "steps": cfg.train.steps,
         "tokens": tokens,
         **params.counts(model.specs, cfg.model.moe.experts_per_token),

@@ -28,6 +28,7 @@ from absl import flags
 
 from bigjax import rollback, strict
 from bigjax.config import Config
+from bigjax.data import identity
 from bigjax.errors import UserError
 from experiments import cli, distributed
 
@@ -59,7 +60,7 @@ def main(flag_values: flags.FlagValues) -> int:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+    print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax import runtime
 
     runtime.configure_jax()
@@ -107,7 +108,8 @@ def run(
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
     folder = RunFolder(workdir)
-    if folder.complete and strict.fingerprint(folder.load_config()) == strict.fingerprint(cfg):
+    folder.check_text(cfg)
+    if folder.complete and folder.is_of(cfg):
         say(f"{workdir} is complete: {finish.summary(folder)}")
         return 0
     pulse.phase("data")
@@ -156,7 +158,7 @@ def run(
         folder.open(cfg)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
-        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+        saved_with = {"fingerprint": folder.fingerprint, "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:
@@ -219,7 +221,7 @@ def run(
                         writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
                 if saving:
                     pulse.phase("save", done)
-                    saves.save(done, state, stream.state(done), identity)
+                    saves.save(done, state, stream.state(done), saved_with)
                     if stopping or done == total_steps:
                         saves.wait()  # the last checkpoint is whole before the run is called complete, or stopped
                     if saves.failures > failures:

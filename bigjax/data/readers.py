@@ -3,18 +3,21 @@
 Lines and offsets of compressed files are those of what they hold.
 """
 
+import contextlib
 import csv
 import glob
 import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bigjax.data.compressed import contents, opened
 from bigjax.data.errors import DataError
+from bigjax.json_files import write_text
 
 
 def find_files(pattern: str) -> list[Path]:
@@ -43,10 +46,39 @@ def relative_names(files: list[Path]) -> dict[str, Path]:
     return {path.resolve().relative_to(root).as_posix(): path for path in files}
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
+REMEMBERED = 2**20
+"""Bytes of a file from which on its hash is kept."""
+
+SETTLED_NS = 2 * 10**9
+"""Age from which on a change of a file shows in its times, on any file system."""
+
+
+def file_digest(path: Path, root: Path | None = None) -> str:
+    """Return the sha256 of a file's bytes.
+
+    Args:
+      root: cache folder, where the hash of a large file is kept for as long as its size and times, among them that of
+        the last change of its status, which nobody can set, stay as they are.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        before = os.fstat(file.fileno())
+        settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED_NS
+        if root is None or before.st_size < REMEMBERED or not settled:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        state = [before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
+        name = hashlib.sha256(json.dumps([str(path.resolve()), *state]).encode()).hexdigest()
+        kept = root / "digests" / name
+        with contextlib.suppress(OSError):
+            if len(digest := kept.read_text()) == 64:
+                return digest
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_ctime_ns) == (before.st_size, before.st_ctime_ns):
+        with contextlib.suppress(OSError):  # it is kept to save time alone
+            kept.parent.mkdir(exist_ok=True)
+            write_text(kept.with_name(f"{name}.{os.getpid()}"), digest)
+            kept.with_name(f"{name}.{os.getpid()}").replace(kept)
+    return digest
 
 
 def decode(content: bytes, place: str, offset: int = 0) -> str:

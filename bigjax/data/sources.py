@@ -73,11 +73,12 @@ class Source:
     read: Callable[[], Iterator[Document]]
 
 
-def open_source(spec: str, text_key: str | tuple[str, ...]) -> Source:
+def open_source(spec: str, text_key: str | tuple[str, ...], root: Path | None = None) -> Source:
     """Open a source and hash its content.
 
     Args:
       text_key: the column that holds the texts; or several, of which a document is the values, as a JSON list.
+      root: cache folder, where the hashes of large files are kept.
 
     Raises:
       DataError: unknown kind, no file matches, an empty file, a dataset that is not prepared, an unknown split; several
@@ -96,7 +97,7 @@ def open_source(spec: str, text_key: str | tuple[str, ...]) -> Source:
         paths = readers.relative_names(readers.find_files(rest))
         read_all = RECORD_READERS[kind]
         records = lambda: (doc for item in paths.items() for doc in read_all(*item, text_key))  # noqa: E731
-        return _hashed(spec, [kind, *text_key], paths, records)
+        return _hashed(spec, [kind, *text_key], paths, records, root)
     if kind == "shakespeare":
         return Source(spec, {}, shakespeare.SHA256, shakespeare.works)
     if packaged:
@@ -109,13 +110,14 @@ def open_source(spec: str, text_key: str | tuple[str, ...]) -> Source:
         builder, split = tfds_source.open_split(rest, text_key)
         paths = {path.name: path for path in tfds_source.split_files(builder, split)}
         read = functools.partial(tfds_source.read_tfds, builder, split, text_key)
-        return _hashed(spec, [kind, split, text_key], paths, read)
+        return _hashed(spec, [kind, split, text_key], paths, read, root)
     paths = readers.relative_names(readers.find_files(rest))
     if kind == "text":
-        return _hashed(spec, [kind], paths, lambda: (doc for item in paths.items() for doc in readers.read_text(*item)))
+        whole = lambda: (doc for item in paths.items() for doc in readers.read_text(*item))  # noqa: E731
+        return _hashed(spec, [kind], paths, whole, root)
     reader = READERS[kind]
     documents = lambda: (doc for item in paths.items() for doc in reader(*item, text_key))  # noqa: E731
-    return _hashed(spec, [kind, text_key], paths, documents)
+    return _hashed(spec, [kind, text_key], paths, documents, root)
 
 
 def _suits(kind: str, columns: str | tuple[str, ...]) -> bool:
@@ -136,19 +138,25 @@ def _packaged(source: Source) -> bool:
     return source.spec.startswith("shakespeare")
 
 
-def _hashed(spec: str, how: list[str], paths: dict[str, Path], read: Callable[[], Iterator[Document]]) -> Source:
+def _hashed(
+    spec: str,
+    how: list[str],
+    paths: dict[str, Path],
+    read: Callable[[], Iterator[Document]],
+    root: Path | None,
+) -> Source:
     """Return the source of some files; a pass over them ends with an error if they are no longer those hashed here.
 
     Else what was read of a file that changed meanwhile would be kept, in the cache, as the content of the old one.
     """
     with _readable():
-        files = {name: readers.file_digest(path) for name, path in paths.items()}
+        files = {name: readers.file_digest(path, root) for name, path in paths.items()}
 
     def documents() -> Iterator[Document]:
         with _readable():
             yield from read()
             for name, path in paths.items():
-                if readers.file_digest(path) != files[name]:
+                if readers.file_digest(path, root) != files[name]:
                     raise DataError(f"{path} changed while it was read: run again when nothing writes to it")
 
     digest = hashlib.sha256(json.dumps([how, files]).encode()).hexdigest()
@@ -202,21 +210,25 @@ def document_fraction(text: str) -> float:
 
 
 def split_sources(
-    sources: tuple[str, ...], eval_sources: tuple[str, ...], holdout: float, text_key: str | tuple[str, ...]
+    sources: tuple[str, ...],
+    eval_sources: tuple[str, ...],
+    holdout: float,
+    text_key: str | tuple[str, ...],
+    root: Path | None = None,
 ) -> tuple[list[SplitSource], list[SplitSource]]:
     """Return the training sides and the held-out sides (none when nothing is held out).
 
     Raises:
       DataError: as `open_source`, or a file is both trained on and evaluated on.
     """
-    train_side = [open_source(spec, text_key) for spec in sources]
+    train_side = [open_source(spec, text_key, root) for spec in sources]
     rule = f"hash:{holdout}" if holdout and not eval_sources else "all"
     rules = ["works" if _packaged(source) else rule for source in train_side]
     train = [SplitSource(source, "train", rule) for source, rule in zip(train_side, rules, strict=True)]
     if not eval_sources:
         held_out = zip(train_side, rules, strict=True)
         return train, [SplitSource(source, "eval", rule) for source, rule in held_out if rule != "all"]
-    eval_side = [open_source(spec, text_key) for spec in eval_sources]
+    eval_side = [open_source(spec, text_key, root) for spec in eval_sources]
     trained_on = {digest: (source.spec, name) for source in train_side for name, digest in source.files.items()}
     for source in eval_side:
         for name, digest in source.files.items():

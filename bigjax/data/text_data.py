@@ -79,7 +79,7 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     if rows.step not in (None, 1) or rows.start is None or not 0 <= rows.start < rows.stop <= batch_size:
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
-    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg))
+    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg), root)
     if tokenizer is None:
         tokenizer = build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root, cfg.model.vocab_size)
     cut = cutting.cutter(cfg, tokenizer, root, train_sides)
@@ -129,10 +129,10 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
     """
     data, root = cfg.data, cache_folder(cfg.data.cache_dir)
     columns = cutting.columns(cfg)
-    sides = [SplitSource(open_source(spec, columns), "eval", "all") for spec in sources]
+    sides = [SplitSource(open_source(spec, columns, root), "eval", "all") for spec in sources]
     # Only where nobody names the classes are they taken from what was trained on.
     unnamed = cfg.model.num_classes and not data.classes
-    training = split_sources(data.sources, data.eval_sources, data.holdout, columns)[0] if unnamed else []
+    training = split_sources(data.sources, data.eval_sources, data.holdout, columns, root)[0] if unnamed else []
     cut = cutting.cutter(cfg, tokenizer, root, training)
     return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size)
 

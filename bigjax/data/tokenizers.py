@@ -254,17 +254,29 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return load_file(Path(folder) / FILE)
 
 
-def load_file(path: Path) -> Tokenizer:
-    """Load a tokenizer from the path of its `tokenizer.json`; see `load_tokenizer`."""
+def definition_files(path: Path) -> list[Path]:
+    """Return the files that `load_file` reads for a path.
+
+    Raises:
+      DataError: there is no tokenizer.
+    """
     path = path.expanduser()
     if path.is_dir():
-        raise DataError(f"{path} is a folder: give the path of its {FILE}")
+        if not (path / FILE).is_file():
+            raise DataError(f"the folder {path} has no {FILE}: give the folder or the path of one")
+        path = path / FILE
     if not path.is_file():
         raise DataError(f"there is no tokenizer at {path}")
+    return [file for file in (path, path.with_name(CONFIG_FILE)) if file.is_file()]
+
+
+def load_file(path: Path) -> Tokenizer:
+    """Load a tokenizer from the path of its `tokenizer.json`, or of the folder of that; see `load_tokenizer`."""
+    path = definition_files(path)[0]
+    config_path = path.with_name(CONFIG_FILE)
     try:
         definition = path.read_text(encoding="utf-8")
         content = json.loads(definition)
-        config_path = path.with_name(CONFIG_FILE)
         config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} or the {CONFIG_FILE} beside it is not JSON: {error}") from None
