@@ -31,8 +31,9 @@ import jax
 from benchmarks.analytic_cases import HELD_OUT, READ
 from bigjax import sharding
 from bigjax.config import MESH_AXES, Config
-from bigjax.preflight import analytic, devices, program, report
-from bigjax.preflight.compiled import compile_and_read
+from bigjax.preflight.plan import devices, program, report
+from bigjax.preflight.plan.analytic import estimate as analytic
+from bigjax.preflight.plan.compiled import compile_and_read
 
 TABLE = Path(__file__).with_suffix(".json")
 CASES = READ | HELD_OUT

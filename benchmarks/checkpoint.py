@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write; by default the folder for temporary files")
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
     from benchmarks.trainer import Trainer
@@ -58,7 +58,7 @@ def main() -> None:
 
 def one_turn(trainer, folder: Path) -> dict[str, float]:
     """Measure everything once, in a new folder."""
-    from bigjax.checkpoint import Checkpoints
+    from bigjax.checkpoint.saving import Checkpoints
     from bigjax.config import CheckpointConfig
 
     folder.mkdir()
@@ -86,7 +86,7 @@ def one_turn(trainer, folder: Path) -> dict[str, float]:
 
 def _blocked(trainer, folder: Path) -> tuple[float, float]:
     """Return the seconds of the call of an asynchronous save, and all that it adds to the steps until it is done."""
-    from bigjax.checkpoint import Checkpoints
+    from bigjax.checkpoint.saving import Checkpoints
     from bigjax.config import CheckpointConfig
 
     undisturbed = [seconds(trainer.advance) for _ in range(3)]

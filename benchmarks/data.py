@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bigjax.data import shakespeare
-from bigjax.data.bpe import train_bpe
-from bigjax.data.order import build_order
-from bigjax.data.rows import PackedText
-from bigjax.data.shards import Shard
-from bigjax.data.stream import TrainStream
-from bigjax.data.tokenizers import ByteTokenizer, load_tokenizer
+from bigjax.data.batches.order import build_order
+from bigjax.data.batches.stream import TrainStream
+from bigjax.data.rows.packed import PackedText
+from bigjax.data.sources import shakespeare
+from bigjax.data.tokens.bpe import train_bpe
+from bigjax.data.tokens.shards import Shard
+from bigjax.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
 
 SHAPES = ((16, 256), (64, 1024), (512, 1024), (8, 8192))
 

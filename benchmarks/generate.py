@@ -82,7 +82,7 @@ def _work(build: Callable[[int], tuple[str, Callable[[int], None]]], new_tokens:
 
 def _bigjax(new_tokens: int) -> tuple[str, Callable[[int], None]]:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
     import jax

@@ -9,7 +9,7 @@ row counts how often each interval, which means to hold 80 % of runs, holds the 
 
 import json
 
-from bigjax.preflight.roofline import PublishedRun, published_runs, roofline
+from bigjax.preflight.plan.roofline import PublishedRun, published_runs, roofline
 
 
 def main():

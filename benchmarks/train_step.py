@@ -131,14 +131,14 @@ def _peak_rss_mb() -> int:
 def _bigjax(workload: str, steps: int):
     """The train step of the library on a mesh of one device, as the launcher jits it."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
     import jax
 
     from benchmarks.trainer import Trainer
     from benchmarks.workloads import workload as config_of
-    from bigjax.science import flops
+    from bigjax.train import flops
 
     cfg = config_of(workload, steps)
     trainer = Trainer(cfg)
@@ -191,7 +191,7 @@ def _launch(workload: str, steps: int, out: TextIO) -> None:
     from pathlib import Path
 
     from benchmarks.workloads import workload as config_of
-    from bigjax import runtime
+    from bigjax.run import runtime
     from experiments import train
 
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 
-from bigjax import models, optim, sharding, step
+from bigjax import models, sharding
 from bigjax.config import Config
+from bigjax.train import optimizers as optim
+from bigjax.train import step
 
 
 class Trainer:

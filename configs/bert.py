@@ -13,9 +13,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from bigjax import config, strict
-from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.strict import ConfigError
+from bigjax import config
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, strict
+from bigjax.config.strict import ConfigError
 
 SHAPES = {
     "base": (30522, 12, 768, 12),

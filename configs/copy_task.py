@@ -12,7 +12,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from bigjax.config import CheckpointConfig, Config, DataConfig, TrainConfig
-from bigjax.strict import to_config_dict
+from bigjax.config.strict import to_config_dict
 from configs import transformer
 
 

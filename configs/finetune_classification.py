@@ -30,10 +30,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bigjax import strict
-from bigjax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig
-from bigjax.interop import hf_config
-from bigjax.strict import ConfigError
+from bigjax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig, strict
+from bigjax.config.strict import ConfigError
+from bigjax.interop.hf import config as hf_config
 from configs.mlm_shakespeare import MODEL
 
 ARGUMENTS = ("pretrained", "scratch")

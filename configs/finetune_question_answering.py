@@ -15,8 +15,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from bigjax import strict
-from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig
+from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
 from configs import bert
 
 STEPS = 8200

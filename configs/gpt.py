@@ -25,9 +25,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax import batch_ramp
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig, replace
-from bigjax.strict import ConfigError, to_config_dict
+from bigjax.config.strict import ConfigError, to_config_dict
+from bigjax.data.batches import ramp as batch_ramp
 
 
 class Size(NamedTuple):

@@ -14,7 +14,7 @@ Needs about 16 bytes per parameter for weights, gradients and Adam's state, spli
 from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.strict import ConfigError, to_config_dict
+from bigjax.config.strict import ConfigError, to_config_dict
 
 ARGUMENTS = ("7b",)
 SEQ_LEN = 8192

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
-from bigjax.strict import ConfigError, to_config_dict
+from bigjax.config.strict import ConfigError, to_config_dict
 
 
 class Size(NamedTuple):

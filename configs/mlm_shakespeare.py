@@ -9,8 +9,7 @@ The run is what `configs/finetune_classification.py` starts from.
 
 from ml_collections import ConfigDict
 
-from bigjax import strict
-from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig, strict
 
 MODEL = ModelConfig(
     family="encoder",

@@ -26,7 +26,7 @@ from bigjax.config import (
     OptimConfig,
     TrainConfig,
 )
-from bigjax.strict import to_config_dict
+from bigjax.config.strict import to_config_dict
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Muon learns more from each of the few steps there is time for.
 from ml_collections import ConfigDict
 
 from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.strict import to_config_dict
+from bigjax.config.strict import to_config_dict
 
 
 def get_config() -> ConfigDict:

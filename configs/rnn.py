@@ -21,10 +21,10 @@ theirs a sum over the 35 of a row: so the learning rate is 35 times theirs, and 
 
 from ml_collections import ConfigDict
 
-from bigjax import config, strict
-from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax import config
+from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig, strict
+from bigjax.config.strict import ConfigError
 from bigjax.science.variational import weight_decay
-from bigjax.strict import ConfigError
 
 PTB_TOKENS = 929_589
 """Tokens of the Penn Treebank's training set, with the ends of sentences (Mikolov et al. 2010)."""

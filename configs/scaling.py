@@ -31,7 +31,7 @@ import math
 from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.strict import ConfigError, to_config_dict
+from bigjax.config.strict import ConfigError, to_config_dict
 
 DEPTHS = range(4, 25, 2)
 ARGUMENTS = tuple(f"d{depth}" for depth in DEPTHS)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from bigjax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.strict import ConfigError, to_config_dict
+from bigjax.config.strict import ConfigError, to_config_dict
 
 
 class Shape(NamedTuple):

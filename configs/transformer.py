@@ -15,7 +15,7 @@ stream starts smaller by sqrt(2 L); the BPE is byte-level. Both columns share it
 from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from bigjax.strict import ConfigError, to_config_dict
+from bigjax.config.strict import ConfigError, to_config_dict
 
 VOCABULARY, LAST_SPECIAL = 37_000, 4
 """The ids after the vocabulary are for padding and the like."""

@@ -12,7 +12,7 @@ which suits any pair of languages and no more than some 100,000 pairs; with more
 from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, TrainConfig
-from bigjax.strict import to_config_dict
+from bigjax.config.strict import to_config_dict
 from configs import transformer
 
 

@@ -20,11 +20,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bigjax import schema, strict
-from bigjax.config import Config
+from bigjax.config import Config, strict
+from bigjax.config import fields as schema
 from bigjax.errors import UserError
-from bigjax.interop.hf_config import PREFIX
-from bigjax.run_folder import RunFolder
+from bigjax.interop.hf.config import PREFIX
+from bigjax.run.folder import RunFolder
 from experiments import config_source, show_config
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -139,7 +139,7 @@ def write_out(out: Path | None, value: Any) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    from bigjax.json_files import write_json
+    from bigjax.run.json_files import write_json
 
     if out is None:
         return

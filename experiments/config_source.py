@@ -16,12 +16,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax import schema, strict
-from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig
-from bigjax.config_checks import OBJECTIVES
+from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
+from bigjax.config import fields as schema
+from bigjax.config.checks import OBJECTIVES
 from bigjax.errors import UserError, named
-from bigjax.interop import hf_config
-from bigjax.run_folder import RunFolder
+from bigjax.interop.hf import config as hf_config
+from bigjax.run.folder import RunFolder
 
 _NO_SUCH_KEY = re.compile(r"[\"']*Key \"(\w+)\" does not exist and cannot be added since the config is locked")
 """What a locked ConfigDict says, before it lists all that it has."""

@@ -20,8 +20,9 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from bigjax.json_files import dumps
-from experiments import cli, distributed
+from bigjax.run.json_files import dumps
+from experiments import cli
+from experiments.processes import distributed
 
 EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart",
@@ -54,7 +55,7 @@ def main(flag_values: flags.FlagValues) -> int:
     cfg = cli.load_config(flag_values.config)
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
@@ -107,9 +108,10 @@ def _on_text(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[st
     """Return what the objective measures on the run's text or on --sources."""
     import jax
 
-    from bigjax import data, sharding, step
+    from bigjax import data, sharding
     from bigjax.evaluate import mc_dropout, reports
     from bigjax.evaluate.scoring import score
+    from bigjax.train import step
 
     cfg = run.cfg
     rows = sharding.local_rows(run.mesh, cfg.train.global_batch_size)
@@ -141,7 +143,7 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues, names: tup
 
     import jax
 
-    from bigjax.data import sources
+    from bigjax.data.sources import opening as sources
     from bigjax.evaluate import writing
 
     cfg, data = run.cfg, run.cfg.data

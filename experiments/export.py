@@ -38,10 +38,11 @@ def main(flag_values: flags.FlagValues) -> None:
     out = Path(cli.required(flag_values, "out"))
     if flag_values.max_shard_gb <= 0:
         raise UserError(f"--max_shard_gb={flag_values.max_shard_gb} must be above 0")
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
-    from bigjax.interop import hf, hf_config
+    from bigjax.interop import hf
+    from bigjax.interop.hf import config as hf_config
     from experiments import trained
 
     hf.check_exportable(cfg.model, out)

@@ -6,15 +6,17 @@ from typing import Any
 
 import jax
 
-from bigjax import metrics, params, plots, rollback
+from bigjax import params
 from bigjax.config import Config
 from bigjax.data import TextData
 from bigjax.evaluate import generation, writing
-from bigjax.json_files import reading
 from bigjax.models import Model
-from bigjax.run_folder import RunFolder
-from bigjax.science.flops import run_flops_per_token
+from bigjax.run import metrics, plots
+from bigjax.run.folder import RunFolder
+from bigjax.run.json_files import reading
 from bigjax.sharding import Layout
+from bigjax.train import rollback
+from bigjax.train.flops import run_flops_per_token
 
 SKIPPED = "guard/skipped_updates"
 """The metric that counts the updates which the guard dropped."""

@@ -53,8 +53,9 @@ def main(flag_values: flags.FlagValues) -> None:
         raise UserError("one of --runs=GLOB and --csv=FILE must be given")
     out = Path(cli.required(flag_values, "out"))
     flops = [_flops(text) for text in flag_values.optimal_at or ()]
-    from bigjax.json_files import write_json, write_text
-    from bigjax.science import fits_plots, fits_report
+    from bigjax.run.json_files import write_json, write_text
+    from bigjax.science.laws import plots as fits_plots
+    from bigjax.science.laws import report as fits_report
     from bigjax.science.scaling_laws import read_csv, read_runs
 
     counted = {"params": flag_values.params, "flops": flag_values.flops, "recompute": flag_values.recompute}

@@ -10,7 +10,8 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli, distributed
+from experiments import cli
+from experiments.processes import distributed
 
 EXAMPLES = (
     "python -m experiments.generate --workdir=runs/quickstart --prompt='ROMEO:'",
@@ -47,7 +48,7 @@ def main(flag_values: flags.FlagValues) -> int:
         raise UserError(f"--num_samples={flag_values.num_samples} must be at least 1")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
@@ -55,7 +56,7 @@ def main(flag_values: flags.FlagValues) -> int:
 
     from bigjax import data, models
     from bigjax.evaluate import beam_search, generation, writing
-    from bigjax.interop import hf_config
+    from bigjax.interop.hf import config as hf_config
     from experiments import trained
 
     tokenizer = data.load_tokenizer(trained.folder_of(flag_values.workdir))

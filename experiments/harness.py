@@ -17,10 +17,11 @@ import jax
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
 
-from bigjax import data, runtime
+from bigjax import data
 from bigjax.errors import UserError
 from bigjax.evaluate import generation, writing
 from bigjax.evaluate.likelihood import Scorer
+from bigjax.run import runtime
 from experiments import cli, config_source, trained
 
 DRAWN = ("top_k", "top_p", "min_p")

@@ -67,8 +67,8 @@ def main(flag_values: flags.FlagValues) -> int:
         )
     # Nothing runs here, and a device at hand may be busy.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from bigjax.preflight import candidates, devices
-    from bigjax.preflight.planner import Planner, exit_code
+    from bigjax.preflight.plan import candidates, devices
+    from bigjax.preflight.plan.planner import Planner, exit_code
     from bigjax.sharding import PaddingError, ReplicationError
 
     topology = devices.parse(text, flag_values.num_slices)
@@ -100,7 +100,7 @@ def main(flag_values: flags.FlagValues) -> int:
 
 def _beside(planner: Any, source: str) -> dict[str, Any]:
     """Return the plan of another config; an error names it, since the first has been planned already."""
-    from bigjax.preflight import candidates
+    from bigjax.preflight.plan import candidates
 
     cfg = candidates.pinned(cli.load_config(config_source.load(source)), planner.topology)
     try:
@@ -137,14 +137,14 @@ def _counts(text: str | None) -> list[int]:
 
 
 def _show(found: dict[str, Any], other: dict[str, Any] | None, out: Path | None) -> None:
-    from bigjax.preflight import page
+    from bigjax.preflight.plan import page
 
     print(page.render(found) if other is None else page.beside(found, other))
     cli.write_out(out, found if other is None else {"plans": [found, other]})
 
 
 def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> int:
-    from bigjax.preflight import scaling
+    from bigjax.preflight.plan import scaling
 
     rows = scaling.sweep(cfg, planner, counts)
     print(scaling.table(rows))
@@ -156,9 +156,9 @@ def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> in
 
 
 def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int:
-    from bigjax.preflight import candidates, search
-    from bigjax.preflight.planner import exit_code
-    from bigjax.preflight.search_table import SearchTable
+    from bigjax.preflight.plan import candidates, search
+    from bigjax.preflight.plan.planner import exit_code
+    from bigjax.preflight.plan.search_table import SearchTable
 
     with SearchTable() as table:
         result = search.search(
@@ -181,7 +181,7 @@ def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int
         return 5
     best, found = confirmed
     changes = candidates.changed_fields(cfg, best.changes)
-    from bigjax.preflight import page
+    from bigjax.preflight.plan import page
 
     print(f"\n{page.render(found)}\n\nthe best plan found, as flags:\n  {candidates.flags(changes) or '(as it is)'}")
     preset = {"config": planner.source, "topology": found["topology"], "changes": changes}

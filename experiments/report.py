@@ -41,8 +41,9 @@ def main(flag_values: flags.FlagValues) -> None:
     """Write the report once, or until no run goes on."""
     pattern, out = cli.required(flag_values, "runs"), Path(cli.required(flag_values, "out"))
     extras.load("plotly", "report", "a report")
-    from bigjax.report_page import folder
-    from bigjax.science import report, report_runs
+    from bigjax.science.report import runs as report_runs
+    from bigjax.science.report import summary as report
+    from bigjax.science.report.page import folder
 
     command = shlex.join(["python", "-m", "experiments.report", *sys.argv[1:]])
     before, ended, fitted = None, 0, {}

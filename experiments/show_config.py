@@ -1,7 +1,6 @@
 """A resolved config, and the difference between two, as text."""
 
-from bigjax import strict
-from bigjax.config import Config
+from bigjax.config import Config, strict
 
 
 def format_config(cfg: Config) -> str:

@@ -26,11 +26,12 @@ from typing import Any
 
 from absl import flags
 
-from bigjax import rollback, strict
-from bigjax.config import Config
+from bigjax.config import Config, strict
 from bigjax.data import identity
 from bigjax.errors import UserError
-from experiments import cli, distributed
+from bigjax.train import rollback
+from experiments import cli
+from experiments.processes import distributed
 
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
@@ -61,7 +62,7 @@ def main(flag_values: flags.FlagValues) -> int:
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
-    from bigjax import runtime
+    from bigjax.run import runtime
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
@@ -84,14 +85,18 @@ def run(
     """
     import jax
 
-    from bigjax import checkpoint, data, guard, heartbeat, metrics, models, optim, run_lock, runtime, sharding, step
+    from bigjax import data, models, sharding
+    from bigjax.checkpoint import saving as checkpoint
+    from bigjax.checkpoint.lenient import LenientSaves
     from bigjax.evaluate.scoring import score
-    from bigjax.interrupt import Interrupt
-    from bigjax.lenient_saves import LenientSaves
-    from bigjax.processes import agreed
-    from bigjax.run_folder import RunFolder
-    from bigjax.science import flops
-    from bigjax.throughput import Profile, Throughput
+    from bigjax.run import heartbeat, metrics, runtime
+    from bigjax.run import lock as run_lock
+    from bigjax.run.folder import RunFolder
+    from bigjax.run.interrupt import Interrupt
+    from bigjax.run.processes import agreed
+    from bigjax.run.throughput import Profile, Throughput
+    from bigjax.train import flops, guard, step
+    from bigjax.train import optimizers as optim
     from experiments import finish, trained
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
@@ -135,7 +140,7 @@ def run(
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         if plan:
-            from bigjax.preflight import page, planner
+            from bigjax.preflight.plan import page, planner
 
             train_step, planned = planner.of_traced(cfg, traced, mesh, str(workdir), text.describe()["steps_per_epoch"])
             say(page.render(planned))

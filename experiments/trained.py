@@ -7,15 +7,19 @@ from typing import Any
 
 import jax
 
-from bigjax import checkpoint, checkpoint_reading, models, optim, sharding, step, strict
-from bigjax.config import Config, replace
+from bigjax import models, sharding
+from bigjax.checkpoint import reading as checkpoint_reading
+from bigjax.checkpoint import saving as checkpoint
+from bigjax.config import Config, replace, strict
 from bigjax.data import Tokenizer, load_tokenizer
 from bigjax.errors import UserError
-from bigjax.interop import hf_config
+from bigjax.interop.hf import config as hf_config
 from bigjax.models import Model
 from bigjax.params import names
-from bigjax.run_folder import RunFolder
+from bigjax.run.folder import RunFolder
 from bigjax.sharding import Layout
+from bigjax.train import optimizers as optim
+from bigjax.train import step
 from experiments import config_source
 
 

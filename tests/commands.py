@@ -11,9 +11,9 @@ from types import MappingProxyType
 
 import pytest
 
-from bigjax.metrics import read_rows
-from bigjax.preflight.children import free_port
-from bigjax.run_lock import LOCK
+from bigjax.run.children import free_port
+from bigjax.run.lock import LOCK
+from bigjax.run.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu")

@@ -13,8 +13,9 @@ import jax
 import pytest
 from jax.sharding import Mesh
 
-from bigjax import runtime, sharding
+from bigjax import sharding
 from bigjax.config import MeshConfig
+from bigjax.run import runtime
 
 # Most programs here run once, on little: what a compiler could gain is less than it takes. Steps of other options, and
 # those that commands in processes of their own compile, are as they were. XLA ends the process that gives it an option
@@ -78,7 +79,7 @@ def call_command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 @pytest.fixture
 def call_check(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Call `experiments.check` in this process, from the root of the repository; get exit status, stdout and stderr."""
-    from experiments import check
+    from experiments.check import __main__ as check
 
     monkeypatch.chdir(Path(__file__).parent.parent)
 

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import models, optim, sharding, step
-from bigjax.checkpoint import Checkpoints, Restored
-from bigjax.checkpoint_digests import verify
-from bigjax.run_folder import RunFolder
+from bigjax import models, sharding
+from bigjax.checkpoint.digests import verify
+from bigjax.checkpoint.saving import Checkpoints, Restored
+from bigjax.run.folder import RunFolder
+from bigjax.train import optimizers as optim
+from bigjax.train import step
 from tests.commands import TINY, Commands, read, rows, shared_cache
 from tests.conftest import mesh_of
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
-from bigjax.preflight import hlo
+from bigjax.preflight.plan.hlo import costs as hlo
 
 F32 = 4
 """Bytes of a float."""

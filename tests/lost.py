@@ -19,7 +19,7 @@ def main() -> None:
     if "BIGJAX_HEARTBEAT_FD" in os.environ:  # a member, not the command that watches it
         import jax
 
-        from bigjax.metrics import MetricsWriter
+        from bigjax.run.metrics import MetricsWriter
 
         write = MetricsWriter.write
 

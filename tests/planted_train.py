@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigjax import step
-from bigjax.checkpoint import Checkpoints
-from bigjax.checkpoint_digests import complete_steps
+from bigjax.checkpoint.digests import complete_steps
+from bigjax.checkpoint.saving import Checkpoints
 from bigjax.data import TrainStream
-from bigjax.metrics import MetricsWriter
-from experiments import cli, witnessed_train
+from bigjax.run.metrics import MetricsWriter
+from bigjax.train import step
+from experiments import cli
+from experiments.check import witnessed_train
 
 
 def change_restored(change: Callable[[Any], Any]) -> None:

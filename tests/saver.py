@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as _  # noqa: F401 - imported here, once, and not in every child
 
-from bigjax.checkpoint import Checkpoints
+from bigjax.checkpoint.saving import Checkpoints
 from bigjax.config import CheckpointConfig
 
 SHAPES = {"small": (3,), "matrix": (64, 64), "large": (512, 1024)}

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from bigjax import heartbeat, lease
-from bigjax.json_files import write_json
+from bigjax.run import heartbeat, lease
+from bigjax.run.json_files import write_json
 
 STEPS = 6
 ROOT = Path(__file__).resolve().parent.parent

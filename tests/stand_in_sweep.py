@@ -3,14 +3,13 @@
 import sys
 from pathlib import Path
 
-from bigjax import strict
-from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
-from bigjax.run_folder import RunFolder
+from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig, strict
+from bigjax.run.folder import RunFolder
 from bigjax.science import sweeps
 from bigjax.science.sweeps import Point, grid, seeds
-from bigjax.science.sweeps_folder import SweepFolder
-from experiments import sweep_local
-from experiments.sweep_launch import Launch
+from bigjax.science.sweeps.folder import SweepFolder
+from experiments.sweep import local as sweep_local
+from experiments.sweep.launch import Launch
 from tests.stand_in import STEPS
 
 RATES = [round(1e-3 * 1.13**i, 6) for i in range(50)]

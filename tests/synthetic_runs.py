@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from bigjax.config import Config
-from bigjax.json_files import dumps, write_json
-from bigjax.strict import fingerprint, from_dict, to_dict
+from bigjax.config.strict import fingerprint, from_dict, to_dict
+from bigjax.run.json_files import dumps, write_json
 
 
 def write_run(

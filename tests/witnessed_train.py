@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def write_batch(record: Path, batch) -> None:
-    from bigjax.preflight.witness import describe_batch
+    from bigjax.preflight.resume.witness import describe_batch
 
     with record.open("a") as file:
         file.write(json.dumps(describe_batch(batch)) + "\n")
@@ -56,7 +56,7 @@ def record_stream(cfg, record: Path) -> int:
 
 
 def raise_after(number: signal.Signals, step: int) -> None:
-    from bigjax.metrics import MetricsWriter
+    from bigjax.run.metrics import MetricsWriter
 
     write = MetricsWriter.write
 

@@ -15,11 +15,11 @@ The batch of step t depends on the data, the seed, the batch shape and t alone. 
 batch, so any number of processes sees the same global batches, and a resumed run goes on exactly where it was.
 """
 
+from bigjax.data.batches.evalset import EvalSet
+from bigjax.data.batches.stream import Batch, TrainStream
 from bigjax.data.errors import DataError
-from bigjax.data.evalset import EvalSet
-from bigjax.data.stream import Batch, TrainStream
 from bigjax.data.text_data import TextData, build, open_documents
-from bigjax.data.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from bigjax.data.tokens.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 
 __all__ = [
     "Batch",

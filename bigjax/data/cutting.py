@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigjax.config import Config
-from bigjax.data.answers import AnswerSpans
 from bigjax.data.errors import DataError
-from bigjax.data.labelled import LabelledText, classes_of, read_labels
-from bigjax.data.masking import MaskedText, Masking
-from bigjax.data.next_sentence import SentencePairs
-from bigjax.data.pairs import Ends, PairedText, target_side
-from bigjax.data.readers import OPTIONAL
-from bigjax.data.rows import PackedText, Rows
-from bigjax.data.shards import Shard, Side, tokenize
-from bigjax.data.sources import Document, SplitSource
-from bigjax.data.span_corruption import corrupted, prefixed
-from bigjax.data.special_tokens import sentinel_ids, special_ids
-from bigjax.data.tagged import TaggedText, read_tagged
-from bigjax.data.text_bytes import bytes_at
-from bigjax.data.tokenizers import Tokenizer
+from bigjax.data.rows.answers import AnswerSpans
+from bigjax.data.rows.labelled import LabelledText, classes_of, read_labels
+from bigjax.data.rows.masking import MaskedText, Masking
+from bigjax.data.rows.packed import PackedText, Rows
+from bigjax.data.rows.pairs import Ends, PairedText, target_side
+from bigjax.data.rows.sentence_pairs import SentencePairs
+from bigjax.data.rows.spans import corrupted, prefixed
+from bigjax.data.rows.tagged import TaggedText, read_tagged
+from bigjax.data.sources.opening import Document, SplitSource
+from bigjax.data.sources.readers import OPTIONAL
+from bigjax.data.tokens.shards import Shard, Side, tokenize
+from bigjax.data.tokens.special import sentinel_ids, special_ids
+from bigjax.data.tokens.text_bytes import bytes_at
+from bigjax.data.tokens.tokenizers import Tokenizer
 
 Cut = Callable[[SplitSource], Rows]
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigjax import strict
-from bigjax.config import Config, replace
-from bigjax.data import cutting, readers
-from bigjax.data.cache import cache_folder
-from bigjax.data.sources import open_source
-from bigjax.data.tokenizers import definition_files
+from bigjax.config import Config, replace, strict
+from bigjax.data import cutting
+from bigjax.data.sources import readers
+from bigjax.data.sources.opening import open_source
+from bigjax.data.tokens.cache import cache_folder
+from bigjax.data.tokens.tokenizers import definition_files
 
 FIELDS = ("data.sources", "data.eval_sources", "data.tokenizer")
 """The fields that name files."""

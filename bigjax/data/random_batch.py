@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from bigjax.config import Config
-from bigjax.data.answers import AnswerSpans
-from bigjax.data.labelled import LabelledText
-from bigjax.data.masking import MaskedText, Masking, num_predictions
-from bigjax.data.next_sentence import SentencePairs
-from bigjax.data.pairs import Ends, PairedText
-from bigjax.data.shards import Shard
-from bigjax.data.span_corruption import corrupted, prefixed
-from bigjax.data.special_tokens import SENTINELS
-from bigjax.data.tagged import IGNORED, TaggedText
+from bigjax.data.rows.answers import AnswerSpans
+from bigjax.data.rows.labelled import LabelledText
+from bigjax.data.rows.masking import MaskedText, Masking, num_predictions
+from bigjax.data.rows.pairs import Ends, PairedText
+from bigjax.data.rows.sentence_pairs import SentencePairs
+from bigjax.data.rows.spans import corrupted, prefixed
+from bigjax.data.rows.tagged import IGNORED, TaggedText
+from bigjax.data.tokens.shards import Shard
+from bigjax.data.tokens.special import SENTINELS
 
 SPECIAL = {"pad": 0, "cls": 1, "sep": 2, "mask": 3}
 

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigjax import batch_ramp
 from bigjax.config import Config
 from bigjax.data import cutting
-from bigjax.data.bpe import build_tokenizer
-from bigjax.data.cache import cache_folder
+from bigjax.data.batches import ramp as batch_ramp
+from bigjax.data.batches.evalset import EvalSet
+from bigjax.data.batches.lanes import build_lanes
+from bigjax.data.batches.order import build_order
+from bigjax.data.batches.stream import TrainStream
 from bigjax.data.errors import DataError
-from bigjax.data.evalset import EvalSet
-from bigjax.data.lanes import build_lanes
-from bigjax.data.order import build_order
-from bigjax.data.rows import PackedText, Rows
-from bigjax.data.sources import Split, SplitSource, open_source, split_sources
-from bigjax.data.stream import TrainStream
-from bigjax.data.tokenizers import Tokenizer
+from bigjax.data.rows.packed import PackedText, Rows
+from bigjax.data.sources.opening import Split, SplitSource, open_source, split_sources
+from bigjax.data.tokens.bpe import build_tokenizer
+from bigjax.data.tokens.cache import cache_folder
+from bigjax.data.tokens.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)

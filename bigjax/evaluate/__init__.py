@@ -1,1 +1,6 @@
-"""What a trained model is worth: scores on held-out text, and text it writes."""
+"""Scores of trained models.
+
+Read `scoring` first: mean losses over a held-out set. `likelihood` and `multiple_choice` score given texts;
+`generation`, `beam_search`, `decoding` and `sampling` write new ones, `writing` compares these with references by
+`text_scores`. `tasks` names what the commands offer; `reports` is what a task says beyond its loss.
+"""

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import losses
 from bigjax.config import Config, ModelConfig
 from bigjax.data import Tokenizer
 from bigjax.data.cutting import ends_of
@@ -21,6 +20,7 @@ from bigjax.errors import UserError
 from bigjax.evaluate.decoding import LayoutKey, bucket, pad_left
 from bigjax.models import Model
 from bigjax.sharding import Layout
+from bigjax.tasks import losses
 
 Ids = Sequence[int]
 

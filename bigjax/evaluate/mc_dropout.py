@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigjax import losses
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.models import Model
-from bigjax.objectives import Sums
 from bigjax.sharding import UNSHARDED, Layout
-from bigjax.step import fresh, row_numbers
+from bigjax.tasks import losses
+from bigjax.tasks.objectives import Sums
+from bigjax.train.step import fresh, row_numbers
 
 
 class DropoutError(UserError):

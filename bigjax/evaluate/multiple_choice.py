@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigjax.data.readers import decode
+from bigjax.data.sources.readers import decode
 from bigjax.errors import UserError
 from bigjax.evaluate.likelihood import Scorer
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigjax.data.answers import AnswerSpans
+from bigjax.data.rows.answers import AnswerSpans
 from bigjax.evaluate.text_scores import bag_f1
 
 LONGEST = 30

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax import objectives_encoder, sharding
+from bigjax import sharding
 from bigjax.config import Config
 from bigjax.data import EvalSet
 from bigjax.evaluate import classification, entities, question_answering
 from bigjax.models import Model
 from bigjax.sharding import Layout
+from bigjax.tasks import encoders as objectives_encoder
 
 Report = Callable[..., tuple[dict[str, Any], str]]
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from bigjax import metrics, sharding
+from bigjax import sharding
 from bigjax.data import Batch
 from bigjax.errors import UserError
+from bigjax.run import metrics
 
 
 def score(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bigjax.config import Config
-from bigjax.data import sources
+from bigjax.data.sources import opening as sources
 from bigjax.errors import UserError
 from bigjax.evaluate import likelihood, multiple_choice, writing
 from bigjax.evaluate.likelihood import Scorer

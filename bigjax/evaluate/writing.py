@@ -6,8 +6,8 @@ from typing import Any
 from bigjax.config import Config
 from bigjax.data import Tokenizer
 from bigjax.data.cutting import ends_of
-from bigjax.data.pairs import Ends, target_side
-from bigjax.data.sources import SplitSource
+from bigjax.data.rows.pairs import Ends, target_side
+from bigjax.data.sources.opening import SplitSource
 from bigjax.errors import UserError
 from bigjax.evaluate.beam_search import beam_search
 from bigjax.evaluate.generation import generate

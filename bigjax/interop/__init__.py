@@ -1,1 +1,1 @@
-"""Weights to and from other libraries."""
+"""Other projects' formats. `hf` is Hugging Face: folders of weights, tokenizers and configs, both ways."""

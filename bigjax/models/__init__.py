@@ -7,7 +7,7 @@ from typing import Any
 
 from bigjax.config import ModelConfig
 from bigjax.models import decoder, encdec, encoder, rnn
-from bigjax.science import mup
+from bigjax.models.parts import mup
 
 FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder, "encdec": encdec, "rnn": rnn}
 

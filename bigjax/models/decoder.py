@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers, moe, stacks
-from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
+from bigjax.models.attention import backends as attention
+from bigjax.models.moe import layers as moe
+from bigjax.models.parts import blocks, layers, stacks
+from bigjax.models.parts.heads import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig
-from bigjax.models import attention, blocks, layers, moe, relative_positions, stacks
-from bigjax.models.attention import Mask
-from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
+from bigjax.models.attention import backends as attention
+from bigjax.models.attention.backends import Mask
+from bigjax.models.moe import layers as moe
+from bigjax.models.parts import blocks, layers, stacks
+from bigjax.models.parts import positions as relative_positions
+from bigjax.models.parts.heads import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 

@@ -11,10 +11,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, zeros
 
 from bigjax.config import ModelConfig
-from bigjax.models import blocks, layers, stacks
-from bigjax.models.lm_head import head_specs, unembedding
+from bigjax.models.parts import blocks, layers, mup, stacks
+from bigjax.models.parts.heads import head_specs, unembedding
 from bigjax.params import ParamSpec
-from bigjax.science import mup
 from bigjax.sharding import UNSHARDED, Layout
 
 Params = Any

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.nn.initializers import zeros
 
 from bigjax.config import ModelConfig
-from bigjax.config_rnn import is_on
-from bigjax.models import blocks, layers, stacks
-from bigjax.models.lm_head import head_pieces, head_specs, logits, next_logits, unembedding
-from bigjax.models.recurrence import CELLS, through_time
+from bigjax.config.rnn import is_on
+from bigjax.models.parts import blocks, layers, stacks
+from bigjax.models.parts.heads import head_pieces, head_specs, logits, next_logits, unembedding
+from bigjax.models.parts.recurrence import CELLS, through_time
 from bigjax.params import Initializer, ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 

@@ -4,7 +4,7 @@ import dataclasses
 from math import ceil, gcd, lcm
 
 from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig
-from bigjax.config_mup import BASE_SIZES, base_sizes
+from bigjax.config.mup import BASE_SIZES, base_sizes
 
 DEVICES = 8
 """The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""

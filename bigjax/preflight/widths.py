@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bigjax import models, optim, params
+from bigjax import models, params
 from bigjax.config import Config, replace
-from bigjax.config_mup import BASE_FIELDS
+from bigjax.config.mup import BASE_FIELDS
 from bigjax.data.random_batch import random_batch
 from bigjax.errors import ConfigError
-from bigjax.objectives import OBJECTIVES
 from bigjax.preflight.shrink import shrink
+from bigjax.tasks.objectives import OBJECTIVES
+from bigjax.train import optimizers as optim
 
 TOLERANCE = 0.25
 """Rules are powers of sqrt(size): a wrong one moves some exponent by 1/2 or more. This is half of that."""

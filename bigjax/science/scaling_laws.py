@@ -3,8 +3,7 @@
 One file holds one idea; this one is the door. None of them imports JAX.
 """
 
-from bigjax.science.compute_optimal import Optimum, compute_optimal
-from bigjax.science.fits_checks import (
+from bigjax.science.laws.checks import (
     Extrapolation,
     fit_points,
     hold_out_largest,
@@ -13,16 +12,17 @@ from bigjax.science.fits_checks import (
     leave_one_budget_out,
     sensitivity,
 )
-from bigjax.science.fits_data_constrained import DataConstrainedFit, fit_data_constrained
-from bigjax.science.fits_design import Design, ProposedRun, design_next
-from bigjax.science.fits_envelope import fit_envelope
-from bigjax.science.fits_frontier import FrontierFit
-from bigjax.science.fits_isoflop import fit_isoflop
-from bigjax.science.fits_parametric import ParametricFit, fit_parametric
-from bigjax.science.fits_points import Conventions, Curve, Excluded, FlopModel, Points, make_points
-from bigjax.science.fits_power_law import PowerLawFit, fit_power_law
-from bigjax.science.fits_robust import FitError
-from bigjax.science.fits_sources import read_csv, read_runs
+from bigjax.science.laws.compute_optimal import Optimum, compute_optimal
+from bigjax.science.laws.data_constrained import DataConstrainedFit, fit_data_constrained
+from bigjax.science.laws.design import Design, ProposedRun, design_next
+from bigjax.science.laws.envelope import fit_envelope
+from bigjax.science.laws.frontier import FrontierFit
+from bigjax.science.laws.isoflop import fit_isoflop
+from bigjax.science.laws.parametric import ParametricFit, fit_parametric
+from bigjax.science.laws.points import Conventions, Curve, Excluded, FlopModel, Points, make_points
+from bigjax.science.laws.power_law import PowerLawFit, fit_power_law
+from bigjax.science.laws.robust import FitError
+from bigjax.science.laws.sources import read_csv, read_runs
 
 __all__ = [
     "Conventions",

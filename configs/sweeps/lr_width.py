@@ -12,8 +12,8 @@ rates better. One seed each says no more than that.
 from ml_collections import ConfigDict
 
 from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.config.strict import to_config_dict
 from bigjax.science.sweeps import Adder, Distribution, choice, grid, log_uniform
-from bigjax.strict import to_config_dict
 
 WIDTHS = (32, 64, 128)
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)

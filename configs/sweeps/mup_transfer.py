@@ -8,14 +8,14 @@ the two are the same model. Those of one width and parametrization train in one 
 
 It took 8 minutes on two cores (JAX 0.10.2). The best rate, by a parabola, was 2^-6.5 at width 32, and by the standard
 parametrization 2^-7.1, 2^-8.3 and 2^-9.2 at the others, but by muP 2^-6.0, 2^-6.3 and 2^-6.1: it transfers by muP only,
-as theory says. One seed each. `experiments.scaling_study.transfer` draws it.
+as theory says. One seed each. `experiments.studies.scaling.transfer` draws it.
 """
 
 from ml_collections import ConfigDict
 
 from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.config.strict import to_config_dict
 from bigjax.science.sweeps import Adder, grid, zip_
-from bigjax.strict import to_config_dict
 
 HEAD_DIM = 16
 BASE_WIDTH = 32

@@ -12,8 +12,8 @@ import transformers
 
 from bigjax import models
 from bigjax.config import ModelConfig
-from bigjax.interop.hf_config import export_config
-from bigjax.interop.hf_tensors import tensors_of, to_params
+from bigjax.interop.hf.config import export_config
+from bigjax.interop.hf.tensors import tensors_of, to_params
 from bigjax.params import names
 
 TEXT = "the cat sat on the mat and the other cat sat there; whatever the weather, they gather. " * 3

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer  # noqa: E402
 
 from bigjax import data, models  # noqa: E402
 from bigjax.config import Config, DataConfig, TrainConfig  # noqa: E402
-from bigjax.data.bpe import train_bpe  # noqa: E402
+from bigjax.data.tokens.bpe import train_bpe  # noqa: E402
 from bigjax.evaluate import generation, writing  # noqa: E402
 from bigjax.evaluate.likelihood import Scorer  # noqa: E402
 from bigjax.sharding import UNSHARDED  # noqa: E402

@@ -15,9 +15,10 @@ from bigjax import config
 from bigjax.config import Config, DataConfig, TrainConfig
 from bigjax.interop import hf
 from bigjax.models import decoder, encoder
-from bigjax.preflight import against_hf, equivalence
+from bigjax.preflight.equivalence import against_hf
+from bigjax.preflight.equivalence import compare as equivalence
 from bigjax.sharding import Layout
-from tests.test_hf_weights import BERT, CASES, LLAMA, T5, T5_V1_1, random_params
+from tests.interop.test_hf_weights import BERT, CASES, LLAMA, T5, T5_V1_1, random_params
 
 
 def small(case: str) -> Config:

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch", reason="parity needs PyTorch")
 
 from bigjax import models  # noqa: E402
 from bigjax.config import ModelConfig  # noqa: E402
-from bigjax.losses import cross_entropy  # noqa: E402
-from bigjax.models import relative_positions  # noqa: E402
+from bigjax.models.parts import positions as relative_positions  # noqa: E402
 from bigjax.params import names  # noqa: E402
+from bigjax.tasks.losses import cross_entropy  # noqa: E402
 from tests.parity import encdec_peers, quick_jit  # noqa: E402
 
 LOGIT_TOLERANCE = 1e-4

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import transformers
 
-from bigjax import models, objectives, objectives_encoder, params
+from bigjax import models, params
 from bigjax.config import ModelConfig, TrainConfig
+from bigjax.tasks import encoders as objectives_encoder
+from bigjax.tasks import objectives
 from configs import bert
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
-from bigjax.data.bpe import train_bpe  # noqa: E402
+from bigjax.data.tokens.bpe import train_bpe  # noqa: E402
 from bigjax.errors import UserError  # noqa: E402
 from bigjax.evaluate import multiple_choice  # noqa: E402
 from tests.parity import peers  # noqa: E402

@@ -17,14 +17,14 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: E402
 
 from bigjax import data, models  # noqa: E402
-from bigjax.data import special_tokens  # noqa: E402
-from bigjax.data.bpe import train_bpe  # noqa: E402
+from bigjax.data.tokens import special as special_tokens  # noqa: E402
+from bigjax.data.tokens.bpe import train_bpe  # noqa: E402
 from bigjax.evaluate.generation import generate  # noqa: E402
 from bigjax.interop import hf  # noqa: E402
-from bigjax.interop.hf_verify import VerificationError  # noqa: E402
+from bigjax.interop.hf.verify import VerificationError  # noqa: E402
 from bigjax.params import names  # noqa: E402
+from tests.interop.test_hf_weights import CASES, GPT2, LLAMA, random_params  # noqa: E402
 from tests.parity import peers  # noqa: E402
-from tests.test_hf_weights import CASES, GPT2, LLAMA, random_params  # noqa: E402
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:

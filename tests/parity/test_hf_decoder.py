@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch", reason="parity with transformers needs PyTo
 
 from bigjax import models  # noqa: E402
 from bigjax.config import ModelConfig, MoeConfig, RopeConfig  # noqa: E402
-from bigjax.losses import cross_entropy  # noqa: E402
-from bigjax.models import layers  # noqa: E402
+from bigjax.models.parts import layers  # noqa: E402
 from bigjax.params import names  # noqa: E402
+from bigjax.tasks.losses import cross_entropy  # noqa: E402
 from tests.parity import fused_jit, peers, quick_jit  # noqa: E402
 
 LOGIT_TOLERANCE = 1e-4

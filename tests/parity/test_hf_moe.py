@@ -12,7 +12,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from transformers.models.switch_transformers import modeling_switch_transformers as hf_switch  # noqa: E402
 
 from bigjax.config import MoeConfig  # noqa: E402
-from bigjax.models import moe_routing  # noqa: E402
+from bigjax.models.moe import routing as moe_routing  # noqa: E402
 
 B, S, D, E = 3, 24, 8, 4
 RNG = np.random.default_rng(0)

@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch", reason="the oracle is transformers on PyTor
 
 from bigjax import data, models, sharding  # noqa: E402
 from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, TrainConfig  # noqa: E402
-from bigjax.data.bpe import train_bpe  # noqa: E402
 from bigjax.data.cutting import ends_of  # noqa: E402
-from bigjax.data.tokenizers import ByteTokenizer  # noqa: E402
+from bigjax.data.tokens.bpe import train_bpe  # noqa: E402
+from bigjax.data.tokens.tokenizers import ByteTokenizer  # noqa: E402
 from bigjax.errors import UserError  # noqa: E402
 from bigjax.evaluate import multiple_choice, tasks  # noqa: E402
 from bigjax.evaluate.likelihood import Likelihood, LikelihoodError, Scorer, windows  # noqa: E402

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import models, optim
+from bigjax import models
 from bigjax.config import ModelConfig, OptimConfig
 from bigjax.params import ParamSpec, names
+from bigjax.train import optimizers as optim
 
 ROUNDING = 2.0**-24
 """Relative rounding of a float32."""

@@ -19,9 +19,11 @@ torch = pytest.importorskip("torch", reason="parity with PyTorch's optimizers ne
 
 from transformers import get_cosine_with_min_lr_schedule_with_warmup  # noqa: E402
 
-from bigjax import config, models, optim, sharding, step  # noqa: E402
+from bigjax import config, models, sharding  # noqa: E402
 from bigjax.config import Config, DataConfig, LrMultipliers, ModelConfig, OptimConfig, TrainConfig  # noqa: E402
 from bigjax.params import names  # noqa: E402
+from bigjax.train import optimizers as optim  # noqa: E402
+from bigjax.train import step  # noqa: E402
 from tests.conftest import mesh_of  # noqa: E402
 from tests.parity import peers, quick_jit  # noqa: E402
 

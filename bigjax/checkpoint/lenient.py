@@ -1,0 +1,44 @@
+"""Saves that may fail while the training goes on."""
+
+from collections.abc import Callable
+from typing import Any
+
+from bigjax.checkpoint.saving import Checkpoints
+
+MAX_REASON = 300
+"""The most characters of an error of the file system that a sentence quotes."""
+
+
+class LenientSaves:
+    """The saves of a run that goes on when one fails, as on a full or read-only disk; older checkpoints stay.
+
+    Every failure is one sentence to `tell`. Every process of the run calls every method, in the same order.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, tell: Callable[[str], None]):
+        self._checkpoints = checkpoints
+        self._tell = tell
+        self._step = 0
+        self.failures = 0
+        """How many saves have failed; of an asynchronous one it is known after the next `save` or `wait`."""
+        self.last_failed = False
+        """Whether the newest save failed, as far as is known."""
+
+    def save(self, step: int, state: Any, data_state: dict[str, Any], identity: dict[str, Any]) -> None:
+        """Note how the save before ended, then save as `Checkpoints.save` does."""
+        self.wait()
+        self._step, self.last_failed = step, False
+        self._attempt(lambda: self._checkpoints.save(step, state, data_state, identity))
+
+    def wait(self) -> None:
+        """Block until the last save is complete or has failed."""
+        self._attempt(self._checkpoints.wait)
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore make of a full disk
+            self.failures, self.last_failed = self.failures + 1, True
+            reason = next(iter(str(error).splitlines()), "") or repr(error)
+            self._tell(f"warning: the checkpoint of step {self._step} could not be saved: {reason[:MAX_REASON]}")
+            self._checkpoints.recover()

@@ -1,0 +1,186 @@
+"""What the fields of a config must satisfy together, whatever the family of its model."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from bigjax.config import encdec as config_encdec
+from bigjax.config import mup as config_mup
+from bigjax.config import rnn as config_rnn
+
+SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
+"""The activations of a block that `model.remat` may name."""
+
+OBJECTIVES = {
+    "causal_lm": (("decoder", "rnn"), "lm"),
+    "masked_lm": (("encoder",), "lm"),
+    "masked_lm_next_sentence": (("encoder",), "lm_next_sentence"),
+    "classification": (("encoder",), "classification"),
+    "token_classification": (("encoder",), "token_classification"),
+    "question_answering": (("encoder",), "question_answering"),
+    "seq2seq": (("encdec",), "lm"),
+    "span_corruption": (("encdec",), "lm"),
+    "prefix_lm": (("encdec",), "lm"),
+}
+"""Objective -> the families that it trains and the head they need."""
+
+
+def _objective_problems(cfg: Any) -> Iterator[str]:
+    model, train = cfg.model, cfg.train
+    families, head = OBJECTIVES[train.objective]
+    if model.family not in families:
+        yield (
+            f"train.objective={train.objective!r} trains model.family={' or '.join(map(repr, families))}, "
+            f"not {model.family!r}"
+        )
+    if model.head != head:
+        yield f"train.objective={train.objective!r} needs model.head={head!r}, not {model.head!r}"
+    if model.head.endswith("classification") != bool(model.num_classes) or model.num_classes == 1:
+        yield (
+            f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
+            "more, other heads 0"
+        )
+    if model.token_types and model.family != "encoder":
+        yield f"model.token_types={model.token_types} is for model.family='encoder', not {model.family!r}"
+    yield from _pair_problems(cfg)
+    if families == ("encoder",) and train.loss_chunks > 1:
+        yield f"train.loss_chunks={train.loss_chunks} is not for train.objective={train.objective!r}"
+    if train.objective != "causal_lm" and cfg.log.sample_tokens:
+        yield f"log.sample_tokens={cfg.log.sample_tokens} needs train.objective='causal_lm', not {train.objective!r}"
+    if model.family == "encoder" and cfg.data.seq_len < 3:
+        yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"
+
+
+def _pair_problems(cfg: Any) -> Iterator[str]:
+    """What rows of two parts, each with its token type, need."""
+    objective, data, types = cfg.train.objective, cfg.data, cfg.model.token_types
+    if objective not in ("masked_lm_next_sentence", "question_answering"):
+        return
+    if types < 2:
+        yield f"model.token_types={types} does not tell the two parts of a row apart: objective {objective!r} needs 2"
+    if data.seq_len < 5:
+        yield f"data.seq_len={data.seq_len} has no room for two tokens between the three that end their parts"
+    if objective == "question_answering" and cfg.train.label_smoothing:
+        yield f"train.label_smoothing={cfg.train.label_smoothing} would make padding an answer of {objective!r}"
+    if objective == "question_answering" and data.doc_stride > (room := (data.seq_len - 2) // 2):
+        yield (
+            f"data.doc_stride={data.doc_stride} skips tokens where a question takes half of a row: with "
+            f"data.seq_len={data.seq_len} it is at most {room}"
+        )
+
+
+def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
+    """Yield one sentence for every pair of fields that contradict each other."""
+    model, data, train, optim, mesh = cfg.model, cfg.data, cfg.train, cfg.optim, cfg.mesh
+    if model.family != "rnn" and model.num_heads % model.num_kv_heads:
+        yield f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}"
+    if model.positions == "learned" and data.seq_len > model.max_seq_len:
+        yield (
+            f"data.seq_len={data.seq_len} is longer than the table of learned positions, "
+            f"model.max_seq_len={model.max_seq_len}"
+        )
+    if model.positions == "rotary" and model.head_dim % 2:
+        yield f"model.head_dim={model.head_dim} is odd, but model.positions='rotary' rotates pairs"
+    if model.layer_windows and model.num_layers % len(model.layer_windows):
+        yield (
+            f"model.num_layers={model.num_layers} is not a multiple of the {len(model.layer_windows)} layers that "
+            f"model.layer_windows={model.layer_windows} describes"
+        )
+    if model.layer_windows and model.sliding_window is not None:
+        yield (
+            f"model.sliding_window={model.sliding_window} and model.layer_windows={model.layer_windows} both set the "
+            "windows: leave one of them out"
+        )
+    if model.family in ("encoder", "encdec") and (windows := model.layer_windows or model.sliding_window):
+        yield (
+            f"model.family={model.family!r} attends to whole rows, windows only look back: leave out "
+            f"sliding_window or layer_windows ({windows})"
+        )
+    if model.rope.scaling != "none" and model.positions != "rotary":
+        yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
+    yield from _rope_problems(model.rope)
+    stacks = {"model.num_layers data.seq_len": (model.num_layers, data.seq_len)}
+    if model.family == "encdec":
+        stacks["model.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
+    yield from model.moe.clashes(stacks)
+    if model.moe.num_experts and model.family not in ("decoder", "encdec"):
+        yield (
+            f"model.moe.num_experts={model.moe.num_experts} needs model.family='decoder' or 'encdec', not "
+            f"{model.family!r}: its objectives do not add the experts' losses"
+        )
+    if train.global_batch_size % train.microbatches:
+        yield (
+            f"train.global_batch_size={train.global_batch_size} is not divisible by "
+            f"train.microbatches={train.microbatches}"
+        )
+    if model.family != "encdec" and data.seq_len % train.loss_chunks:
+        yield f"data.seq_len={data.seq_len} is not divisible by train.loss_chunks={train.loss_chunks}"
+    if optim.warmup_steps + optim.decay_steps > train.steps:
+        yield (
+            f"optim.warmup_steps={optim.warmup_steps} plus optim.decay_steps={optim.decay_steps} "
+            f"is more than train.steps={train.steps}"
+        )
+    if optim.decay_steps and optim.schedule not in ("linear", "cosine", "wsd"):
+        yield f"optim.decay_steps={optim.decay_steps} is not read by optim.schedule={optim.schedule!r}"
+    if optim.nesterov and optim.name != "sgd":
+        yield f"optim.nesterov=True is only read by optim.name='sgd', not {optim.name!r}"
+    yield from _ramp_problems(cfg)
+    if optim.schedule == "inverse_sqrt" and not optim.warmup_steps:
+        yield "optim.schedule='inverse_sqrt' needs optim.warmup_steps of at least 1, not 0"
+    if data.weights and len(data.weights) != len(data.sources):
+        yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
+    yield from _remat_problems(model.remat)
+    yield from _objective_problems(cfg)
+    yield from config_rnn.problems(cfg)
+    yield from config_encdec.problems(cfg)
+    yield from config_mup.problems(cfg)
+    if not all(weight > 0 for weight in data.weights):
+        yield f"data.weights={data.weights} must all be above 0"
+    if len(set(data.classes)) < len(data.classes) or not all(name.strip() for name in data.classes):
+        yield f"data.classes={data.classes} must be names, each only once"
+    if not data.sources:
+        yield "data.sources is empty: name at least one source, such as 'shakespeare'"
+    rest = [f"mesh.{axis}" for axis in mesh_axes if getattr(mesh, axis) == -1]
+    if len(rest) > 1:
+        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): give one of them a number"
+    for axis in mesh_axes:
+        if getattr(mesh, axis) == 0:
+            yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
+    if mesh.shard_sequence and mesh.tensor == 1:
+        yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
+
+
+def _rope_problems(rope: Any) -> Iterator[str]:
+    """Yield what leaves no range of frequencies between those that are kept and those that are stretched."""
+    for scaling, low, high in (("llama3", "low_freq_factor", "high_freq_factor"), ("yarn", "beta_slow", "beta_fast")):
+        if rope.scaling == scaling and getattr(rope, low) >= getattr(rope, high):
+            yield (
+                f"model.rope.{low}={getattr(rope, low)} is not below model.rope.{high}={getattr(rope, high)}, as "
+                f"model.rope.scaling={scaling!r} needs"
+            )
+
+
+def _ramp_problems(cfg: Any) -> Iterator[str]:
+    train, first, tokens = cfg.train, cfg.train.ramp_batch_size, cfg.train.ramp_tokens
+    if bool(first) != bool(tokens):
+        yield f"train.ramp_batch_size={first} and train.ramp_tokens={tokens}: a ramp needs both, above 0"
+    if first and first >= train.global_batch_size:
+        yield f"train.ramp_batch_size={first} is not below train.global_batch_size={train.global_batch_size}"
+    if tokens and tokens < cfg.data.seq_len:
+        yield f"train.ramp_tokens={tokens} is less than a row, data.seq_len={cfg.data.seq_len}"
+    if tokens // cfg.data.seq_len >= 2**31:  # the schedule counts them in 32 bits
+        yield f"train.ramp_tokens={tokens} is 2^31 rows or more of data.seq_len={cfg.data.seq_len}"
+    if first and cfg.data.order == "contiguous":
+        yield f"train.ramp_batch_size={first} needs data.order='shuffled': in a contiguous one batches go on row by row"
+
+
+def _remat_problems(remat: str) -> Iterator[str]:
+    kind, _, listed = remat.partition(":")
+    if remat in ("none", "dots", "full"):
+        return
+    if kind not in ("save", "offload"):
+        yield f"model.remat={remat!r} is not 'none', 'dots', 'full', 'save:NAMES' or 'offload:NAMES'"
+    for name in set(listed.split(",")) - set(SAVEABLE) if kind in ("save", "offload") else ():
+        near = difflib.get_close_matches(name, SAVEABLE, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        yield f"model.remat={remat!r} names {name!r}, which is not one of {', '.join(SAVEABLE)}{hint}"

@@ -1,0 +1,220 @@
+"""The configuration of a run: frozen dataclasses, and what their fields must satisfy together.
+
+A field is *maths* (it changes the numbers a run produces) unless it is declared with `plumbing(...)`
+(paths, logging, cadence, memory and device layout). The fingerprint of a run covers maths fields only.
+`bigjax.config.strict` turns plain mappings into these classes; nothing here imports JAX.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bigjax.config import checks as config_checks
+from bigjax.config.model import ModelConfig
+from bigjax.config.model import RopeConfig as RopeConfig  # a config file finds every section here
+from bigjax.config.moe import MoeConfig as MoeConfig
+from bigjax.config.strict import ConfigError, bounded, plumbing
+
+MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
+"""Every mesh axis, slowest link first."""
+
+BATCH_AXES = ("slice", "data", "fsdp", "expert")
+"""The mesh axes over which the batch is split."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it becomes rows of tokens.
+
+    A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
+    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
+    `copy:SYMBOLS:LENGTH` (made up). `text_key`, `label_key` and `target_key` (what an encoder-decoder writes) are
+    columns; `classes` in order, by default all the labels that are trained on, sorted. For `token_classification` both
+    columns of `jsonl:GLOB` are lists, of words and their tags, or `conll:GLOB` has a word and its tag on each line. For
+    `question_answering` the columns of `jsonl:GLOB` are `text_key` (the context), `question_key`, `answer_key` and
+    `answer_start_key`, a number of characters, and if a line has it `is_impossible`, by which there is no answer; a row
+    has as much of the context as goes in, and the next row of it starts `doc_stride` tokens later. `target_len` is the
+    length of what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by
+    `span_corruption` in spans of `mean_span`.
+    A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
+    With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
+    the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.
+    """
+
+    sources: tuple[str, ...] = ("shakespeare",)
+    weights: tuple[float, ...] = ()
+    eval_sources: tuple[str, ...] = ()
+    holdout: float = bounded(0.05, minimum=0, below=1)
+    text_key: str = "text"
+    label_key: str = "label"
+    target_key: str = "target"
+    question_key: str = "question"
+    answer_key: str = "answer"
+    answer_start_key: str = "answer_start"
+    doc_stride: int = bounded(128, minimum=1)
+    classes: tuple[str, ...] = ()
+    mask_rate: float = bounded(0.15, above=0, below=1)
+    whole_word_masking: bool = False
+    mean_span: float = bounded(3.0, minimum=1)
+    tokenizer: str = "bytes"
+    seq_len: int = bounded(256, minimum=1)
+    order: Literal["shuffled", "contiguous"] = "shuffled"
+    target_len: int = bounded(0, minimum=0)
+    document_mask: bool = True
+    cache_dir: str | None = plumbing(None)
+    prefetch: int = plumbing(4, minimum=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and objective of a run.
+
+    With a `ramp_batch_size` the batch starts with so many rows, and grows by as many at a time until after
+    `ramp_tokens` tokens it has `global_batch_size`; warmup and decay then count in full batches (`data.batches.ramp`).
+    """
+
+    steps: int = bounded(1000, minimum=1)
+    seed: int = bounded(0, minimum=0, maximum=2**32 - 1)  # as many as a key of JAX tells apart
+    global_batch_size: int = bounded(16, minimum=1)
+    ramp_batch_size: int = bounded(0, minimum=0)
+    ramp_tokens: int = bounded(0, minimum=0, maximum=2**63 - 1)
+    microbatches: int = plumbing(1, minimum=1)
+    objective: Literal[
+        "causal_lm",
+        "masked_lm",
+        "masked_lm_next_sentence",
+        "classification",
+        "token_classification",
+        "question_answering",
+        "seq2seq",
+        "span_corruption",
+        "prefix_lm",
+    ] = "causal_lm"
+    label_smoothing: float = bounded(0.0, minimum=0, below=1)
+    z_loss: float = bounded(0.0, minimum=0)
+    loss_chunks: int = plumbing(1, minimum=1)
+    eval_every_steps: int = plumbing(0, minimum=0)
+    eval_batches: int = bounded(0, minimum=0)
+
+
+@dataclass(frozen=True)
+class LrMultipliers:
+    """Factors on the learning rate, by the kind a parameter declares."""
+
+    embedding: float = bounded(1.0, minimum=0)
+    head: float = bounded(1.0, minimum=0)
+    matrix: float = bounded(1.0, minimum=0)
+    norm: float = bounded(1.0, minimum=0)
+    bias: float = bounded(1.0, minimum=0)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer, its schedule and what surrounds them."""
+
+    name: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
+    lr: float = bounded(1e-3, above=0)
+    schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
+    warmup_steps: int = bounded(0, minimum=0)
+    decay_steps: int = bounded(0, minimum=0)
+    end_lr_ratio: float = bounded(0.1, minimum=0, maximum=1)
+    weight_decay: float = bounded(0.1, minimum=0)
+    b1: float = bounded(0.9, minimum=0, below=1)
+    b2: float = bounded(0.95, minimum=0, below=1)
+    eps: float = bounded(1e-8, above=0)
+    momentum: float = bounded(0.9, minimum=0, below=1)
+    nesterov: bool = False
+    muon_lr: float = bounded(0.02, above=0)
+    muon_momentum: float = bounded(0.95, minimum=0, below=1)
+    grad_clip: float | None = bounded(1.0, above=0)
+    ema_decay: float | None = bounded(None, above=0, below=1)
+    lr_multipliers: LrMultipliers = field(default_factory=LrMultipliers)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 on one axis means all that are left.
+
+    `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
+    (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters, or axes of parameters, that may
+    stay whole on every device.
+    """
+
+    slice: int = plumbing(1, minimum=-1)
+    stage: int = plumbing(1, minimum=-1)
+    data: int = plumbing(-1, minimum=-1)
+    fsdp: int = plumbing(1, minimum=-1)
+    expert: int = plumbing(1, minimum=-1)
+    context: int = plumbing(1, minimum=-1)
+    tensor: int = plumbing(1, minimum=-1)
+    shard_sequence: bool = plumbing(False)
+    allow_replicated: tuple[str, ...] = plumbing(())
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a checkpoint is written and which are kept; zero in `keep_every_steps` keeps only the newest."""
+
+    every_steps: int = plumbing(500, minimum=1)
+    keep_last: int = plumbing(2, minimum=1)
+    keep_every_steps: int = plumbing(0, minimum=0)
+    asynchronous: bool = plumbing(True)
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens to a step whose loss or gradient norm is not finite, or spikes.
+
+    A spike is more than `threshold` median absolute deviations above the median of the last `window` finite steps.
+    `stop` ends the run; `skip` drops the update; `rollback` goes back to the newest checkpoint leaving out the batch.
+    """
+
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    on_spike: Literal["none", "stop", "skip", "rollback"] = "none"
+    window: int = bounded(100, minimum=3)
+    threshold: float = bounded(10.0, above=0)
+    max_consecutive_skips: int = plumbing(10, minimum=1)
+    max_rollbacks: int = plumbing(3, minimum=0)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run reports."""
+
+    every_steps: int = plumbing(10, minimum=1)
+    tensorboard: bool = plumbing(True)
+    plot: bool = plumbing(True)
+    sample_prompt: str = plumbing("")
+    sample_tokens: int = plumbing(0, minimum=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    init_from: str | None = None
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the model goes on, in every batch, from the state in which the one before left it."""
+        return self.model.family == "rnn" and self.data.order == "contiguous"
+
+    def __post_init__(self):
+        problems = list(config_checks.problems(self, MESH_AXES))
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+
+def replace(cfg: Config, **sections: dict) -> Config:
+    """Return `cfg` with fields changed, e.g. `replace(cfg, optim=dict(lr=1e-3), train=dict(steps=5))`."""
+    return dataclasses.replace(
+        cfg, **{name: dataclasses.replace(getattr(cfg, name), **fields) for name, fields in sections.items()}
+    )

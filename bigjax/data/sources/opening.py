@@ -1,0 +1,242 @@
+"""Sources: from the strings of `data.sources` to documents, (name, text) pairs, split into training and held-out ones.
+
+A source is known by the hash of its content, never by its path or time stamp: local files are read once, in full, to
+compute it. Held-out documents are whole documents. Which they are depends on the source:
+
+- `shakespeare` and `shakespeare-passages` have a fixed list of held-out works, which is never trained on;
+- with `data.eval_sources` the other sources train on all their documents, and those sources are evaluated on;
+- otherwise a document is held out when a hash of its text, as a number in [0, 1), is below `data.holdout`. So a
+  document is on the same side in every run and on every machine, and copies of a document are on one side.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bigjax.data.errors import DataError
+from bigjax.data.sources import copying, readers, shakespeare
+from bigjax.data.sources import tfds as tfds_source
+
+Split = Literal["train", "eval"]
+Document = tuple[str, str]
+"""Name and text."""
+
+FORMS = {
+    "shakespeare": "shakespeare",
+    "text": "text:GLOB",
+    "shakespeare-passages": "shakespeare-passages",
+    "jsonl": "jsonl:GLOB",
+    "csv": "csv:GLOB",
+    "tsv": "tsv:GLOB",
+    "parquet": "parquet:GLOB",
+    "tfds": "tfds:NAME[:SPLIT]",
+    "copy": "copy:SYMBOLS:LENGTH",
+    "conll": "conll:GLOB",
+}
+"""How a source of each kind is written."""
+
+
+READERS: dict[str, Callable[..., Iterator[Document]]] = {
+    "jsonl": readers.read_jsonl,
+    "csv": functools.partial(readers.read_table, delimiter=","),
+    "tsv": functools.partial(readers.read_table, delimiter="\t"),
+    "parquet": readers.read_parquet,
+}
+"""`reader(name, path, key)` yields (name, value of the column) of every record."""
+
+RECORD_READERS: dict[str, Callable[..., Iterator[Document]]] = {
+    "jsonl": readers.read_records,
+    "conll": readers.read_conll,
+}
+"""`reader(name, path, keys)` yields (name, JSON list of the values of the columns) of every record."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents that can be read again and again, in a fixed order.
+
+    Attributes:
+      spec: the string it was opened from.
+      files: sha256 of every file by name; empty for the packaged corpus.
+      digest: sha256 of everything the documents depend on.
+      read: starts a pass over all the documents.
+    """
+
+    spec: str
+    files: dict[str, str]
+    digest: str
+    read: Callable[[], Iterator[Document]]
+
+
+def open_source(spec: str, text_key: str | tuple[str, ...], root: Path | None = None) -> Source:
+    """Open a source and hash its content.
+
+    Args:
+      text_key: the column that holds the texts; or several, of which a document is the values, as a JSON list.
+      root: cache folder, where the hashes of large files are kept.
+
+    Raises:
+      DataError: unknown kind, no file matches, an empty file, a dataset that is not prepared, an unknown split; several
+        columns of a kind that has one.
+    """
+    kind, _, rest = spec.partition(":")
+    packaged = kind.startswith("shakespeare")
+    if kind not in FORMS or (spec != kind if packaged else not rest):
+        near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
+        raise DataError(
+            f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}"
+        )
+    if not _suits(kind, text_key):
+        raise DataError(f"{spec!r} cannot give what train.objective reads: {_wanted(text_key)}")
+    if isinstance(text_key, tuple):
+        paths = readers.relative_names(readers.find_files(rest))
+        read_all = RECORD_READERS[kind]
+        records = lambda: (doc for item in paths.items() for doc in read_all(*item, text_key))  # noqa: E731
+        return _hashed(spec, [kind, *text_key], paths, records, root)
+    if kind == "shakespeare":
+        return Source(spec, {}, shakespeare.SHA256, shakespeare.works)
+    if packaged:
+        digest = hashlib.sha256(f"{shakespeare.SHA256}/{spec}/{text_key}".encode()).hexdigest()
+        return Source(spec, {}, digest, functools.partial(shakespeare.passages, text_key))
+    if kind == "copy":
+        made = functools.partial(copying.rows, *copying.parse(rest))  # every column holds the same
+        return Source(spec, {}, hashlib.sha256(spec.encode()).hexdigest(), made)
+    if kind == "tfds":
+        builder, split = tfds_source.open_split(rest, text_key)
+        paths = {path.name: path for path in tfds_source.split_files(builder, split)}
+        read = functools.partial(tfds_source.read_tfds, builder, split, text_key)
+        return _hashed(spec, [kind, split, text_key], paths, read, root)
+    paths = readers.relative_names(readers.find_files(rest))
+    if kind == "text":
+        whole = lambda: (doc for item in paths.items() for doc in readers.read_text(*item))  # noqa: E731
+        return _hashed(spec, [kind], paths, whole, root)
+    reader = READERS[kind]
+    documents = lambda: (doc for item in paths.items() for doc in reader(*item, text_key))  # noqa: E731
+    return _hashed(spec, [kind, text_key], paths, documents, root)
+
+
+def _suits(kind: str, columns: str | tuple[str, ...]) -> bool:
+    if isinstance(columns, str):
+        return kind != "conll"
+    return kind in RECORD_READERS and (kind != "conll" or len(columns) == 2)
+
+
+def _wanted(columns: str | tuple[str, ...]) -> str:
+    if isinstance(columns, str):
+        return f"texts, under {columns!r}"
+    forms = " or ".join(FORMS[kind] for kind in RECORD_READERS if _suits(kind, columns))
+    return f"{', '.join(repr(key) for key in columns if key not in readers.OPTIONAL)} of each record of {forms}"
+
+
+def _packaged(source: Source) -> bool:
+    """Whether the source has a fixed list of held-out works."""
+    return source.spec.startswith("shakespeare")
+
+
+def _hashed(
+    spec: str,
+    how: list[str],
+    paths: dict[str, Path],
+    read: Callable[[], Iterator[Document]],
+    root: Path | None,
+) -> Source:
+    """Return the source of some files; a pass over them ends with an error if they are no longer those hashed here.
+
+    Else what was read of a file that changed meanwhile would be kept, in the cache, as the content of the old one.
+    """
+    with _readable():
+        files = {name: readers.file_digest(path, root) for name, path in paths.items()}
+
+    def documents() -> Iterator[Document]:
+        with _readable():
+            yield from read()
+            for name, path in paths.items():
+                if readers.file_digest(path, root) != files[name]:
+                    raise DataError(f"{path} changed while it was read: run again when nothing writes to it")
+
+    digest = hashlib.sha256(json.dumps([how, files]).encode()).hexdigest()
+    return Source(spec, files, digest, documents)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Make a file that the system does not let us read, or not any more, a DataError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """One side of a source.
+
+    Attributes:
+      source: where the documents come from.
+      split: `train` or `eval`.
+      rule: which documents belong to it: `all`, `works` (the fixed list) or `hash:P`.
+    """
+
+    source: Source
+    split: Split
+    rule: str
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents on this side, in the order of the source."""
+        return (document for document in self.source.read() if self.keeps(*document))
+
+    def keeps(self, name: str, text: str) -> bool:
+        """Whether a document of the source is on this side."""
+        return self.rule == "all" or (self.split == "eval") == self._held_out(name, text)
+
+    def _held_out(self, name: str, text: str) -> bool:
+        if self.rule == "works":
+            return name.partition(":")[0] in shakespeare.HELD_OUT
+        return document_fraction(text) < float(self.rule.removeprefix("hash:"))
+
+    def key(self) -> list[str]:
+        """What the documents depend on, for a cache."""
+        return [self.source.digest, self.split if self.rule != "all" else "all", self.rule]
+
+
+def document_fraction(text: str) -> float:
+    """Map a text to a number in [0, 1) that is uniform over texts: the first 53 bits of its sha256."""
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11) / 2**53
+
+
+def split_sources(
+    sources: tuple[str, ...],
+    eval_sources: tuple[str, ...],
+    holdout: float,
+    text_key: str | tuple[str, ...],
+    root: Path | None = None,
+) -> tuple[list[SplitSource], list[SplitSource]]:
+    """Return the training sides and the held-out sides (none when nothing is held out).
+
+    Raises:
+      DataError: as `open_source`, or a file is both trained on and evaluated on.
+    """
+    train_side = [open_source(spec, text_key, root) for spec in sources]
+    rule = f"hash:{holdout}" if holdout and not eval_sources else "all"
+    rules = ["works" if _packaged(source) else rule for source in train_side]
+    train = [SplitSource(source, "train", rule) for source, rule in zip(train_side, rules, strict=True)]
+    if not eval_sources:
+        held_out = zip(train_side, rules, strict=True)
+        return train, [SplitSource(source, "eval", rule) for source, rule in held_out if rule != "all"]
+    eval_side = [open_source(spec, text_key, root) for spec in eval_sources]
+    trained_on = {digest: (source.spec, name) for source in train_side for name, digest in source.files.items()}
+    for source in eval_side:
+        for name, digest in source.files.items():
+            if digest in trained_on:
+                spec, trained_name = trained_on[digest]
+                raise DataError(
+                    f"data.eval_sources: {name} of {source.spec!r} has the same bytes as {trained_name} of {spec!r}, "
+                    "which is trained on: take it out of one of them"
+                )
+    return train, [SplitSource(s, "eval", "works" if _packaged(s) else "all") for s in eval_side]

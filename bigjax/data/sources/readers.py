@@ -1,0 +1,271 @@
+"""Readers of local files: they yield (name, text) documents and name the file, line or byte of what they reject.
+
+Lines and offsets of compressed files are those of what they hold.
+"""
+
+import contextlib
+import csv
+import glob
+import hashlib
+import io
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigjax.data.errors import DataError
+from bigjax.data.sources.compressed import contents, opened
+
+
+def find_files(pattern: str) -> list[Path]:
+    """Return the files that match a glob (`~` and `**` allowed), sorted.
+
+    Raises:
+      DataError: nothing matches, a link leads nowhere, or a file is empty.
+    """
+    expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
+    paths = sorted(Path(name) for name in glob.glob(expanded, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise DataError(f"{path} is a link that leads nowhere: mend it or leave it out of {pattern!r}")
+    files = [path for path in paths if path.is_file()]
+    if not files:
+        raise DataError(f"no file matches {pattern!r} (working folder: {Path.cwd()})")
+    for path in files:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty: remove it or leave it out of {pattern!r}")
+    return files
+
+
+def relative_names(files: list[Path]) -> dict[str, Path]:
+    """Name files relative to their common folder, so that names do not change when a corpus moves."""
+    root = Path(os.path.commonpath([path.resolve().parent for path in files]))
+    return {path.resolve().relative_to(root).as_posix(): path for path in files}
+
+
+REMEMBERED = 2**20
+"""Bytes of a file from which on its hash is kept."""
+
+SETTLED_NS = 2 * 10**9
+"""Age from which on a change of a file shows in its times, on any file system."""
+
+
+def file_digest(path: Path, root: Path | None = None) -> str:
+    """Return the sha256 of a file's bytes.
+
+    Args:
+      root: cache folder, where the hash of a large file is kept for as long as its size and times, among them that of
+        the last change of its status, which nobody can set, stay as they are.
+    """
+    with path.open("rb") as file:
+        before = os.fstat(file.fileno())
+        settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED_NS
+        if root is None or before.st_size < REMEMBERED or not settled:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        state = [before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
+        name = hashlib.sha256(json.dumps([str(path.resolve()), *state]).encode()).hexdigest()
+        kept = root / "digests" / name
+        with contextlib.suppress(OSError):
+            if len(digest := kept.read_text()) == 64:
+                return digest
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_ctime_ns) == (before.st_size, before.st_ctime_ns):
+        with contextlib.suppress(OSError):  # it is kept to save time alone
+            kept.parent.mkdir(exist_ok=True)
+            mine = kept.with_name(f"{name}.{uuid.uuid4().hex}")
+            mine.write_text(digest)
+            mine.replace(kept)
+    return digest
+
+
+def decode(content: bytes, place: str, offset: int = 0) -> str:
+    """Decode UTF-8.
+
+    Args:
+      content: the bytes.
+      place: what to call their origin in the error.
+      offset: position of `content` in that origin, in bytes.
+
+    Raises:
+      DataError: the bytes are not UTF-8; gives the offset of the first bad one.
+    """
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place} is not UTF-8: byte 0x{content[error.start]:02x} at byte offset {offset + error.start} "
+            f"({error.reason}); convert it, for example with iconv"
+        ) from None
+
+
+def read_text(name: str, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the one document of a plain text file, line ends untouched."""
+    yield name, decode(contents(path), str(path))
+
+
+def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+    """Yield a document per line of JSON; blank lines are skipped.
+
+    Raises:
+      DataError: a line is not UTF-8, not a JSON object, or lacks a string under `text_key`.
+    """
+    for number, record in _json_lines(path, (text_key,)):
+        text = record[text_key]
+        if not isinstance(text, str):
+            raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
+        yield f"{name}:{number}", _of_characters(text, path, number)
+
+
+OPTIONAL = ("is_impossible",)
+"""Columns that a record may lack; they are asked for last."""
+
+
+def read_records(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the values of some keys of each line of JSON, as one JSON list, without those of `OPTIONAL` that it lacks.
+
+    Raises:
+      DataError: as `read_jsonl`, of any kind of value.
+    """
+    for number, record in _json_lines(path, tuple(key for key in keys if key not in OPTIONAL)):
+        values = json.dumps([record[key] for key in keys if key in record], ensure_ascii=False)
+        yield f"{name}:{number}", _of_characters(values, path, number)
+
+
+def _of_characters(text: str, path: Path, number: int) -> str:
+    """Return a text of a line of JSON, in which half a surrogate pair can be spelt that no UTF-8 can hold.
+
+    Raises:
+      DataError: it has one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{path}, line {number}: {code} is half a surrogate pair, no character: take it out") from None
+    return text
+
+
+def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the words and the tags of each sentence as one JSON list, of a file with a word and its tag on each line.
+
+    Of more columns the first and the last are taken. Blank lines, and those of CoNLL-2003 that start with -DOCSTART-,
+    end a sentence (Tjong Kim Sang & De Meulder 2003).
+
+    Raises:
+      DataError: the file is not UTF-8, or a line has a word and no tag.
+    """
+    del keys
+    words: list[str] = []
+    tags: list[str] = []
+    lines = decode(contents(path), str(path)).removeprefix("\ufeff").split("\n")
+    for number, line in enumerate([*lines, ""], start=1):
+        columns = line.split()
+        if columns and columns[0] != "-DOCSTART-":
+            if len(columns) < 2:
+                raise DataError(f"{path}, line {number}: the word {columns[0]!r} has no tag")
+            words.append(columns[0])
+            tags.append(columns[-1])
+        elif words:
+            yield f"{name}:{number - len(words)}", json.dumps([words, tags], ensure_ascii=False)
+            words, tags = [], []
+
+
+def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line that is not blank, which must have some keys."""
+    offset = 0
+    with opened(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            text_line, offset = decode(line, f"{path}, line {number},", offset), offset + len(line)
+            if number == 1:
+                text_line = text_line.removeprefix("\ufeff")
+            if not text_line.strip():
+                continue
+            try:
+                record = json.loads(text_line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+            except (ValueError, RecursionError) as error:  # a number of too many digits, or too many brackets
+                raise DataError(f"{path}, line {number}: JSON that Python does not read ({error})") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{path}, line {number}: a JSON object is needed, not {type(record).__name__}")
+            for key in keys:
+                if key not in record:
+                    raise DataError(f"{path}, line {number}: no key {key!r}, only {', '.join(map(repr, record))}")
+            yield number, record
+
+
+def read_table(name: str, path: Path, text_key: str, delimiter: str) -> Iterator[tuple[str, str]]:
+    """Yield a document per record of a table whose first line names the columns; quoted as in RFC 4180.
+
+    Raises:
+      DataError: the file is not UTF-8, no column is called `text_key`, or a record has not as many fields as columns.
+    """
+    text = decode(contents(path), str(path)).removeprefix("\ufeff")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a document may be longer than the module's limit
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = next(records)
+        if text_key not in columns:
+            raise DataError(f"{path}: no column {text_key!r}, only {', '.join(map(repr, columns))}")
+        place = columns.index(text_key)
+        for fields in records:
+            if len(fields) != len(columns):
+                raise DataError(
+                    f"{path}, line {records.line_num}: {len(fields)} fields, but the first line names {len(columns)}"
+                )
+            yield f"{name}:{records.line_num}", fields[place]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {records.line_num}: not a table: {error}") from None
+
+
+def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+    """Yield a document per row of a Parquet file, read a batch of rows at a time.
+
+    Raises:
+      DataError: the file is not Parquet, has no rows, no column `text_key`, or a row without a UTF-8 string.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from None
+    with file:
+        columns = file.schema_arrow.names
+        if text_key not in columns:
+            raise DataError(f"{path}: no column {text_key!r}, only {', '.join(map(repr, columns))}")
+        if file.metadata.num_rows == 0:
+            raise DataError(f"{path} is empty: it has no rows")
+        row = 0
+        for batch in _batches(file, path, text_key):
+            column = batch.column(0)
+            if pa.types.is_dictionary(column.type):  # what a column of categories is
+                column = column.dictionary_decode()
+            text_types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+            if not any(test(column.type) for test in text_types):
+                raise DataError(f"{path}: column {text_key!r} holds {column.type}, not strings")
+            # As bytes, since Arrow does not check UTF-8 when it reads.
+            for value in column.cast(pa.large_binary()).to_pylist():
+                if value is None:
+                    raise DataError(f"{path}, row {row}: {text_key!r} is null")
+                yield f"{name}:{row}", decode(value, f"{path}, row {row},")
+                row += 1
+
+
+def _batches(file: Any, path: Path, text_key: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    batches = file.iter_batches(batch_size=1024, columns=[text_key])
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:  # a page that is damaged, of a file whose end is not
+            raise DataError(f"{path} cannot be read as Parquet: {error}") from None
+        if batch is None:
+            return
+        yield batch

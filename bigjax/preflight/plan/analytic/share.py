@@ -1,0 +1,223 @@
+"""What one device holds of a training step, from the config and the layout alone: sizes, no arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import lcm, prod
+from types import SimpleNamespace
+from typing import Any
+
+from bigjax import models, sharding
+from bigjax.config import BATCH_AXES, Config
+from bigjax.models.attention.blocked import block_count, query_blocks
+from bigjax.models.attention.kernels import SPLASH_BLOCKS
+from bigjax.models.moe.routing import capacity
+from bigjax.models.parts.layers import GATED
+from bigjax.params import ParamSpec, names
+from bigjax.sharding import Layout, axes_of_entry
+from bigjax.train.flops import head_positions
+
+CUDNN_BLOCK = 128
+"""Side of the tiles in which FlashAttention on a GPU skips what lies above the diagonal (Dao 2023, section 3.3)."""
+
+FUSED_ATTENTION = ("splash", "cudnn")
+"""Back ends whose scores never leave the chip."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One device's part of one microbatch; counts of rows, heads and features are those on the device.
+
+    Attributes:
+      tree: all parameters, as the model declares them.
+      specs: every parameter by its name, of a stack those of its blocks. item: bytes of a number in the compute dtype.
+      stacks: the stacks of layers that a token goes through, in this order: of an encoder-decoder two.
+      num_layers: of the stack. rows, seq_len: of the tokens that it sees. memory_len: of what it attends to besides.
+      loss_len: positions of a row that the output matrix is applied to.
+      residual_len: positions of the residual stream, fewer with `mesh.shard_sequence`.
+      kv_heads: as projected. attended_kv_heads: as attention sees them, after `match_kv_heads`.
+      scores: pairs of query and key that attention computes per head and row, in the mean over the layers; blocks above
+        the diagonal are skipped by the back ends that can. layer_scores: those of the layer with the most.
+        largest_scores: those that exist at the same time.
+    """
+
+    cfg: Config
+    layout: Layout
+    tree: Any
+    specs: Mapping[str, ParamSpec]
+    item: int
+    num_layers: int
+    rows: int
+    seq_len: int
+    memory_len: int
+    loss_len: int
+    residual_len: int
+    heads: int
+    kv_heads: int
+    attended_kv_heads: int
+    d_ff: int
+    vocab: int
+    scores: int
+    layer_scores: int
+    largest_scores: int
+    stacks: "tuple[Share, ...]" = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one microbatch on this device."""
+        return self.rows * self.seq_len
+
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens on this device of what a stack attends to besides its own."""
+        return self.rows * self.memory_len
+
+    @property
+    def loss_tokens(self) -> int:
+        """Positions of one microbatch on this device that the output matrix is applied to."""
+        return self.rows * self.loss_len
+
+    @property
+    def places(self) -> int:
+        """Places in the buffers of the experts on this device, taken or empty; without a capacity, for the worst case.
+
+        Without a capacity every device takes in the tokens of all that share the experts (`models.moe_exchange`).
+        """
+        moe = self.cfg.model.moe
+        group = moe.group_size or self.seq_len
+        room = capacity(moe, group)
+        if room is None:
+            return self.tokens * self.ways(*self.layout.over("experts")) * moe.experts_per_token
+        return self.tokens // group * moe.num_experts * room
+
+    @property
+    def sparse_layers(self) -> int:
+        """How many of the stack's layers have experts."""
+        moe = self.cfg.model.moe
+        return self.num_layers // moe.every if moe.num_experts else 0
+
+    def tokens_of(self, name: str, spec: ParamSpec) -> float:
+        """Return how many tokens each matrix of a stack's parameter multiplies, in one microbatch on this device.
+
+        The keys and values of cross-attention are those of the memory. For an expert those are the places of its
+        buffers, empty or not, that all devices along `expert` fill; without a capacity, what is sent to it if all get
+        as many.
+        """
+        if name.endswith(("/cross/k", "/cross/v")):
+            return self.memory_tokens
+        if "experts" not in spec.axes:
+            return self.tokens
+        moe = self.cfg.model.moe
+        sent_from = self.ways(*self.layout.over("experts"))
+        group = moe.group_size or self.seq_len
+        places = capacity(moe, group)
+        if places is None:
+            return self.tokens * sent_from * moe.experts_per_token / moe.num_experts
+        return self.tokens * sent_from // group * places
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.cfg.model.activation in GATED
+
+    @property
+    def normed_outputs(self) -> bool:
+        """Whether the derivative of a norm needs what attention and the MLP add to the residual stream."""
+        return self.cfg.model.norm_placement != "pre"
+
+    @property
+    def stored_scores(self) -> bool:
+        """Whether attention, if there is any, writes its scores to memory."""
+        return self.cfg.model.family != "rnn" and self.cfg.model.attention not in FUSED_ATTENTION
+
+    def ways(self, *mesh_axes: str) -> int:
+        """Return the number of devices along the given mesh axes."""
+        return prod(self.layout.sizes[axis] for axis in mesh_axes)
+
+    def stored(self, spec: ParamSpec) -> int:
+        """Return the elements of a parameter that this device stores."""
+        return prod(self.stored_shape(spec))
+
+    def stored_shape(self, spec: ParamSpec) -> tuple[int, ...]:
+        """Return the shape of the part of a parameter that this device stores."""
+        entries = [axes_of_entry(entry) for entry in self.layout.param(spec) or ()]
+        return tuple(size // self.ways(*entry) for size, entry in zip(spec.shape, entries, strict=True))
+
+    def used(self, spec: ParamSpec) -> int:
+        """Return the elements of a parameter on this device while it is used, gathered from `fsdp`."""
+        return spec.size // self.ways(*(axis for name in spec.axes for axis in self.layout.activations[name]))
+
+
+def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
+    """Resolve `cfg` on a mesh with these sizes of the seven axes.
+
+    Raises:
+      ShardingError: as `sharding.fit`.
+    """
+    model, train, data = cfg.model, cfg.train, cfg.data
+    tree = models.build(model).specs
+    mesh: Any = SimpleNamespace(shape=mesh_sizes)
+    layout = sharding.fit(cfg, mesh, tree)
+    specs = names(tree)
+
+    def local(size: int, axis: str) -> int:
+        return size // prod(mesh_sizes[mesh_axis] for mesh_axis in layout.over(axis))
+
+    split_alike = layout.over("heads") == layout.over("kv_heads")
+    repeated = model.num_kv_heads if split_alike else lcm(model.num_kv_heads, mesh_sizes["tensor"])
+    read = "encoder/blocks/" if model.family == "encdec" else "blocks/"
+    pairs = {window: _pairs(cfg, data.seq_len, window) for window in set(model.windows)}
+    whole = Share(
+        cfg=cfg,
+        layout=layout,
+        tree=tree,
+        specs=specs,
+        item=2 if model.dtype == "bfloat16" else 4,
+        num_layers=model.num_layers,
+        rows=train.global_batch_size // train.microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
+        seq_len=data.seq_len,
+        memory_len=0,
+        loss_len=(head_positions(cfg) or data.seq_len) if model.head.startswith("lm") else 0,
+        residual_len=local(data.seq_len, "residual_seq"),
+        heads=local(model.num_heads, "heads"),
+        kv_heads=local(model.num_kv_heads, "kv_heads"),
+        attended_kv_heads=local(repeated, "heads"),
+        d_ff=local(model.d_ff, "mlp"),
+        vocab=local(model.vocab_size, "vocab"),
+        scores=sum(sum(pairs[window]) for window in model.windows) // model.num_layers,
+        layer_scores=max(map(sum, pairs.values())),
+        largest_scores=max(map(max, pairs.values())),
+    )
+    stack = replace(whole, specs=_below(read, specs))
+    if model.family != "encdec":
+        return replace(whole, stacks=(stack,))
+    target, cross = data.target_len, data.target_len * data.seq_len
+    writing = replace(
+        stack,
+        specs=_below("decoder/blocks/", specs),
+        num_layers=model.num_decoder_layers,
+        seq_len=target,
+        memory_len=data.seq_len,
+        residual_len=local(target, "residual_seq"),
+        scores=target * target + cross,
+        layer_scores=target * target + cross,
+        largest_scores=max(target * target, cross),
+    )
+    return replace(whole, loss_len=target, stacks=(stack, writing))
+
+
+def _below(prefix: str, specs: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:
+    return {name: spec for name, spec in specs.items() if name.startswith(prefix)}
+
+
+def _pairs(cfg: Config, seq_len: int, window: int | None) -> list[int]:
+    """Return how many scores of one head and row each block of queries of a layer with that window computes."""
+    backend = cfg.model.attention
+    if backend in ("reference", "xla") or cfg.model.family != "decoder":
+        return [seq_len * seq_len]
+    if backend == "blocked":
+        count = block_count(seq_len)
+    else:
+        sizes = SPLASH_BLOCKS if backend == "splash" else (CUDNN_BLOCK,)
+        count = seq_len // next((size for size in sizes if seq_len % size == 0), seq_len)
+    blocks = query_blocks(seq_len, count, window)
+    return [(end - start) * (end - first) for first, start, end in blocks]

@@ -1,0 +1,1 @@
+"""Reading a compiled program: `text` parses it into a `module`; `costs`, `collectives`, `buffers` and `loops` count."""

@@ -1,0 +1,72 @@
+"""Pictures of runs. Matplotlib is imported when the first one is drawn, and only its object interface is used."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from bigjax.errors import UserError
+from bigjax.run.folder import read_rows
+
+
+def plot_loss(metrics_jsonl: Path, out: Path) -> None:
+    """Draw the loss curve of the run that wrote `metrics_jsonl` to the picture `out` (its suffix says the format).
+
+    Raises:
+        UserError: the file has no row with `train/loss`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train, evaluation = _curve(metrics_jsonl, "train/loss"), _curve(metrics_jsonl, "eval/loss")
+    if not len(train):
+        raise UserError(f"{metrics_jsonl} has no row with train/loss to plot")
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    smooth = smoothed(train[:, 1], reach=len(train) // 50)
+    axes.plot(*train.T, color="tab:blue", alpha=0.3, linewidth=0.7, label="train")
+    axes.plot(train[:, 0], smooth, color="tab:blue", linewidth=1.6, label="train, smoothed")
+    title = metrics_jsonl.absolute().parent.name
+    if len(evaluation):
+        axes.plot(*evaluation.T, "o-", color="tab:orange", markersize=4, linewidth=1, label="eval")
+        title += f": final eval loss {evaluation[-1, 1]:.3f}"
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)  # a name is no formula, whatever it holds
+    # The first steps would otherwise squeeze the part one looks at into the lower edge.
+    curves = np.concatenate([train[:, 1], evaluation[:, 1]])
+    shown = np.concatenate([smooth[len(smooth) // 50 :], evaluation[:, 1]])
+    if np.isfinite(shown).any():
+        low, high = np.min(curves[np.isfinite(curves)]), np.max(shown[np.isfinite(shown)])
+        margin = 0.05 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in the title is good enough
+        figure.savefig(out)
+
+
+def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
+    """Return the mean of each value and up to `reach` neighbours on either side, leaving out what is not finite.
+
+    Near the start both sides shrink alike: a one-sided mean would lag behind the steep part of the curve. Near the end,
+    where the curve is flat, only the later side shrinks. Where nothing is finite the mean is NaN.
+
+    Args:
+        values: `(n,)`.
+    """
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    here = np.arange(len(values))
+    sides = np.minimum(here, reach)
+    first, last = here - sides, np.minimum(here + sides, len(values) - 1) + 1
+    counted = counts[last] - counts[first]
+    return np.where(counted, (sums[last] - sums[first]) / np.maximum(counted, 1), np.nan)
+
+
+def _curve(metrics_jsonl: Path, name: str) -> np.ndarray:
+    """Return `(n, 2)` steps and values of one metric."""
+    points = [(row["step"], row[name]) for row in read_rows(metrics_jsonl) if name in row]
+    return np.asarray(points, float).reshape(-1, 2)

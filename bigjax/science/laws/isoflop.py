@@ -1,0 +1,153 @@
+"""The compute-optimal frontier from isoFLOP curves (Hoffmann et al. 2022, section 3.2)."""
+
+import numpy as np
+
+from bigjax.science.laws.frontier import BEYOND, FrontierFit, frontier_lines
+from bigjax.science.laws.points import Excluded, Points, budgets
+from bigjax.science.laws.robust import FitError, clusters, spread
+
+LOST = (
+    "{share:.0%} of the bootstrap replicates have a budget whose curve has no minimum, most often that of {flops:.3g} "
+    "FLOPs: where more than 2.5 % lead to one side, an interval has no end there"
+)
+
+
+def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, tolerance: float = 0.1) -> FrontierFit:
+    """Fit a parabola of the loss in log N to each compute budget, and power laws to the minima.
+
+    Budgets are runs whose FLOPs agree within `tolerance`. One with fewer than 3 sizes, whose parabola opens downwards,
+    or whose minimum lies outside of its sizes is left out, with its reason in `excluded`. An interval is open, to 0
+    or infinity, on a side where the noise may take a minimum away; `warnings` says so, and why there is none.
+
+    Raises:
+        FitError: fewer than 2 budgets remain.
+    """
+    index = budgets(points.flops, tolerance)
+    used, excluded = [], []
+    for budget in range(index.max() + 1):
+        group = points.take(index == budget)
+        name = f"budget of {np.median(group.flops):.3g} FLOPs ({len(group)} runs)"
+        if reason := _problem(group):
+            excluded.append(Excluded(name, reason))
+        else:
+            used.append(np.flatnonzero(index == budget))
+    if len(used) < 2:
+        reason = f" ({excluded[0].point}: {excluded[0].reason})" if excluded else ""
+        raise FitError(
+            f"isoFLOP curves need at least 2 compute budgets with a minimum inside their sizes, not {len(used)}{reason}"
+        )
+    chosen = points.take(np.concatenate(used))
+    group = np.repeat(np.arange(len(used)), [len(rows) for rows in used])
+    flops = np.array([np.median(points.flops[rows]) for rows in used])
+    centre = float(np.log(flops).mean())
+    minima, parabolas = _minima(chosen, group, chosen.loss[None])
+    theta = frontier_lines(np.log(flops), minima[0, 0], minima[1, 0], centre)
+    drawn, count, parameters = _redrawn(chosen, group, bootstrap, seed)
+    random, _ = _minima(chosen, group, drawn)
+    lost = (np.abs(random) >= BEYOND).any(axis=0)
+    # One size beyond all others moves the line one way; of several, each pulls its own.
+    random[:, lost.sum(axis=1) > 1] = np.nan
+    raw = frontier_lines(np.log(flops), random[0], random[1], centre)
+    share = np.count_nonzero(lost.sum(axis=1)) / max(bootstrap, 1)
+    warnings = [LOST.format(share=share, flops=flops[lost.sum(axis=0).argmax()])] if share > 0.01 else []
+    if count <= parameters:
+        warnings = [f"{count} distinct points for {parameters} coefficients of parabolas: no intervals"]
+    mean, *coefficients = parabolas[0]
+    return FrontierFit(
+        centre=centre,
+        theta=theta,
+        flops=flops,
+        params=np.exp(minima[0, 0]),
+        tokens=np.exp(minima[1, 0]),
+        loss=coefficients[0] - coefficients[1] ** 2 / (4 * coefficients[2]),
+        objective=float(chosen.weight @ (chosen.loss - _curve(chosen, group, parabolas[0])) ** 2),
+        n_points=len(chosen),
+        converged=True,
+        conventions=points.conventions,
+        excluded=tuple(excluded),
+        warnings=tuple(warnings),
+        replicates=spread(theta, raw, count, parameters, unbiased=True),
+        parabolas=np.stack([mean, *coefficients], axis=1),
+    )
+
+
+def _redrawn(points: Points, group: np.ndarray, bootstrap: int, seed: int) -> tuple[np.ndarray, int, int]:
+    """Return losses `(bootstrap, n)` with other noise, and how many settings and coefficients of parabolas there are.
+
+    The sizes are chosen and not drawn, so it is the residuals that are drawn anew (Davison and Hinkley 1997, section
+    6.2.3): those of all budgets, a setting's seeds being one, over √(1 - leverage), with the variance that they leave
+    per degree of freedom. The ends of a parabola pull it to themselves: to weigh the points at random instead
+    takes their small residuals for small noise.
+    """
+    cluster = clusters(points.params, points.tokens)
+    first = np.unique(cluster, return_index=True)[1]
+    weight = np.bincount(cluster, points.weight)
+    curve = _curve(points, group, _minima(points, group, points.loss[None])[1][0])
+    residual = np.sqrt(weight) * np.bincount(cluster, points.weight * (points.loss - curve)) / weight
+    leverage = np.empty(len(first))
+    for budget in range(group.max() + 1):
+        rows = group[first] == budget
+        z = np.log(points.params[first][rows])
+        basis = np.linalg.qr(np.sqrt(weight[rows, None]) * np.vander(z - z.mean(), 3)).Q
+        leverage[rows] = (basis**2).sum(axis=1)
+    parameters = 3 * (int(group.max()) + 1)
+    seen = leverage < 1 - 1e-9  # three sizes are met exactly, whatever the noise
+    pool = residual[seen] / np.sqrt(1 - leverage[seen])
+    if len(first) <= parameters:
+        return np.tile(curve, (bootstrap, 1)), len(first), parameters
+    pool -= pool.mean()
+    if pool.any():
+        pool *= np.sqrt(residual @ residual / (len(first) - parameters) / np.mean(pool**2))
+    noise = np.random.default_rng(seed).choice(pool, (bootstrap, len(first))) / np.sqrt(weight)
+    return curve + noise[:, cluster], len(first), parameters
+
+
+def _problem(group: Points) -> str | None:
+    """Return why a budget has no usable minimum, or None."""
+    sizes = len(np.unique(group.params))
+    if sizes < 3:
+        return f"a parabola needs at least 3 sizes, not {sizes}"
+    z = np.log(group.params) - np.log(group.params).mean()
+    if np.ptp(group.loss) < 1e-12 * group.loss.max():
+        return "its losses are all the same"
+    _, slope, curvature = _parabola(z, group.loss[None], group.weight)[0]
+    if curvature <= 0:
+        return "its parabola opens downwards"
+    if not z.min() <= -slope / (2 * curvature) <= z.max():
+        return "its minimum lies outside of the sizes tried"
+    return None
+
+
+def _parabola(z: np.ndarray, losses: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the coefficients `(r, 3)` of 1, z, z² by weighted least squares, for losses `(r, n)`."""
+    design = np.vander(z, 3, increasing=True)
+    weighted = design.T * weight
+    return np.linalg.solve(weighted @ design, weighted @ losses.T).T
+
+
+def _curve(points: Points, group: np.ndarray, parabolas: np.ndarray) -> np.ndarray:
+    """Return the loss `(n,)` of the points' parabolas, `(4, k)` as of `_minima`."""
+    z = np.log(points.params) - parabolas[0, group]
+    return np.polynomial.polynomial.polyval(z, parabolas[1:, group], tensor=False)
+
+
+def _minima(points: Points, group: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return log N and log D at the minima `(2, r, k)` for losses `(r, n)`, and the parabolas in log N `(r, 4, k)`.
+
+    A curve without a minimum, one that does not bend upwards, falls towards one that lies `BEYOND` all sizes.
+    The minimum in tokens has a parabola of its own: only for FLOPs of 6ND is it the mirror image of that in size.
+    """
+    minima, parabolas = [], []
+    for budget in range(group.max() + 1):
+        rows = group == budget
+        found = []
+        for values in (np.log(points.params[rows]), np.log(points.tokens[rows])):
+            coefficients = _parabola(values - values.mean(), losses[:, rows], points.weight[rows])
+            slope, curvature = coefficients[:, 1], coefficients[:, 2]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                minimum = values.mean() - slope / (2 * np.maximum(curvature, 0.0))
+            found.append(np.clip(minimum, -BEYOND, BEYOND))
+            if len(found) == 1:
+                parabolas.append(np.insert(coefficients, 0, values.mean(), axis=1))
+        minima.append(found)
+    return np.moveaxis(np.array(minima), 0, -1), np.moveaxis(np.array(parabolas), 0, -1)

@@ -1,0 +1,1 @@
+"""Checks of what a run relies on: `python -m experiments.check`."""

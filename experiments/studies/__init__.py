@@ -1,0 +1,1 @@
+"""Studies: one folder a question, from its sweeps to its figures."""

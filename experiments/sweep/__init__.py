@@ -1,0 +1,1 @@
+"""The launchers of sweeps: `python -m experiments.sweep`."""
