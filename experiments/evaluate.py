@@ -143,6 +143,7 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues, names: tup
 
     import jax
 
+    from bigjax.data import text_data
     from bigjax.data.sources import opening as sources
     from bigjax.evaluate import writing
 
@@ -150,7 +151,7 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues, names: tup
     if flag_values.sources:
         sides = [sources.SplitSource(sources.open_source(s, data.text_key), "eval", "all") for s in flag_values.sources]
     else:
-        training, held_out = sources.split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
+        training, held_out = text_data.sides_of(cfg)
         sides = held_out if flag_values.split == "eval" else training
     limit = flag_values.batches * cfg.train.global_batch_size or None
     asked = list(islice(writing.pairs(cfg, sides), limit))
@@ -158,7 +159,7 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues, names: tup
         raise UserError("there is no text to answer: set data.holdout above 0, or name --sources")
     texts, wanted = map(list, zip(*asked, strict=True))
     how = {"beams": flag_values.beams, "length_penalty": flag_values.length_penalty, "layout": run.layout}
-    written = writing.answer(cfg, run.model, run.weights, tokenizer, texts, **how)
+    written = writing.answer(cfg, run.model, run.weights, text_data.for_text(cfg, tokenizer), texts, **how)
     if jax.process_index() == 0:
         print(writing.peek(written, texts, wanted), file=sys.stderr)
     return writing.score(written, wanted, names)

@@ -37,7 +37,7 @@ def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, t
         f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
         f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
         f"{text.train.rows_taken(cfg.train.steps) / facts['rows_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
-        *(f"note: {note}" for note in layout.notes),
+        *(f"note: {note}" for note in (*layout.notes, *text.notes)),
     ]
     if start:
         lines.append(f"resuming after step {start:,}")
@@ -90,6 +90,7 @@ def write(
         **dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_tokens")),
         **{f"eval_{name}": value for name, value in scores.items()},
         "skipped_updates": next((int(row[SKIPPED]) for row in reversed(rows) if SKIPPED in row), 0),
+        "duplicates": text.duplicates,
         "empty_batches": sum(EMPTY in row for row in rows),
         "left_out_batches": rollback.left_out(folder),
         "tokens_per_s": tokens_per_s,
@@ -127,7 +128,7 @@ def sample(cfg: Config, model: Model, layout: Layout, weights: Any, text: TextDa
 
 
 def _prompt(cfg: Config, text: TextData) -> list[int]:
-    return writing.prompt_of(cfg, text.tokenizer, cfg.log.sample_prompt or "\n")[0]
+    return writing.prompt_of(cfg, text.tokenizer.with_special(), cfg.log.sample_prompt or "\n")[0]
 
 
 def summary(folder: RunFolder) -> str:

@@ -163,6 +163,7 @@ def run(
         folder.open(cfg)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
+            folder.write_data(text.describe())
         saved_with = {"fingerprint": folder.fingerprint, "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:

@@ -13,6 +13,7 @@ from bigjax.data.batches.order import build_order
 from bigjax.data.batches.stream import TrainStream
 from bigjax.data.errors import DataError
 from bigjax.data.rows.packed import PackedText, Rows
+from bigjax.data.sources import duplicates
 from bigjax.data.sources.opening import Split, SplitSource, open_source, split_sources
 from bigjax.data.tokens.bpe import build_tokenizer
 from bigjax.data.tokens.cache import cache_folder
@@ -28,12 +29,16 @@ class TextData:
       eval: the held-out documents; None when nothing is held out.
       tokenizer: of both.
       cache: the cache folder.
+      duplicates: how many documents stand twice; see `sources.duplicates.count`.
+      notes: what is to be said of the sources before they are trained on.
     """
 
     train: TrainStream
     eval: EvalSet | None
     tokenizer: Tokenizer
     cache: Path
+    duplicates: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def score_set(self, split: Split) -> EvalSet:
         """Return the rows of a split, once and in order, for scoring.
@@ -56,6 +61,8 @@ class TextData:
             "eval": [_describe(source) for source in held_out.sources] if held_out else [],
             "rows_per_epoch": sum(train.order.rows),
             "steps_per_epoch": sum(train.order.rows) / train.global_batch_size,
+            "duplicates": self.duplicates,
+            "notes": list(self.notes),
             "vocab_size": self.tokenizer.vocab_size,
             "cache": str(self.cache),
         }
@@ -79,10 +86,12 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     if rows.step not in (None, 1) or rows.start is None or not 0 <= rows.start < rows.stop <= batch_size:
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
-    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg), root)
+    train_sides, eval_sides = sides_of(cfg, root)
+    found = duplicates.count(_found_elsewhere(train_sides), _found_elsewhere(eval_sides), root)
+    duplicates.check(found, data.max_overlap)
     if tokenizer is None:
         tokenizer = build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root, cfg.model.vocab_size)
-    cut = cutting.cutter(cfg, tokenizer, root, train_sides)
+    cut = cutting.cutter(cfg, for_text(cfg, tokenizer), root, train_sides)
     train_rows, eval_rows = tuple(map(cut, train_sides)), tuple(map(cut, eval_sides))
     counts = [len(source) for source in train_rows]
     if sum(counts) < batch_size:
@@ -118,7 +127,28 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
             f"there is nothing to predict in what is held out of {_some(data.eval_sources or data.sources)}: set "
             "data.eval_sources to longer documents, or hold nothing out (data.holdout=0)"
         )
-    return TextData(train, held_out, tokenizer, root)
+    notes = dict.fromkeys(note for side in (*train_sides, *eval_sides) for note in side.source.notes)
+    return TextData(train, held_out, tokenizer, root, found, (*notes, *duplicates.told(found)))
+
+
+WHOLE = ("classification", "token_classification", "question_answering", "seq2seq")
+"""Objectives whose documents cannot be cut in two."""
+
+
+def sides_of(cfg: Config, root: Path | None = None) -> tuple[list[SplitSource], list[SplitSource]]:
+    """Return what a run trains on and what it holds out; see `sources.opening.split_sources`."""
+    data, whole = cfg.data, cfg.train.objective in WHOLE
+    return split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg), root, whole=whole)
+
+
+def for_text(cfg: Config, tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer as it reads documents."""
+    return tokenizer.with_special() if cfg.data.special_tokens else tokenizer
+
+
+def _found_elsewhere(sides: list[SplitSource]) -> list[SplitSource]:
+    """Return the sides of texts that are not made up, of which copies are no wonder."""
+    return [side for side in sides if not side.source.spec.startswith("copy:")]
 
 
 def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer: Tokenizer) -> EvalSet:
@@ -132,8 +162,8 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
     sides = [SplitSource(open_source(spec, columns, root), "eval", "all") for spec in sources]
     # Only where nobody names the classes are they taken from what was trained on.
     unnamed = cfg.model.num_classes and not data.classes
-    training = split_sources(data.sources, data.eval_sources, data.holdout, columns, root)[0] if unnamed else []
-    cut = cutting.cutter(cfg, tokenizer, root, training)
+    training = sides_of(cfg, root)[0] if unnamed else []
+    cut = cutting.cutter(cfg, for_text(cfg, tokenizer), root, training)
     return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size)
 
 

@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def data(self) -> Path:
+        """What the run trains on and holds out: sizes, hashes and duplicates."""
+        return self.path / "data.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line; see `bigjax.run.metrics`."""
         return self.path / "metrics.jsonl"
@@ -185,6 +190,17 @@ class RunFolder:
         text = identity.contents_of(config)
         record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
         write_json(self.config, record | ({"text": text} if text else {}))
+
+    def write_data(self, described: dict[str, Any]) -> None:
+        """Write `data.json`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            write_json(self.data, described)
+        except OSError as error:
+            raise UserError(f"{self.data} cannot be written to: {error.strerror}") from error
 
     def load_config(self) -> Config:
         """Return the config of the run.

@@ -70,6 +70,7 @@ class Member:
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
         data.save_tokenizer(self.text.tokenizer, folder.path)
+        folder.write_data(self.text.describe())
         self._stream = self.text.train.leaving_out(rollback.left_out(folder))
         self._guard = guard.Guard(cfg, folder, dataclasses.replace(self.text, train=self._stream), self._say)
         self.batches = self._files.enter_context(self._stream.batches(start))

@@ -3,7 +3,8 @@
 `token_bytes` turns a loss in nats per token into bits per byte, which can be compared between tokenizers. It is exact
 for `bytes` and byte-level BPE. Where a definition changes a text first, to another Unicode form or by the space that
 many put before it, it counts what is made of the text, and `text_bytes` the text itself. WordPiece has none.
-Text is always taken literally: a special token spelled out in a document is encoded like any other characters.
+Text is taken literally, so that no document can inject what it spells: a special token spelled out is encoded like any
+other characters. `with_special` reads it as the token, as transformers does, which is for prompts.
 """
 
 import hashlib
@@ -59,6 +60,10 @@ class Tokenizer(Protocol):
         """Return the ids (n,) int32 of several texts, and (n, 2) the characters that each stands for, from and to."""
         ...
 
+    def with_special(self) -> "Tokenizer":
+        """Return the same tokenizer reading special tokens spelled out in a text as those tokens; another digest."""
+        ...
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a special token by its spelling, None if there is none."""
         ...
@@ -99,6 +104,9 @@ class ByteTokenizer:
         places = (np.repeat(np.arange(len(text)), [len(character.encode()) for character in text]) for text in texts)
         return [(self.encode(text), np.stack([at, at + 1], axis=1)) for text, at in zip(texts, places, strict=True)]
 
+    def with_special(self) -> "ByteTokenizer":
+        return self
+
     def token_id(self, token: str) -> int | None:
         del token
 
@@ -117,12 +125,15 @@ class JsonTokenizer:
       DataError: the kind of vocabulary is another, or `eos_token` or `bos_token` is not in it.
     """
 
-    def __init__(self, definition: str, eos_token: str | None, place: str, bos_token: str | None = None):
+    def __init__(
+        self, definition: str, eos_token: str | None, place: str, bos_token: str | None = None, *, special: bool = False
+    ):
         """Args:
         definition: the content of a tokenizer.json.
         eos_token: the token that ends a document; None takes the first of `EOS_NAMES` that exists.
         place: what to call the definition in errors.
         bos_token: the token that starts a text, where the definition does not put one there itself.
+        special: whether special tokens in a text are read as such.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -130,7 +141,7 @@ class JsonTokenizer:
             self._backend = Backend.from_str(definition)
         except Exception as error:  # the library raises Exception itself
             raise DataError(f"{place} is not a tokenizer.json that can be read: {error}") from None
-        self._backend.encode_special_tokens = True  # read special tokens in a text literally
+        self._backend.encode_special_tokens = not special  # True reads them literally
         self._backend.no_truncation()
         self._backend.no_padding()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
@@ -151,7 +162,7 @@ class JsonTokenizer:
         self.opening = tuple(_opening(content.get("post_processor") or {}))
         self.bos_id = self.opening[-1] if self.opening else None if bos_token is None else vocabulary[bos_token]
         self._set_tables(content, place)
-        self.digest = hashlib.sha256(json.dumps([definition, eos_token]).encode()).hexdigest()
+        self.digest = hashlib.sha256(json.dumps([definition, eos_token, *["special"] * special]).encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
@@ -172,6 +183,9 @@ class JsonTokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
+
+    def with_special(self) -> "JsonTokenizer":
+        return JsonTokenizer(self._definition, self._eos_token, self._place, self._bos_token, special=True)
 
     def token_id(self, token: str) -> int | None:
         return self._vocabulary.get(token)
