@@ -7,8 +7,8 @@ compute it. Held-out documents are whole documents. Which they are depends on th
 - with `data.eval_sources` the other sources train on all their documents, and those sources are evaluated on;
 - otherwise a document is held out when a hash of its text, as a number in [0, 1), is below `data.holdout`. So a
   document is on the same side in every run and on every machine, and copies of a document are on one side;
-- of so few documents that this leaves a side empty, plain texts are cut: the end of each, `data.holdout` of it, is
-  held out. Of labelled and other records the one with the lowest hash is, or the one with the highest trained on.
+- where this leaves a side empty, the document with the lowest hash is held out, or the one with the highest trained on;
+  of fewer than `FEW` plain texts the end of each is held out, `data.holdout` of it.
 """
 
 import contextlib
@@ -253,16 +253,20 @@ def tail_start(text: str, share: float) -> int:
     return max(cut, 0)
 
 
+FEW = 10
+"""Documents, of which one would be more than is wanted of a text."""
+
+
 def _rule(source: Source, holdout: float, whole: bool) -> str:
     """Return the rule that holds out documents of a source, or, of too few and unless `whole`, parts of each."""
-    lowest, highest, sides = 1.0, 0.0, set()
-    for _, text in source.read():
+    lowest, highest, sides, count = 1.0, 0.0, set(), 0
+    for count, (_, text) in enumerate(source.read(), start=1):  # noqa: B007
         fraction = document_fraction(text)
         lowest, highest = min(lowest, fraction), max(highest, fraction)
         sides.add(fraction < holdout)
         if len(sides) == 2:
             return f"hash:{holdout}"
-    if not whole:
+    if count < FEW and not whole:
         return f"tail:{holdout}"
     if lowest < highest:  # more than one text
         return f"hash:{highest if True in sides else math.nextafter(lowest, 1.0)!r}"
