@@ -33,6 +33,7 @@ from typing import Any
 from absl import flags
 
 from bigjax.config import Config, strict
+from bigjax.data import identity
 from bigjax.errors import UserError
 from bigjax.train import rollback
 from experiments import cli, plan
@@ -70,7 +71,7 @@ def main(flag_values: flags.FlagValues) -> int:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+    print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
@@ -125,7 +126,8 @@ def run(
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
     folder = RunFolder(workdir)
-    if folder.complete and strict.fingerprint(folder.load_config()) == strict.fingerprint(cfg):
+    folder.check_text(cfg)
+    if folder.complete and folder.is_of(cfg):
         say(f"{workdir} is complete: {finish.summary(folder)}")
         return 0
     pulse.phase("data")
@@ -172,7 +174,8 @@ def run(
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
             hf_origin.keep(cfg.init_from, folder.path)
-        identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
+            folder.write_data(text.describe())
+        saved_with = {"fingerprint": folder.fingerprint, "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
             if text.eval is None:
@@ -201,7 +204,8 @@ def run(
                 """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""
                 watchman.check(done, batch, values)
                 speed.count(stream.size(stream.number(batch.step)) * cfg.data.seq_len)
-                if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
+                due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
+                if due or not float(values["tokens"]):  # of what is to be counted none is left out
                     writer.write(done, finish.metrics_row(values, rate) | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
@@ -235,7 +239,7 @@ def run(
                         writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
                 if saving:
                     pulse.phase("save", done)
-                    saves.save(done, state, stream.state(done), identity)
+                    saves.save(done, state, stream.state(done), saved_with)
                     if stopping or done == total_steps:
                         saves.wait()  # the last checkpoint is whole before the run is called complete, or stopped
                     if saves.failures > failures:
