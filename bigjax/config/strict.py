@@ -35,6 +35,7 @@ __all__ = [
     "diff",
     "fingerprint",
     "from_dict",
+    "identity",
     "leaves",
     "maths",
     "plumbing",
@@ -119,6 +120,11 @@ def fingerprint(cfg: Any) -> str:
     changed = [leaf for leaf in leaves(cfg) if not leaf.plumbing and leaf.value != defaults[leaf.path]]
     canonical = json.dumps(_nest(changed), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def identity(cfg: Any) -> dict[str, Any]:
+    """Return `{"config", "fingerprint"}`, by which a folder and a checkpoint say whose they are."""
+    return {"config": to_dict(cfg), "fingerprint": fingerprint(cfg)}
 
 
 def diff(a: Any, b: Any) -> list[Difference]:

@@ -159,7 +159,7 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, {"config": strict.to_dict(config), "fingerprint": strict.fingerprint(config)})
+        write_json(self.config, strict.identity(config))
 
     def load_config(self) -> Config:
         """Return the config of the run.

@@ -93,8 +93,7 @@ class Member:
 
     def save(self, done: int, state: step.TrainState) -> None:
         """Save the checkpoint that a run by itself would have."""
-        identity = {"fingerprint": self.point.fingerprint, "config": strict.to_dict(self.cfg)}
-        self._checkpoints.save(done, state, self._stream.state(done), identity)
+        self._checkpoints.save(done, state, self._stream.state(done), strict.identity(self.cfg))
 
     def finish(self, alone: Alone, weights: Any, scores: dict[str, float], tokens_per_s: float | None) -> None:
         """Write what a run leaves at its end, once its last checkpoint is whole."""
