@@ -23,13 +23,6 @@ def agreed(flag: bool) -> bool:
     return any(of_all(int(flag)))
 
 
-def agreed_after(step: int, every_steps: int, flag: bool) -> bool:
-    """Return `agreed(flag)` as often as it is cheap: after each step of one process, after some of several, else False."""
-    import jax
-
-    return (jax.process_count() == 1 or step % every_steps == 0) and agreed(flag)
-
-
 def raise_together(error: BaseException | None, elsewhere: Exception) -> None:
     """Raise `error`, or `elsewhere` if only other processes have one."""
     failed = agreed(error is not None)

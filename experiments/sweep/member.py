@@ -91,7 +91,7 @@ class Member:
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""
         if scores and not (done == self.cfg.train.steps and finish.scored(self.folder, done)):
-            self.writer.write(done, {f"eval/{name}": value for name, value in scores.items()})
+            self.writer.write(done, finish.scores_row(scores))
 
     def save(self, done: int, state: step.TrainState) -> None:
         """Save the checkpoint that a run by itself would have."""
