@@ -32,22 +32,22 @@ def draw_loss(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    train, evaluation = (np.asarray(points, float).reshape(-1, 2) for points in (train, evaluation))
+    curve, scores = (np.asarray(points, float).reshape(-1, 2) for points in (train, evaluation))
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    smooth = smoothed(train[:, 1], reach=len(train) // 50)
-    axes.plot(*train.T, color="tab:blue", alpha=0.3, linewidth=0.7, label="train")
-    axes.plot(train[:, 0], smooth, color="tab:blue", linewidth=1.6, label="train, smoothed")
-    if len(evaluation):
-        axes.plot(*evaluation.T, "o-", color="tab:orange", markersize=4, linewidth=1, label="eval")
+    smooth = smoothed(curve[:, 1], reach=len(curve) // 50)
+    axes.plot(*curve.T, color="tab:blue", alpha=0.3, linewidth=0.7, label="train")
+    axes.plot(curve[:, 0], smooth, color="tab:blue", linewidth=1.6, label="train, smoothed")
+    if len(scores):
+        axes.plot(*scores.T, "o-", color="tab:orange", markersize=4, linewidth=1, label="eval")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.set_title(title, parse_math=False)  # a name is no formula, whatever it holds
     # The first steps would otherwise squeeze the part one looks at into the lower edge.
-    curves = np.concatenate([train[:, 1], evaluation[:, 1]])
-    shown = np.concatenate([smooth[len(smooth) // 50 :], evaluation[:, 1]])
+    both = np.concatenate([curve[:, 1], scores[:, 1]])
+    shown = np.concatenate([smooth[len(smooth) // 50 :], scores[:, 1]])
     if np.isfinite(shown).any():
-        low, high = np.min(curves[np.isfinite(curves)]), np.max(shown[np.isfinite(shown)])
+        low, high = np.min(both[np.isfinite(both)]), np.max(shown[np.isfinite(shown)])
         margin = 0.05 * (high - low) or 0.1
         axes.set_ylim(low - margin, high + margin)
     axes.grid(alpha=0.3)
