@@ -158,6 +158,10 @@ class RunFolder:
         cfg, text = self._load()
         return identity.fingerprint(cfg, text or {})
 
+    def identity(self, config: Config) -> dict[str, Any]:
+        """Return `{"config", "fingerprint"}`, by which a checkpoint of the run here says whose it is."""
+        return {"config": strict.to_dict(config), "fingerprint": self.fingerprint}
+
     def open(self, config: Config, changing: Collection[str] = ()) -> bool:
         """Create the folder for `config`, or find that it already belongs to it; return whether it did.
 
