@@ -14,3 +14,8 @@ class ConfigError(UserError, ValueError):
 def named(error: BaseException) -> str:
     """Return the kind and the message of an error, on which a `repr` may add a whole file, as of bytes not UTF-8."""
     return f"{type(error).__name__}: {error}"
+
+
+def shortened(text: str) -> str:
+    """Return what a user typed, cut where it is too long to be quoted in one sentence."""
+    return text if len(text) <= 80 else f"{text[:77]}..."

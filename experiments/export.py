@@ -15,7 +15,8 @@ from pathlib import Path
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+
+from . import cli
 
 EXAMPLES = (
     "python -m experiments.export --workdir=runs/d12 --format=hf --out=exported/d12",
@@ -43,7 +44,8 @@ def main(flag_values: flags.FlagValues) -> None:
     runtime.configure_jax()
     from bigjax.interop import hf
     from bigjax.interop.hf import config as hf_config
-    from experiments import trained
+
+    from . import trained
 
     hf.check_exportable(cfg.model, out)
     run = trained.load(flag_values.workdir, cfg)

@@ -29,15 +29,16 @@ from absl import flags
 from bigjax.config import Config, strict
 from bigjax.errors import UserError
 from bigjax.train import rollback
-from experiments import cli
-from experiments.processes import distributed
+
+from . import cli
+from .processes import distributed
 
 EXAMPLES = (
-    "python -m experiments.train --config=configs/quickstart.py",
-    "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=quickstart",
+    "python -m experiments.train --config=gpt:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
     "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
-    "python -m experiments.train --config=configs/quickstart.py --print_config",
-    "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
+    "python -m experiments.train --config=quickstart --print_config",
+    "python -m experiments.train --config=quickstart --diff=runs/quickstart",
 )
 
 
@@ -96,7 +97,8 @@ def run(
     from bigjax.run.throughput import Profile, Throughput
     from bigjax.train import flops, guard, step
     from bigjax.train import optimizers as optim
-    from experiments import finish, trained
+
+    from . import finish, trained
 
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
 

@@ -18,8 +18,9 @@ from bigjax.run.folder import RunFolder
 from bigjax.science.sweeps import Point
 from bigjax.train import guard, rollback, step
 from bigjax.train import optimizers as optim
-from experiments import finish
-from experiments.sweep.launch import Outcome, outcome_of
+
+from .. import finish
+from .launch import Outcome, outcome_of
 
 
 class Alone:
