@@ -76,7 +76,7 @@ def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     Raises:
       ShardingError: if the sizes do not multiply to `num_devices`.
     """
-    sizes = {axis: getattr(cfg, axis) for axis in MESH_AXES}
+    sizes = cfg.sizes
     fixed = prod(size for size in sizes.values() if size != -1)
     rest = next((axis for axis, size in sizes.items() if size == -1), None)
     given = " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)) or "the mesh"

@@ -19,8 +19,6 @@ from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
 
 from . import bert
 
-STEPS = 2600
-
 
 def get_config() -> ConfigDict:
     """Return the config."""
@@ -35,9 +33,7 @@ def get_config() -> ConfigDict:
                 seq_len=128,
                 document_mask=False,
             ),
-            train=TrainConfig(steps=STEPS, global_batch_size=16, objective="token_classification"),
-            optim=OptimConfig(
-                lr=5e-5, schedule="linear", warmup_steps=STEPS // 10, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
-            ),
+            train=TrainConfig(steps=2600, global_batch_size=16, objective="token_classification"),
+            optim=OptimConfig(lr=5e-5, schedule="linear", warmup=0.1, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999),
         )
     )

@@ -47,7 +47,7 @@ def shakespeare() -> Config:
         model=ModelConfig(family="rnn", num_layers=2, d_model=192, vocab_size=257, tie_embeddings=False, init_std=0.05),
         data=DataConfig(tokenizer="bytes", seq_len=64, order="contiguous"),
         train=TrainConfig(steps=2000, global_batch_size=32),
-        optim=OptimConfig(name="adam", lr=4e-3, warmup_steps=20, b2=0.99),
+        optim=OptimConfig(name="adam", lr=4e-3, warmup=0.01, b2=0.99),
         log=LogConfig(sample_prompt="ROMEO.\n", sample_tokens=200),
     )
 
@@ -83,7 +83,7 @@ def penn_treebank(width: int, init: float, clip: float, epochs: tuple[int, int],
             lr=1.0 * tokens,
             grad_clip=clip / tokens,
             schedule="wsd",
-            decay_steps=decay,
+            decay=decay / steps,
             end_lr_ratio=0.0,
             # A prior this narrow gives about the 1e-7 of the weights that the published code takes off in a step.
             weight_decay=2 * weight_decay(0.07, 0.5, PTB_TOKENS),

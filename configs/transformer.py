@@ -45,13 +45,16 @@ def model(d_model: int, d_ff: int, num_heads: int, dropout: float, vocab_size: i
     )
 
 
-def noam(d_model: int, warmup_steps: int) -> OptimConfig:
-    """Return Adam with the schedule of equation 3, whose peak is 1 / sqrt(d_model * warmup_steps)."""
+def noam(d_model: int, warmup: int, steps: int) -> OptimConfig:
+    """Return Adam with the schedule of equation 3, whose peak is 1 / sqrt(d_model * warmup), for a run of `steps`.
+
+    A run of another length keeps the peak, and the share of its steps that are warm-up.
+    """
     return OptimConfig(
         name="adam",
-        lr=(d_model * warmup_steps) ** -0.5,
+        lr=(d_model * warmup) ** -0.5,
         schedule="inverse_sqrt",
-        warmup_steps=warmup_steps,
+        warmup=warmup / steps,
         weight_decay=0.0,
         b2=0.98,
         eps=1e-9,
@@ -74,6 +77,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             train=TrainConfig(
                 steps=steps, global_batch_size=256, objective="seq2seq", label_smoothing=0.1, eval_every_steps=1000
             ),
-            optim=noam(d_model, WARMUP),
+            optim=noam(d_model, WARMUP, steps),
         )
     )

@@ -1,6 +1,7 @@
 """What the fields of an encoder-decoder's run must satisfy together."""
 
 from collections.abc import Iterator
+from math import gcd
 from typing import Any
 
 POSITIONS = ("sinusoidal", "relative", "none")
@@ -11,7 +12,10 @@ def problems(cfg: Any) -> Iterator[str]:
     """Yield one sentence for every field that contradicts the family, of this family or not."""
     model, data, train = cfg.model, cfg.data, cfg.train
     if model.positions == "sinusoidal" and model.d_model % 2:
-        yield f"model.d_model={model.d_model} is odd, but model.positions='sinusoidal' pairs a sine with each cosine"
+        yield (
+            f"model.d_model={model.d_model} is odd, but model.positions='sinusoidal' pairs a sine with each cosine: "
+            f"set model.d_model={model.d_model + 1}"
+        )
     if model.family != "encdec":
         yield from _only_for_encdec(cfg)
         return
@@ -20,7 +24,10 @@ def problems(cfg: Any) -> Iterator[str]:
     if not data.target_len:
         yield "data.target_len=0: model.family='encdec' needs the length of the rows that it writes"
     elif data.target_len % train.loss_chunks:
-        yield f"data.target_len={data.target_len} is not divisible by train.loss_chunks={train.loss_chunks}"
+        yield (
+            f"data.target_len={data.target_len} is not divisible by train.loss_chunks={train.loss_chunks}: set "
+            f"train.loss_chunks={gcd(data.target_len, train.loss_chunks)}"
+        )
     if min(data.seq_len, data.target_len or 2) < 2:
         yield f"data.seq_len={data.seq_len} or data.target_len={data.target_len} has no room for a token before the end"
     if model.positions == "relative":

@@ -65,7 +65,12 @@ def expected(cls: type, path: str) -> str:
 
 
 def unknown_field(cls: type, path: str) -> str:
-    """Return the sentence that says `path` is no field of `cls` and which field is nearest, in any section."""
+    """Return the sentence that says `path` is no field of `cls` and which field is nearest, in any section.
+
+    A class may say in `RENAMED` what a field of an earlier version is now, by path.
+    """
+    if path in (renamed := getattr(cls, "RENAMED", {})):
+        return f"{path} is now {renamed[path]}"
     section, _, name = path.rpartition(".")
     anywhere, here = ("", 0.0), ("", 0.0)
     for candidate in [*field_paths(cls), *sections(cls)]:

@@ -1,7 +1,7 @@
 """The shape of a model, of whatever family: the `model` section of a config."""
 
 from dataclasses import dataclass, field
-from math import lcm
+from math import gcd, lcm
 from typing import Literal
 
 from bigjax.config import rnn as config_rnn
@@ -122,8 +122,8 @@ class ModelConfig:
         if self.num_heads and not self.head_dim:
             if self.d_model % self.num_heads:
                 raise ConfigError(
-                    f"model.d_model={self.d_model} is not divisible by model.num_heads={self.num_heads}: "
-                    "change one of them or set model.head_dim"
+                    f"model.d_model={self.d_model} is not divisible by model.num_heads={self.num_heads}: set "
+                    f"{other_heads(self)}, or model.head_dim"
                 )
             object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
         object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
@@ -146,3 +146,19 @@ class ModelConfig:
         """The sliding window of each layer, None for full attention."""
         pattern = [window or None for window in self.layer_windows] or [self.sliding_window]
         return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+
+def other_heads(model: ModelConfig) -> str:
+    """Return the fields that give a model the most heads, at most those it has, into which its width divides.
+
+    Heads are of an even size, 8 or more if the width has such divisors, and a multiple of the kv heads. Where there are
+    none, the width is the one to be changed.
+    """
+    counts = [n for n in range(1, model.num_heads + 1) if model.d_model % (2 * n) == 0]
+    if not counts:  # an odd width
+        step = 2 * model.num_heads
+        return f"model.d_model={max(round(model.d_model / step), 1) * step}"
+    heads = max([n for n in counts if model.d_model // n >= 8] or counts)
+    said = f"model.num_heads={heads}"
+    kv_heads = model.num_kv_heads
+    return said if kv_heads in (0, model.num_heads) else f"{said} and model.num_kv_heads={gcd(heads, kv_heads)}"

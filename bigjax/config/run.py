@@ -7,7 +7,7 @@ A field is *maths* (it changes the numbers a run produces) unless it is declared
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from bigjax.config import checks as config_checks
 from bigjax.config.model import ModelConfig
@@ -110,13 +110,18 @@ class LrMultipliers:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer, its schedule and what surrounds them."""
+    """The optimizer, its schedule and what surrounds them.
+
+    `warmup` and `decay` are lengths of the schedule: below 1 a share of `train.steps`, else whole steps; 1 is one step.
+    `linear` and `cosine` decay from the end of the warm-up to the end of the run where `decay` is 0; `wsd` decays over
+    its last `decay`. `constant` and `inverse_sqrt` do not read it.
+    """
 
     name: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
     lr: float = bounded(1e-3, above=0)
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
-    warmup_steps: int = bounded(0, minimum=0)
-    decay_steps: int = bounded(0, minimum=0)
+    warmup: float = bounded(0.0, minimum=0)
+    decay: float = bounded(0.0, minimum=0)
     end_lr_ratio: float = bounded(0.1, minimum=0, maximum=1)
     weight_decay: float = bounded(0.1, minimum=0)
     b1: float = bounded(0.9, minimum=0, below=1)
@@ -135,6 +140,8 @@ class OptimConfig:
 class MeshConfig:
     """Devices along each axis; -1 on one axis means all that are left.
 
+    Zero in `data` means all that are left, or 1 where another axis has them.
+
     `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
     (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters, or axes of parameters, that may
     stay whole on every device.
@@ -142,13 +149,19 @@ class MeshConfig:
 
     slice: int = plumbing(1, minimum=-1)
     stage: int = plumbing(1, minimum=-1)
-    data: int = plumbing(-1, minimum=-1)
+    data: int = plumbing(0, minimum=-1)
     fsdp: int = plumbing(1, minimum=-1)
     expert: int = plumbing(1, minimum=-1)
     context: int = plumbing(1, minimum=-1)
     tensor: int = plumbing(1, minimum=-1)
     shard_sequence: bool = plumbing(False)
     allow_replicated: tuple[str, ...] = plumbing(())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along each axis, slowest link first; -1 on at most one."""
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        return sizes | {"data": self.data or (1 if -1 in sizes.values() else -1)}
 
 
 @dataclass(frozen=True)
@@ -190,7 +203,20 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """One run.
+
+    It starts from the parameters of `init_from`, a run folder or `hf:PATH`, or as `init_state`, RUN@STEP, from the
+    whole state of a run after a step: parameters, optimizer, averages, data position and random numbers. Then
+    `train.steps` counts that run's steps, too, and model, data, seed and batch must be its own: see
+    `bigjax.train.continuation`.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        f"optim.{name}_steps": f"optim.{name}: set optim.{name} to the same number, which still means steps, or to a "
+        "share of the run, below 1"
+        for name in ("warmup", "decay")
+    }
+    """What fields of earlier versions are now."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -201,6 +227,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     init_from: str | None = None
+    init_state: str | None = None
 
     @property
     def carries_state(self) -> bool:
@@ -208,7 +235,7 @@ class Config:
         return self.model.family == "rnn" and self.data.order == "contiguous"
 
     def __post_init__(self):
-        problems = list(config_checks.problems(self, MESH_AXES))
+        problems = list(config_checks.problems(self))
         if problems:
             raise ConfigError("\n".join(problems))
 

@@ -5,6 +5,7 @@ from math import ceil, gcd, lcm
 
 from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig
 from bigjax.config.mup import BASE_SIZES, base_sizes
+from bigjax.data.batches import ramp
 
 DEVICES = 8
 """The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""
@@ -48,7 +49,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
       each. A batch that grows does so from half of the rows, over as many tokens as 3 full ones have.
     - A learning rate below 0.01 becomes 0.01, one of Adafactor below 0.1 becomes 0.1.
     - The mesh is all data parallel, for the caller to choose; the batches are the caller's too (the tokenizer and the
-      sources are kept, but their tokens do not fit the small vocabulary); `init_from` is dropped.
+      sources are kept, but their tokens do not fit the small vocabulary); `init_from` and `init_state` are dropped.
     """
     seq_len, chunks = _sequence(cfg)
     model = _model(cfg, seq_len)
@@ -63,13 +64,11 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
         eval_every_steps=min(cfg.train.eval_every_steps, 10),
         eval_batches=min(cfg.train.eval_batches, 2),
     )
-    share = train.steps / cfg.train.steps
-    warmup = _part(cfg.optim.warmup_steps, share)
     optim = dataclasses.replace(
         cfg.optim,
         lr=max(cfg.optim.lr, MIN_RELATIVE_LR if cfg.optim.name == "adafactor" else MIN_LR),
-        warmup_steps=warmup,
-        decay_steps=min(_part(cfg.optim.decay_steps, share), train.steps - warmup),
+        warmup=_share(cfg.optim.warmup, cfg),
+        decay=_share(cfg.optim.decay, cfg),
     )
     return dataclasses.replace(
         cfg,
@@ -84,7 +83,13 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
         optim=optim,
         mesh=MeshConfig(allow_replicated=cfg.mesh.allow_replicated),
         init_from=None,
+        init_state=None,
     )
+
+
+def _share(length: float, cfg: Config) -> float:
+    """Return a length of the schedule as a share of the run, of which a whole one is the largest there is."""
+    return length if length < 1 else min(length / ramp.build(cfg).full_batches(cfg.train.steps), 1 - 2.0**-20)
 
 
 def _sequence(cfg: Config) -> tuple[int, int]:

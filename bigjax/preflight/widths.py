@@ -182,8 +182,7 @@ def at_width(cfg: Config, width: int, base: int, parametrization: str) -> Config
     return replace(
         small,
         model=sizes | plain | (mup if parametrization == "mup" else {}),
-        optim=rate
-        | {"schedule": "constant", "warmup_steps": 0, "decay_steps": 0, "weight_decay": 0.0, "grad_clip": None},
+        optim=rate | {"schedule": "constant", "warmup": 0.0, "decay": 0.0, "weight_decay": 0.0, "grad_clip": None},
         train={"microbatches": 1, "loss_chunks": 1},
     )
 

@@ -138,7 +138,7 @@ def test_a_table_is_translated(commands, call_command, tmp_path):
         "--config.model.dropout=0.0",
         "--config.train.steps=150",
         "--config.train.global_batch_size=32",
-        "--config.optim.warmup_steps=30",
+        "--config.optim.warmup=30",
         "--config.optim.lr=4e-3",
         "--config.log.plot=false",
         "--config.log.tensorboard=false",

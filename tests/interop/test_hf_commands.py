@@ -22,7 +22,7 @@ BRIEFLY = (
     "--config.data.seq_len=16",
     "--config.train.global_batch_size=4",
     "--config.train.steps=3",
-    "--config.optim.warmup_steps=1",
+    "--config.optim.warmup=1",
     "--config.log.plot=false",
     "--config.log.tensorboard=false",
 )

@@ -18,7 +18,7 @@ def learnable(cfg: Config) -> Config:
     if cfg.optim.name != "sgd":
         return cfg
     drops = dict.fromkeys(config_rnn.RATES)
-    optimizer = {"name": "adam", "lr": 0.02, "grad_clip": 1.0, "schedule": "constant", "decay_steps": 0}
+    optimizer = {"name": "adam", "lr": 0.02, "grad_clip": 1.0, "schedule": "constant", "decay": 0}
     return config.replace(cfg, model={"dropout": 0.0, **drops}, optim=optimizer)
 
 

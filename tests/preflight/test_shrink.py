@@ -6,6 +6,7 @@ import pytest
 
 from bigjax import config, models, sharding
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config.lengths import lengths
 from bigjax.data.batches import ramp as batch_ramp
 from bigjax.params import count
 from bigjax.preflight.shrink import shrink
@@ -20,7 +21,7 @@ SIZES = {
     "data": {"seq_len", "target_len", "doc_stride"},
     "train": {"steps", "global_batch_size", "microbatches", "loss_chunks", "eval_every_steps", "eval_batches"}
     | {"ramp_batch_size", "ramp_tokens"},
-    "optim": {"lr", "warmup_steps", "decay_steps"},
+    "optim": {"lr", "warmup", "decay"},
 }
 """What may change; `rope`, the windows and `moe` have tests of their own."""
 LENGTHS = {"rope", "sliding_window", "layer_windows", "moe"}
@@ -114,8 +115,10 @@ def test_a_whole_period_of_windows_is_kept(windows, layers, expected):
 
 
 def test_schedule_keeps_its_proportions():
-    small = shrink(big(optim=vars(OptimConfig(schedule="wsd", warmup_steps=100, decay_steps=3000, lr=1e-4))))
-    assert (small.train.steps, small.optim.warmup_steps, small.optim.decay_steps, small.optim.lr) == (20, 1, 6, 0.01)
+    small = shrink(big(optim=vars(OptimConfig(schedule="wsd", warmup=100, decay=3000, lr=1e-4))))
+    assert (small.train.steps, lengths(small.optim, 20), small.optim.lr) == (20, (1, 6), 0.01)
+    whole = shrink(big(optim={"schedule": "wsd", "decay": 10_000, "lr": 1e-4}))
+    assert lengths(whole.optim, 20) == (0, 20)
 
 
 def test_mesh_and_start_are_left_to_the_caller():

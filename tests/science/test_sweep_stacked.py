@@ -31,7 +31,7 @@ TINY = Config(
 
 NUMBERS = {
     "optim.lr": [1e-3, 1e-2],
-    "optim.warmup_steps": [0, 3],
+    "optim.warmup": [0, 3],
     "optim.weight_decay": [0.0, 0.3],
     "model.dropout": [0.1, 0.3],
     "model.init_std": [0.02, 0.05],
