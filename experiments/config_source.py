@@ -9,9 +9,9 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -70,6 +70,36 @@ def load(source: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
     return config.lock()
+
+
+def load_config(source: str | Path, changes: Mapping[str, Any] = MappingProxyType({})) -> Config:
+    """Return a config from where `--config` finds it, with some fields changed as flags change them.
+
+        load_config("gpt:d12", {"train.steps": 100, "model.num_layers": 4})
+
+    Args:
+        source: the name of a config that comes with bigjax, a config file, the folder of a run, or `hf:PATH`; a name
+            or a file with its argument, if it takes one, after a colon.
+        changes: values by `section.field`. What is derived from a field follows it.
+
+    Raises:
+        UserError: as `load`; or a field does not exist or does not take the value, or fields clash.
+    """
+    config = load(str(source))
+    _change(config, changes, str(source), str(source))
+    return strict.from_dict(Config, config)
+
+
+def _change(config: ConfigDict, changes: Mapping[str, Any], where: str, source: str) -> None:
+    try:
+        # A ConfigDict would take True for 1.0.
+        values = {path: strict.convert(Config, path, value) for path, value in changes.items()}
+    except strict.ConfigError as error:
+        raise UserError(f"{where}: {error}") from error
+    try:
+        config.update_from_flattened_dict(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} changes what {source} does not have: {error}") from error
 
 
 def load_sweep(source: str) -> Callable[[Any], Any]:
@@ -154,15 +184,7 @@ def _load_preset(path: Path) -> ConfigDict:
         raise UserError(f"there is no preset {str(path)!r}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {named(error)}") from error
-    try:
-        # A ConfigDict would take True for 1.0.
-        changes = {field: strict.convert(Config, field, value) for field, value in changes.items()}
-    except strict.ConfigError as error:
-        raise UserError(f"{path}: {error}") from error
-    try:
-        config.update_from_flattened_dict(changes)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} changes what {preset['config']} does not have: {error}") from error
+    _change(config, changes, str(path), preset["config"])
     return config
 
 
