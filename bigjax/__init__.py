@@ -56,7 +56,7 @@ from bigjax import lazy
 
 if TYPE_CHECKING:
     from bigjax.evaluate.generation import generate as generate
-    from bigjax.experiments.config_source import load_config as load_config
+    from bigjax.experiments.config_source import load_config as load_config  # pyright: ignore[reportMissingImports]
     from bigjax.interop.hf import import_checkpoint as import_checkpoint
     from bigjax.sharding import make_mesh as make_mesh
     from bigjax.version import __version__ as __version__

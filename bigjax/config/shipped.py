@@ -20,12 +20,10 @@ def located(source: str) -> str:
     return source if path is None else f"{path}{colon}{argument}"
 
 
-def nearest(source: str) -> str | None:
-    """Return the name of a shipped config that `FILE[:ARG]` or `NAME[:ARG]` may have meant, with its argument."""
-    name, colon, argument = source.partition(":")
-    plain = name.removesuffix(".py").removesuffix(".json").removeprefix("configs/")
-    near = difflib.get_close_matches(plain, _all(), n=1)
-    return f"{near[0]}{colon}{argument}" if near else None
+def nearest(file: str) -> str | None:
+    """Return the name of a shipped config that a name or a file that is not there may have meant."""
+    plain = file.removesuffix(".py").removesuffix(".json").removeprefix("configs/")
+    return next(iter(difflib.get_close_matches(plain, _all(), n=1)), None)
 
 
 def _all() -> dict[str, Path]:

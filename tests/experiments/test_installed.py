@@ -59,8 +59,11 @@ def wheel(source, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory) -> Path:
-    """A folder of installed packages that holds the wheel, and nothing else of ours."""
+    """A folder of installed packages that holds the wheel, and nothing else of ours, inside somebody's repository."""
     folder = tmp_path_factory.mktemp("site")
+    git = ["git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@localhost"]
+    for arguments in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message=mine"]):
+        subprocess.run([*git, *arguments], check=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-cache-dir"]
     subprocess.run([*pip, "--disable-pip-version-check", "--target", folder, wheel], check=True)
     return folder
@@ -158,13 +161,12 @@ def test_an_editable_install_finds_the_clone_from_anywhere(call, source, editabl
 def test_processes_that_commands_start_run_from_anywhere(request, call, where, mine):
     """A sweep's trainers, a group's processes, a check's trainers that are killed, and a plan's compiler."""
     site = request.getfixturevalue(where)
-    tiny = [flag for flag in TINY[1:] if "train.steps" not in flag]
-    sweep = ("sweep", "--config=sweeps/lr_width", *tiny, "--config.train.steps=2", "--processes=2", "--workdir=sweep")
-    few = "def sweep(add):\n    for lr in (1e-3, 2e-3): add({'optim.lr': lr})"
+    tiny = (*TINY[1:], "--config.train.steps=4")
+    few = "def sweep(add):\n    for lr in (1e-3, 2e-3): add(**{'optim.lr': lr})"
     (mine / "few.py").write_text(f"from bigjax.configs.quickstart import get_config\n{few}")
     for command in (
-        ("sweep", "--config=few.py", *sweep[2:]),
-        ("train", "--config=quickstart", *tiny, "--config.train.steps=2", "--num_processes=2", "--workdir=two"),
+        ("sweep", "--config=few.py", *tiny, "--processes=2", "--workdir=sweep"),
+        ("train", "--config=quickstart", *tiny, "--num_processes=2", "--workdir=two"),
         ("check", "resume", "--config=quickstart", "--meshes=data=2", "--processes=0"),
         ("plan", "--config=quickstart", *tiny, "--topology=cpu:2"),
     ):
