@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import json
@@ -93,13 +94,31 @@ def load_config(source: str | Path, changes: Mapping[str, Any] = MappingProxyTyp
 def _change(config: ConfigDict, changes: Mapping[str, Any], where: str, source: str) -> None:
     try:
         # A ConfigDict would take True for 1.0.
-        values = {path: strict.convert(Config, path, value) for path, value in changes.items()}
+        declared = Config.schema_of(strict.with_fields(Config, config.to_dict(), changes))
+        values = {path: strict.convert(declared, path, value) for path, value in changes.items()}
     except strict.ConfigError as error:
         raise UserError(f"{where}: {error}") from error
     try:
         config.update_from_flattened_dict(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where} changes what {source} does not have: {error}") from error
+
+
+def with_named(config: ConfigDict, changes: dict[str, str]) -> tuple[ConfigDict, type[Config]]:
+    """Return a config with the sections that belong to what its fields name, and the class that declares them.
+
+    Args:
+      changes: fields that name something, such as `model.family`, and what they are to name.
+    """
+    if not changes:
+        return config, Config.schema_of(config)
+    nested = strict.with_fields(Config, config.to_dict(), changes)
+    declared = Config.schema_of(nested)
+    for path, section in schema.sections(declared).items():
+        *parents, name = path.split(".")
+        node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, nested)
+        node.setdefault(name, strict.to_config_dict(section()).to_dict())
+    return ConfigDict(nested).lock(), declared
 
 
 def load_sweep(source: str) -> Callable[[Any], Any]:
