@@ -16,10 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
+from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, named, strict
 from bigjax.config import fields as schema
-from bigjax.config.checks import OBJECTIVES
-from bigjax.errors import UserError, named
+from bigjax.errors import UserError
+from bigjax.errors import named as named_error
 from bigjax.interop.hf import config as hf_config
 from bigjax.run.folder import RunFolder
 
@@ -110,9 +110,8 @@ def _finetuning(source: str, folder: Path) -> Config:
     An encoder-decoder is tuned as T5 was (Raffel et al. 2020, section 3.1.2).
     """
     model = hf_config.import_config(folder).model
-    heads: dict[str, Any] = {
-        head: name for name, (families, head) in reversed(OBJECTIVES.items()) if model.family in families
-    }
+    tasks = {name: named.load("train.objective", name, named.TASKS) for name in reversed(named.TASKS)}
+    heads = {task.head: name for name, task in tasks.items() if model.family in task.families}
     head = model.head if model.head in heads else "lm"
     tokenizer = folder / "tokenizer.json"
     length = min(model.max_seq_len, 1024)
@@ -143,7 +142,9 @@ def _load_preset(path: Path) -> ConfigDict:
     except FileNotFoundError:
         raise UserError(f"there is no preset {str(path)!r}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {named(error)}") from error
+        raise UserError(
+            f"{path} is not a preset, a JSON object with 'config' and 'changes': {named_error(error)}"
+        ) from error
     try:
         # A ConfigDict would take True for 1.0.
         changes = {field: strict.convert(Config, field, value) for field, value in changes.items()}

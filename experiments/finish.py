@@ -15,6 +15,7 @@ from bigjax.run import metrics, plots
 from bigjax.run.folder import RunFolder
 from bigjax.run.json_files import reading
 from bigjax.sharding import Layout
+from bigjax.tasks import named_task
 from bigjax.train import rollback
 from bigjax.train.flops import run_flops_per_token
 
@@ -40,9 +41,9 @@ def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, t
     return "\n".join(lines)
 
 
-def metrics_row(values: dict[str, Any], rate: Callable[[int], float]) -> dict[str, float]:
+def metrics_row(cfg: Config, values: dict[str, Any], rate: Callable[[int], float]) -> dict[str, float]:
     """Return what `metrics.jsonl` says of a step, of the metrics of `step.make_train_step`; waits for the device."""
-    names = [name for name in values if name in metrics.TRAINING or "/" in name]
+    names = [name for name in values if name in named_task(cfg).metrics or "/" in name]
     row = metrics.scalars({name if "/" in name else f"train/{name}": values[name] for name in names})
     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": rate(int(values["updates"]))}
     return row | ({SKIPPED: int(values["skipped"])} if "skipped" in values else {})

@@ -190,7 +190,7 @@ def run(
                 watchman.check(done, batch, values)
                 speed.count(stream.size(stream.number(batch.step)) * cfg.data.seq_len)
                 if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
-                    writer.write(done, finish.metrics_row(values, rate) | speed.read())
+                    writer.write(done, finish.metrics_row(cfg, values, rate) | speed.read())
 
             saves, failures = LenientSaves(checkpoints, say), 0
             late = runtime.dispatches_ahead()

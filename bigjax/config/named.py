@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,11 @@ def _imported(field: str, name: str, place: str) -> Any:
         hint = f": did you mean {module_name}:{near[0]}?" if near else ""
         raise ConfigError(f"{field}={name!r}: {module_name} has no {attribute!r}{hint}")
     return getattr(module, attribute)
+
+
+def those(field: str, known: Mapping[str, str], suits: Callable[[Any], Any]) -> list[str]:
+    """Return the names of `known` of which what they name suits."""
+    return [name for name in known if suits(load(field, name, known))]
 
 
 def section(name: str) -> str:

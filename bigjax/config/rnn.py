@@ -24,8 +24,6 @@ SHARED += ("dropout", "init_std", "dtype", "layers", "remat", "bias", "positions
 def problems(cfg: Any) -> Iterator[str]:
     """Yield one sentence for every field that the family does not read, or that contradicts another."""
     model, order = cfg.model, cfg.data.order
-    if order == "contiguous" and cfg.train.objective != "causal_lm":
-        yield f"data.order='contiguous' needs train.objective='causal_lm', not {cfg.train.objective!r}"
     if order == "contiguous" and cfg.data.weights:
         yield (
             f"data.weights={cfg.data.weights} mix shuffled rows, but data.order='contiguous' reads every source from "

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigjax.config import Config
-from bigjax.data import cutting
+from bigjax.config import Config, named
 from bigjax.data.batches import ramp as batch_ramp
 from bigjax.data.batches.evalset import EvalSet
 from bigjax.data.batches.lanes import build_lanes
@@ -14,7 +13,6 @@ from bigjax.data.batches.stream import TrainStream
 from bigjax.data.errors import DataError
 from bigjax.data.rows.packed import PackedText, Rows
 from bigjax.data.sources.opening import Split, SplitSource, open_source, split_sources
-from bigjax.data.tokens.bpe import build_tokenizer
 from bigjax.data.tokens.cache import cache_folder
 from bigjax.data.tokens.tokenizers import Tokenizer
 
@@ -79,10 +77,12 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     if rows.step not in (None, 1) or rows.start is None or not 0 <= rows.start < rows.stop <= batch_size:
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
-    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg))
+    task = _task(cfg)
+    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, task.columns(cfg))
     if tokenizer is None:
-        tokenizer = build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root, cfg.model.vocab_size)
-    cut = cutting.cutter(cfg, tokenizer, root, train_sides)
+        made: Tokenizer = task.processor(cfg, train_sides, root)
+        tokenizer = made
+    cut = task.rows(cfg, tokenizer, root, train_sides)
     train_rows, eval_rows = tuple(map(cut, train_sides)), tuple(map(cut, eval_sides))
     counts = [len(source) for source in train_rows]
     if sum(counts) < batch_size:
@@ -118,13 +118,19 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
       DataError: as `build`.
     """
     data, root = cfg.data, cache_folder(cfg.data.cache_dir)
-    columns = cutting.columns(cfg)
+    task = _task(cfg)
+    columns = task.columns(cfg)
     sides = [SplitSource(open_source(spec, columns), "eval", "all") for spec in sources]
     # Only where nobody names the classes are they taken from what was trained on.
     unnamed = cfg.model.num_classes and not data.classes
     training = split_sources(data.sources, data.eval_sources, data.holdout, columns)[0] if unnamed else []
-    cut = cutting.cutter(cfg, tokenizer, root, training)
+    cut = task.rows(cfg, tokenizer, root, training)
     return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size, tokenizer)
+
+
+def _task(cfg: Config) -> Any:
+    """Return the `tasks.Task` of a run. The room of tasks lies above this one, which knows it by its name only."""
+    return named.load("train.objective", cfg.train.objective, named.TASKS)
 
 
 def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int, tokenizer: Tokenizer) -> EvalSet:

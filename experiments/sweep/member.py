@@ -84,7 +84,7 @@ class Member:
             self.outcome = Outcome("diverged", error.exit_code, str(error))
             return
         if rates is not None:
-            self.writer.write(done, finish.metrics_row(values, self._rate) | rates)
+            self.writer.write(done, finish.metrics_row(self.cfg, values, self._rate) | rates)
 
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""
