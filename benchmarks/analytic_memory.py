@@ -30,7 +30,7 @@ import jax
 
 from benchmarks.analytic_cases import HELD_OUT, READ
 from bigjax import sharding
-from bigjax.config import MESH_AXES, Config
+from bigjax.config import Config
 from bigjax.preflight.plan import devices, program, report
 from bigjax.preflight.plan.analytic import estimate as analytic
 from bigjax.preflight.plan.compiled import compile_and_read
@@ -77,7 +77,7 @@ def chips(cfg: Config) -> list[Any]:
 
 def mesh_sizes(cfg: Config) -> dict[str, int]:
     """Return the size of every mesh axis."""
-    return {axis: getattr(cfg.mesh, axis) for axis in MESH_AXES}
+    return cfg.mesh.sizes
 
 
 def row(name: str, compiled: dict[str, Any]) -> dict[str, Any]:

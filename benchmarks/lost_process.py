@@ -27,7 +27,7 @@ TINY = {
     "train.global_batch_size": 8,
     "train.steps": 1_000_000,
     "train.eval_every_steps": 0,
-    "optim.warmup_steps": 1,
+    "optim.warmup": 1,
     "log.every_steps": 1,
     "log.sample_tokens": 0,
     "checkpoint.every_steps": 20,

@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             steps=1_000_000, global_batch_size=256, objective="masked_lm_next_sentence" if paired else "masked_lm"
         ),
         optim=OptimConfig(
-            name="adamw", lr=1e-4, schedule="linear", warmup_steps=10_000, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
+            name="adamw", lr=1e-4, schedule="linear", warmup=0.01, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
         ),
     )
     if name == "large":

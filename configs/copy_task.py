@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             model=transformer.model(64, 128, 4, dropout=0.0, vocab_size=260, num_layers=2),
             data=DataConfig(sources=("copy:10:8",), seq_len=10, target_len=10),
             train=TrainConfig(steps=1000, global_batch_size=64, objective="seq2seq", label_smoothing=0.1),
-            optim=dataclasses.replace(transformer.noam(64, 100), lr=2e-3, schedule="cosine", end_lr_ratio=0.0),
+            optim=dataclasses.replace(transformer.noam(64, 100, 1000), lr=2e-3, schedule="cosine", end_lr_ratio=0.0),
             checkpoint=CheckpointConfig(every_steps=500),
         )
     )

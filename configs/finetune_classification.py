@@ -59,9 +59,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 document_mask=False,
             ),
             train=TrainConfig(steps=250, global_batch_size=16, objective="classification", eval_every_steps=125),
-            optim=OptimConfig(
-                lr=3e-4, schedule="linear", warmup_steps=25, end_lr_ratio=0.0, weight_decay=0.01, b2=0.98
-            ),
+            optim=OptimConfig(lr=3e-4, schedule="linear", warmup=0.1, end_lr_ratio=0.0, weight_decay=0.01, b2=0.98),
             log=LogConfig(every_steps=20),
             init_from={"pretrained": PRETRAINED, "scratch": None}.get(start, start),
         )

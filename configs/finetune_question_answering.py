@@ -18,8 +18,6 @@ from ml_collections import ConfigDict
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
 from configs import bert
 
-STEPS = 8200
-
 
 def get_config() -> ConfigDict:
     """Return the config."""
@@ -34,9 +32,7 @@ def get_config() -> ConfigDict:
                 seq_len=384,
                 document_mask=False,
             ),
-            train=TrainConfig(steps=STEPS, global_batch_size=32, objective="question_answering"),
-            optim=OptimConfig(
-                lr=5e-5, schedule="linear", warmup_steps=STEPS // 10, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
-            ),
+            train=TrainConfig(steps=8200, global_batch_size=32, objective="question_answering"),
+            optim=OptimConfig(lr=5e-5, schedule="linear", warmup=0.1, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999),
         )
     )

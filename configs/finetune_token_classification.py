@@ -18,8 +18,6 @@ from ml_collections import ConfigDict
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
 from configs import bert
 
-STEPS = 2600
-
 
 def get_config() -> ConfigDict:
     """Return the config."""
@@ -34,9 +32,7 @@ def get_config() -> ConfigDict:
                 seq_len=128,
                 document_mask=False,
             ),
-            train=TrainConfig(steps=STEPS, global_batch_size=16, objective="token_classification"),
-            optim=OptimConfig(
-                lr=5e-5, schedule="linear", warmup_steps=STEPS // 10, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
-            ),
+            train=TrainConfig(steps=2600, global_batch_size=16, objective="token_classification"),
+            optim=OptimConfig(lr=5e-5, schedule="linear", warmup=0.1, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999),
         )
     )

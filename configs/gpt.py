@@ -104,13 +104,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
             global_batch_size=size.global_batch_size,
             eval_every_steps=1000,
         ),
-        optim=OptimConfig(lr=size.lr, warmup_steps=round(WARMUP_TOKENS / tokens_per_step)),
+        optim=OptimConfig(lr=size.lr, warmup=WARMUP_TOKENS / size.tokens),
         mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(allow_replicated=whole),
     )
-    return to_config_dict(_as_gpt3(cfg, tokens_per_step) if name.startswith("gpt3") else cfg)
+    return to_config_dict(_as_gpt3(cfg) if name.startswith("gpt3") else cfg)
 
 
-def _as_gpt3(cfg: Config, tokens_per_step: int) -> Config:
+def _as_gpt3(cfg: Config) -> Config:
     """Return a run with what sets GPT-3's apart: bands, a batch that grows, and a floor before the end."""
     rows = cfg.train.global_batch_size
     ramp = {"ramp_batch_size": GPT3_RAMP_FROM // cfg.data.seq_len, "ramp_tokens": GPT3_RAMP_TOKENS[rows]}
@@ -118,6 +118,6 @@ def _as_gpt3(cfg: Config, tokens_per_step: int) -> Config:
         cfg,
         model={"layer_windows": GPT3_WINDOWS},
         train=ramp,
-        optim={"decay_steps": round((GPT3_DECAYED_AT - WARMUP_TOKENS) / tokens_per_step)},
+        optim={"decay": (GPT3_DECAYED_AT - WARMUP_TOKENS) / GPT3_TOKENS},
     )
     return replace(cfg, train={"steps": batch_ramp.build(cfg).steps_for(GPT3_TOKENS // cfg.data.seq_len)})

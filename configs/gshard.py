@@ -67,13 +67,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg not in ARGUMENTS:
         raise ConfigError(f"there is no size {arg!r}, only {', '.join(ARGUMENTS)}")
     size = SIZES[arg]
+    steps = round(TOKENS / size.batch_tokens)
     return to_config_dict(
         Config(
             model=ModelConfig(
                 family="encdec",
                 vocab_size=VOCABULARY,
                 num_layers=size.num_layers // 2,
-                num_decoder_layers=size.num_layers // 2,
+                encdec={"num_decoder_layers": size.num_layers // 2},
                 d_model=1024,
                 num_heads=16,
                 head_dim=128,
@@ -97,7 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 target_len=SEQ_LEN,
             ),
             train=TrainConfig(
-                steps=round(TOKENS / size.batch_tokens),
+                steps=steps,
                 global_batch_size=size.batch_tokens // SEQ_LEN,
                 objective="seq2seq",
                 eval_every_steps=1000,
@@ -106,7 +107,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 name="adafactor",
                 lr=WARMUP_STEPS**-0.5,
                 schedule="inverse_sqrt",
-                warmup_steps=WARMUP_STEPS,
+                warmup=WARMUP_STEPS / steps,
                 weight_decay=0.0,
                 grad_clip=None,
             ),

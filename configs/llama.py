@@ -55,6 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg not in ARGUMENTS:
         raise ConfigError(f"there is no size {arg!r}, only {', '.join(ARGUMENTS)}")
     size = SIZES[arg]
+    steps = round(size.tokens / (BATCH_SIZE * SEQ_LEN))
     return to_config_dict(
         Config(
             model=ModelConfig(
@@ -83,10 +84,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 remat="full",
             ),
             data=DataConfig(tokenizer="bpe:128256", seq_len=SEQ_LEN),
-            train=TrainConfig(
-                steps=round(size.tokens / (BATCH_SIZE * SEQ_LEN)), global_batch_size=BATCH_SIZE, eval_every_steps=1000
-            ),
-            optim=OptimConfig(lr=size.lr, warmup_steps=8000, end_lr_ratio=0.01, eps=1e-5),
+            train=TrainConfig(steps=steps, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
+            optim=OptimConfig(lr=size.lr, warmup=8000 / steps, end_lr_ratio=0.01, eps=1e-5),
             mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

@@ -20,6 +20,7 @@ ARGUMENTS = ("7b",)
 SEQ_LEN = 8192
 BATCH_SIZE = 512
 TOKENS = 1_000_000_000_000
+STEPS = round(TOKENS / (BATCH_SIZE * SEQ_LEN))
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -50,10 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 remat="full",
             ),
             data=DataConfig(tokenizer="bpe:32000", seq_len=SEQ_LEN),
-            train=TrainConfig(
-                steps=round(TOKENS / (BATCH_SIZE * SEQ_LEN)), global_batch_size=BATCH_SIZE, eval_every_steps=1000
-            ),
-            optim=OptimConfig(lr=3.0e-4, warmup_steps=2000),
+            train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
+            optim=OptimConfig(lr=3.0e-4, warmup=2000 / STEPS),
             mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

@@ -44,6 +44,8 @@ BATCH_SIZE = 512
 TOKENS = 2_000_000_000_000
 """Llama 2's."""
 
+STEPS = round(TOKENS / (BATCH_SIZE * SEQ_LEN))
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """Return the config of one size.
@@ -77,10 +79,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 remat="full",
             ),
             data=DataConfig(tokenizer="bpe:32000", seq_len=SEQ_LEN),
-            train=TrainConfig(
-                steps=round(TOKENS / (BATCH_SIZE * SEQ_LEN)), global_batch_size=BATCH_SIZE, eval_every_steps=1000
-            ),
-            optim=OptimConfig(lr=size.lr, warmup_steps=2000, eps=1e-5),
+            train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
+            optim=OptimConfig(lr=size.lr, warmup=2000 / STEPS, eps=1e-5),
             mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             model=MODEL,
             data=DataConfig(tokenizer="bpe:4096", seq_len=128, document_mask=False),
             train=TrainConfig(steps=800, global_batch_size=32, objective="masked_lm", eval_batches=0),
-            optim=OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=80, weight_decay=0.01, b2=0.98),
+            optim=OptimConfig(lr=1e-3, schedule="cosine", warmup=0.1, weight_decay=0.01, b2=0.98),
             log=LogConfig(every_steps=20),
         )
     )

@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
             ),
             data=DataConfig(tokenizer="bpe:1024", seq_len=128, document_mask=False),
             train=TrainConfig(steps=800, global_batch_size=16, loss_chunks=4),
-            optim=OptimConfig(lr=2e-3, schedule="wsd", warmup_steps=40, decay_steps=300),
+            optim=OptimConfig(lr=2e-3, schedule="wsd", warmup=0.05, decay=0.375),
             checkpoint=CheckpointConfig(every_steps=400),
             log=LogConfig(sample_prompt="ROMEO.\n", sample_tokens=100),
         )

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             ),
             data=DataConfig(tokenizer="bpe:2048", seq_len=256, document_mask=False),
             train=TrainConfig(steps=180, global_batch_size=16, loss_chunks=4),
-            optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, schedule="wsd", warmup_steps=20, decay_steps=120),
+            optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, schedule="wsd", warmup=1 / 9, decay=2 / 3),
             checkpoint=CheckpointConfig(every_steps=60),
             log=LogConfig(sample_prompt="ROMEO.\n", sample_tokens=200),
         )

@@ -45,6 +45,7 @@ ARGUMENTS = tuple(SIZES)
 SEQ_LEN = 4096
 BATCH_SIZE = 1024
 TOKENS = 7_000_000_000_000
+STEPS = round(TOKENS / (BATCH_SIZE * SEQ_LEN))
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -74,10 +75,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 remat="full",
             ),
             data=DataConfig(tokenizer=f"bpe:{size.vocab_size}", seq_len=SEQ_LEN),
-            train=TrainConfig(
-                steps=round(TOKENS / (BATCH_SIZE * SEQ_LEN)), global_batch_size=BATCH_SIZE, eval_every_steps=1000
-            ),
-            optim=OptimConfig(lr=3.0e-4, warmup_steps=2000),
+            train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
+            optim=OptimConfig(lr=3.0e-4, warmup=2000 / STEPS),
             mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

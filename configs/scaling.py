@@ -84,6 +84,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             ),
             data=DataConfig(tokenizer=f"bpe:{VOCAB_SIZE}", seq_len=SEQ_LEN),
             train=TrainConfig(steps=steps, global_batch_size=rows, eval_every_steps=steps // 20),
-            optim=OptimConfig(lr=BASE_LR * BASE_D_MODEL / d_model, warmup_steps=round(0.02 * steps), weight_decay=0.1),
+            optim=OptimConfig(lr=BASE_LR * BASE_D_MODEL / d_model, warmup=0.02, weight_decay=0.1),
         )
     )

@@ -58,7 +58,7 @@ SHARDED = ("3b", "11b", "v1_1-xl", "v1_1-xxl")
 VOCABULARY = 32128
 """32,000 pieces, three special tokens and 100 sentinels, made a multiple of 128."""
 
-TINY_STEPS = 1500
+STEPS, TINY_STEPS = 2**19, 1500
 
 
 def model(shape: Shape, *, gated: bool, vocab_size: int = VOCABULARY) -> ModelConfig:
@@ -73,7 +73,7 @@ def model(shape: Shape, *, gated: bool, vocab_size: int = VOCABULARY) -> ModelCo
         activation="geglu" if gated else "relu",
         bias="none",
         tie_embeddings=not gated,
-        scale_logits=not gated,
+        encdec={"scale_logits": not gated},
         attn_scale=1.0,
         dropout=0.0 if gated else 0.1,
         init="fan_in",
@@ -96,12 +96,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         Config(
             model=model(SHAPES[name], gated=name.startswith("v1_1")),
             data=DataConfig(tokenizer="bpe:32000", seq_len=512, target_len=114),
-            train=TrainConfig(steps=2**19, global_batch_size=128, objective="span_corruption", eval_every_steps=1000),
+            train=TrainConfig(steps=STEPS, global_batch_size=128, objective="span_corruption", eval_every_steps=1000),
             optim=OptimConfig(
                 name="adafactor",
                 lr=0.01,
                 schedule="inverse_sqrt",
-                warmup_steps=10_000,
+                warmup=10_000 / STEPS,
                 weight_decay=0.0,
                 grad_clip=None,
             ),
@@ -117,6 +117,6 @@ def _tiny() -> Config:
         train=TrainConfig(
             steps=TINY_STEPS, global_batch_size=16, objective="span_corruption", eval_every_steps=300, eval_batches=20
         ),
-        optim=OptimConfig(lr=2e-3, warmup_steps=100, weight_decay=0.0),
+        optim=OptimConfig(lr=2e-3, warmup=100 / TINY_STEPS, weight_decay=0.0),
         checkpoint=CheckpointConfig(every_steps=300),
     )

@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
             model=transformer.model(256, 1024, 4, dropout=0.1, vocab_size=260, num_layers=3),
             data=DataConfig(sources=("tsv:pairs.tsv",), seq_len=128, target_len=128),
             train=TrainConfig(steps=5000, global_batch_size=32, objective="seq2seq", label_smoothing=0.1),
-            optim=transformer.noam(256, 1000),
+            optim=transformer.noam(256, 1000, 5000),
         )
     )

@@ -27,6 +27,10 @@ _NO_SUCH_KEY = re.compile(r"[\"']*Key \"(\w+)\" does not exist and cannot be add
 """What a locked ConfigDict says, before it lists all that it has."""
 
 
+_NO_SUCH_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'")
+"""What Python says of a field that a section does not have."""
+
+
 def load(source: str) -> ConfigDict:
     """Return the locked ConfigDict of `FILE[:ARG]`, of `PRESET.json`, of `hf:PATH`, or the one recorded by a run.
 
@@ -117,13 +121,13 @@ def _finetuning(source: str, folder: Path) -> Config:
     length = min(model.max_seq_len, 1024)
     data = DataConfig(
         seq_len=length,
-        target_len=length // 4 if model.family == "encdec" else 0,
+        target_len=length // 4 if model.kind == "encdec" else 0,
         tokenizer=f"hf:{tokenizer}" if tokenizer.is_file() else "bytes",
         doc_stride=min(DataConfig().doc_stride, max(1, length // 2 - 1)),
         classes=hf_config.class_names(folder) if model.num_classes else (),
     )
-    optim = OptimConfig(lr=2e-5, warmup_steps=30, weight_decay=0.0)
-    if model.family == "encdec":
+    optim = OptimConfig(lr=2e-5, warmup=0.03, weight_decay=0.0)
+    if model.kind == "encdec":
         optim = OptimConfig(name="adafactor", lr=1e-3, schedule="constant", weight_decay=0.0, grad_clip=None)
     return Config(
         model=dataclasses.replace(model, head=head),
@@ -194,7 +198,15 @@ def _running(file: str) -> Iterator[None]:
         said = str(error)
         if typo := _NO_SUCH_KEY.match(said):
             raise UserError(f"{where}: {schema.unknown_field(Config, typo[1])}") from error
+        if (typo := _NO_SUCH_ARGUMENT.match(said)) and (path := _path_of(*typo.groups())):
+            raise UserError(f"{where}: {schema.unknown_field(Config, path)}") from error
         if isinstance(error, SyntaxError) and error.filename:
             where, said = f"{error.filename}:{error.lineno}", error.msg
         reason = f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")
         raise UserError(f"{where}: {reason} (--debug shows the traceback)") from error
+
+
+def _path_of(section: str, name: str) -> str | None:
+    """Return the path of a field, known or not, by the name of the dataclass of its section; None of another class."""
+    paths = {cls.__name__: f"{path}.{name}" for path, cls in schema.sections(Config).items()}
+    return name if section == Config.__name__ else paths.get(section)

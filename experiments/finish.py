@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from bigjax import params
-from bigjax.config import Config, strict
+from bigjax.config import Config, lengths, strict
 from bigjax.data import TextData
 from bigjax.evaluate import generation, writing
 from bigjax.models import Model
@@ -16,7 +16,7 @@ from bigjax.run.folder import RunFolder
 from bigjax.run.json_files import reading
 from bigjax.sharding import Layout
 from bigjax.tasks import named_task
-from bigjax.train import rollback
+from bigjax.train import continuation, rollback
 from bigjax.train.flops import run_flops_per_token
 
 SKIPPED = "guard/skipped_updates"
@@ -34,9 +34,11 @@ def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, t
         f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
         f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
         f"{text.train.rows_taken(cfg.train.steps) / facts['rows_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
-        *(f"note: {note}" for note in layout.notes),
+        *(f"note: {note}" for note in (*lengths.notes(cfg), *layout.notes)),
     ]
-    if start:
+    if cfg.init_state is not None and start == continuation.origin(cfg).step:
+        lines.append(f"branching off {cfg.init_state}")
+    elif start:
         lines.append(f"resuming after step {start:,}")
     return "\n".join(lines)
 

@@ -98,6 +98,34 @@ def main(flag_values: flags.FlagValues) -> int:
     return exit_code(found)
 
 
+def here(cfg: Config, source: str) -> int:
+    """Show what the train step of `cfg`, from `source`, needs on the devices at hand; return the exit status.
+
+    Everything that would fail before training fails here. Nothing is trained, and no folder is made.
+    """
+    import jax
+
+    from bigjax import data, models, sharding
+    from bigjax.preflight.plan import page, planner
+    from bigjax.train import optimizers as optim
+    from bigjax.train import step
+
+    mesh = sharding.make_mesh(cfg.mesh)
+    model = models.build(cfg.model)
+    layout = sharding.fit(cfg, mesh, model.specs)
+    text = data.build(cfg, sharding.local_rows(mesh, cfg.train.global_batch_size))
+    with jax.set_mesh(mesh):
+        schedule = optim.schedule(cfg.optim, cfg.train.steps, text.train.ramp)
+        tx = optim.build(cfg.optim, model.specs, cfg.train.steps, schedule)
+        abstract = step.abstract_state(cfg, model, tx, layout, mesh)
+        batch = sharding.put_batch(text.train.batch(0).arrays, mesh, cfg.train.global_batch_size)
+        traced = step.jit_train_step(cfg, model, tx, layout).trace(abstract, batch)
+        found = planner.of_traced(cfg, traced, mesh, source, text.describe()["steps_per_epoch"])
+    if jax.process_index() == 0:
+        print(page.render(found), flush=True)
+    return planner.exit_code(found)
+
+
 def _beside(planner: Any, source: str) -> dict[str, Any]:
     """Return the plan of another config; an error names it, since the first has been planned already."""
     from bigjax.preflight.plan import candidates

@@ -3,6 +3,12 @@
 The run folder holds the resolved config, the environment, metrics, checkpoints and, once finished, result.json. The
 same command again continues a run that was cut short, or says that it is complete.
 
+A longer --config.train.steps goes on with a run, finished or not, whose learning rates so far do not depend on its
+length. --config.init_state=RUN@STEP branches off another run; see `bigjax.train.continuation`.
+
+With --plan nothing is trained: it says what the step needs on these devices, and ends. To train only if that is well:
+python -m experiments.train --config=FILE --plan && python -m experiments.train --config=FILE
+
 Exit status: 0 finished; 1 a bug; 2 bad input; 3 the loss or the gradient was not finite, or spiked (see forensics/ in
 the run folder), or something is silently replicated (with --plan); 4 the last checkpoint could not be saved; 5 the step
 does not fit (with --plan); 6 a process of the run was lost; 130 after Ctrl-C and 143 after SIGTERM, both with a
@@ -29,13 +35,14 @@ from absl import flags
 from bigjax.config import Config, strict
 from bigjax.errors import UserError
 from bigjax.train import rollback
-from experiments import cli
+from experiments import cli, plan
 from experiments.processes import distributed
 
 EXAMPLES = (
     "python -m experiments.train --config=configs/quickstart.py",
     "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
     "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
+    "python -m experiments.train --config=configs/quickstart.py --plan",
     "python -m experiments.train --config=configs/quickstart.py --print_config",
     "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
 )
@@ -46,7 +53,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "the run folder; by default runs/NAME of the config", flag_values=flag_values)
     flags.DEFINE_string("profile", None, "trace the steps FIRST-LAST into WORKDIR/profile", flag_values=flag_values)
     flags.DEFINE_bool(
-        "plan", False, "first show what the compiled step needs, and stop if it does not fit", flag_values=flag_values
+        "plan",
+        False,
+        "show what the compiled step needs on these devices, train nothing, stop",
+        flag_values=flag_values,
     )
     distributed.define_flags(flag_values)
 
@@ -65,7 +75,9 @@ def main(flag_values: flags.FlagValues) -> int:
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
-    return run(cfg, workdir, profile, plan=flag_values.plan)
+    if flag_values.plan:
+        return plan.here(cfg, str(cli.config_of(sys.argv)))
+    return run(cfg, workdir, profile)
 
 
 @rollback.repeat_after_rollback
@@ -74,7 +86,6 @@ def run(
     workdir: Path,
     profile: range | None = None,
     *,
-    plan: bool = False,
     witness: Callable[[int, Any, Any], None] | None = None,
 ) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; return the exit status.
@@ -94,7 +105,7 @@ def run(
     from bigjax.run.interrupt import Interrupt
     from bigjax.run.processes import agreed
     from bigjax.run.throughput import Profile, Throughput
-    from bigjax.train import flops, guard, step
+    from bigjax.train import continuation, flops, guard, step
     from bigjax.train import optimizers as optim
     from experiments import finish, trained
 
@@ -131,34 +142,31 @@ def run(
         fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         initial, resuming = None, checkpoints.resumable()
+        branching = cfg.init_state is not None and not resuming
+        if branching:
+            continuation.check_branch(cfg)
         if cfg.init_from is not None and not resuming:
             initial = trained.initial_params(cfg, abstract.params, text.tokenizer)
         pulse.phase("compile")
-        initializing = None if plan or resuming else step.init_aside(cfg, model, tx, layout)
+        initializing = None if resuming or branching else step.init_aside(cfg, model, tx, layout)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
-        if plan:
-            from bigjax.preflight.plan import page, planner
-
-            train_step, planned = planner.of_traced(cfg, traced, mesh, str(workdir), text.describe()["steps_per_epoch"])
-            say(page.render(planned))
-            if status := planner.exit_code(planned):
-                return status
-        folder.check(cfg)
-        compiling = None if plan else step.compile_aside(traced)
-        if resuming:
+        continuation.check_longer(folder, cfg)
+        compiling = step.compile_aside(traced)
+        if initializing is None:
             pulse.phase("restore")
-            restored = checkpoints.restore(abstract)
+            restored = continuation.restore_branch(cfg, abstract) if branching else checkpoints.restore(abstract)
             stream = text.train.leaving_out(rollback.left_out(folder, restored.data_state))
             stream.check(restored.data_state)
             state, start = restored.state, restored.step
         else:
             stream = text.train.leaving_out(rollback.left_out(folder))
-            state, start = (initializing or step.init_aside(cfg, model, tx, layout)).result(), 0
+            state, start = initializing.result(), 0
             if initial is not None:
                 state = step.with_params(state, initial)
         text = dataclasses.replace(text, train=stream)
-        folder.open(cfg)
+        folder.open(cfg, continuation.LENGTHS)
+        rollback.note(folder, stream.left_out)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
         identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
@@ -173,10 +181,11 @@ def run(
         if profile is not None and profile[-1] <= start:
             say(f"warning: nothing is traced: --profile ends with step {profile[-1]}, which is done")
         pulse.phase("compile")
-        if compiling is not None:
-            compiling.result()
+        compiling.result()
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
-        speed = Throughput(flops.run_flops_per_token(cfg, model.specs), flops.peak_flops(jax.devices()))
+        peak, again = flops.peak_flops(jax.devices()), lambda: flops.peak_flops(jax.devices())
+        measure = again if jax.default_backend() == "cpu" else None
+        speed = Throughput(flops.run_flops_per_token(cfg, model.specs), peak, measure)
         watchman = guard.Guard(cfg, folder, text, say)
         with (
             metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,

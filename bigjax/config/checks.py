@@ -1,13 +1,14 @@
 """What the fields of a config must satisfy together, whatever the family of its model."""
 
 import difflib
+import re
 from collections.abc import Iterator
+from math import gcd
 from typing import Any
 
-from bigjax.config import encdec as config_encdec
+from bigjax.config import lengths, named
+from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
-from bigjax.config import named
-from bigjax.config import rnn as config_rnn
 from bigjax.errors import ConfigError
 
 SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
@@ -25,7 +26,7 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
     if not hasattr(task, "families"):
         yield f"train.objective={name!r} is a {type(task).__name__}, not a bigjax.tasks.Task"
         return
-    if model.family not in task.families:
+    if not {model.kind, model.family} & set(task.families):
         yield (
             f"train.objective={name!r} trains model.family={' or '.join(map(repr, task.families))}, "
             f"not {model.family!r}"
@@ -37,7 +38,7 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
             f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
             "more, other heads 0"
         )
-    if model.token_types and model.family != "encoder":
+    if model.token_types and model.kind != "encoder":
         yield f"model.token_types={model.token_types} is for model.family='encoder', not {model.family!r}"
     if cfg.log.sample_tokens and not task.continues_text:
         yield f"log.sample_tokens={cfg.log.sample_tokens} needs {_those('continues_text')}, not {name!r}"
@@ -52,29 +53,36 @@ def _those(ability: str) -> str:
     return f"train.objective={' or '.join(map(repr, able))}"
 
 
-def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
+def problems(cfg: Any) -> Iterator[str]:
     """Yield one sentence for every pair of fields that contradict each other."""
     model, data, train, optim, mesh = cfg.model, cfg.data, cfg.train, cfg.optim, cfg.mesh
-    if model.family != "rnn" and model.num_heads % model.num_kv_heads:
-        yield f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}"
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        yield (
+            f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}: set "
+            f"model.num_kv_heads={gcd(model.num_heads, model.num_kv_heads)}, or 0 for as many as heads"
+        )
     if model.positions == "learned" and data.seq_len > model.max_seq_len:
         yield (
             f"data.seq_len={data.seq_len} is longer than the table of learned positions, "
-            f"model.max_seq_len={model.max_seq_len}"
+            f"model.max_seq_len={model.max_seq_len}: set model.max_seq_len={data.seq_len} as well"
         )
     if model.positions == "rotary" and model.head_dim % 2:
-        yield f"model.head_dim={model.head_dim} is odd, but model.positions='rotary' rotates pairs"
+        yield (
+            f"model.head_dim={model.head_dim} is odd, but model.positions='rotary' rotates pairs: set "
+            f"{config_model.other_heads(model)}"
+        )
     if model.layer_windows and model.num_layers % len(model.layer_windows):
         yield (
             f"model.num_layers={model.num_layers} is not a multiple of the {len(model.layer_windows)} layers that "
-            f"model.layer_windows={model.layer_windows} describes"
+            f"model.layer_windows={model.layer_windows} describes: set model.num_layers="
+            f"{_near(model.num_layers, len(model.layer_windows))}"
         )
     if model.layer_windows and model.sliding_window is not None:
         yield (
             f"model.sliding_window={model.sliding_window} and model.layer_windows={model.layer_windows} both set the "
             "windows: leave one of them out"
         )
-    if model.family in ("encoder", "encdec") and (windows := model.layer_windows or model.sliding_window):
+    if model.kind in ("encoder", "encdec") and (windows := model.layer_windows or model.sliding_window):
         yield (
             f"model.family={model.family!r} attends to whole rows, windows only look back: leave out "
             f"sliding_window or layer_windows ({windows})"
@@ -83,10 +91,10 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
     yield from _rope_problems(model.rope)
     stacks = {"model.num_layers data.seq_len": (model.num_layers, data.seq_len)}
-    if model.family == "encdec":
-        stacks["model.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
+    if model.kind == "encdec":
+        stacks["model.encdec.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
     yield from model.moe.clashes(stacks)
-    if model.moe.num_experts and model.family not in ("decoder", "encdec"):
+    if model.moe.num_experts and model.kind not in ("decoder", "encdec"):
         yield (
             f"model.moe.num_experts={model.moe.num_experts} needs model.family='decoder' or 'encdec', not "
             f"{model.family!r}: its objectives do not add the experts' losses"
@@ -94,43 +102,75 @@ def problems(cfg: Any, mesh_axes: tuple[str, ...]) -> Iterator[str]:
     if train.global_batch_size % train.microbatches:
         yield (
             f"train.global_batch_size={train.global_batch_size} is not divisible by "
-            f"train.microbatches={train.microbatches}"
+            f"train.microbatches={train.microbatches}: set train.microbatches="
+            f"{gcd(train.global_batch_size, train.microbatches)}"
         )
-    if model.family != "encdec" and data.seq_len % train.loss_chunks:
-        yield f"data.seq_len={data.seq_len} is not divisible by train.loss_chunks={train.loss_chunks}"
-    if optim.warmup_steps + optim.decay_steps > train.steps:
+    if model.kind != "encdec" and data.seq_len % train.loss_chunks:
         yield (
-            f"optim.warmup_steps={optim.warmup_steps} plus optim.decay_steps={optim.decay_steps} "
-            f"is more than train.steps={train.steps}"
+            f"data.seq_len={data.seq_len} is not divisible by train.loss_chunks={train.loss_chunks}: set "
+            f"train.loss_chunks={gcd(data.seq_len, train.loss_chunks)}"
         )
-    if optim.decay_steps and optim.schedule not in ("linear", "cosine", "wsd"):
-        yield f"optim.decay_steps={optim.decay_steps} is not read by optim.schedule={optim.schedule!r}"
     if optim.nesterov and optim.name != "sgd":
-        yield f"optim.nesterov=True is only read by optim.name='sgd', not {optim.name!r}"
+        yield f"optim.nesterov=True is only read by optim.name='sgd', not {optim.name!r}: set optim.nesterov=False"
     yield from _ramp_problems(cfg)
-    if optim.schedule == "inverse_sqrt" and not optim.warmup_steps:
-        yield "optim.schedule='inverse_sqrt' needs optim.warmup_steps of at least 1, not 0"
+    yield from lengths.problems(cfg)
     if data.weights and len(data.weights) != len(data.sources):
         yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
+    yield from _start_problems(cfg)
     yield from _remat_problems(model.remat)
     yield from _objective_problems(cfg)
-    yield from config_rnn.problems(cfg)
-    yield from config_encdec.problems(cfg)
+    yield from _order_problems(cfg)
+    yield from _writing_problems(cfg)
     yield from config_mup.problems(cfg)
+    yield from model.named_family.problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if len(set(data.classes)) < len(data.classes) or not all(name.strip() for name in data.classes):
         yield f"data.classes={data.classes} must be names, each only once"
     if not data.sources:
         yield "data.sources is empty: name at least one source, such as 'shakespeare'"
-    rest = [f"mesh.{axis}" for axis in mesh_axes if getattr(mesh, axis) == -1]
+    rest = [f"mesh.{axis}" for axis, size in mesh.sizes.items() if size == -1]
     if len(rest) > 1:
-        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): give one of them a number"
-    for axis in mesh_axes:
-        if getattr(mesh, axis) == 0:
+        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): set one of them to 1, as {rest[0]}=1"
+    for axis, size in mesh.sizes.items():
+        if size == 0:
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
     if mesh.shard_sequence and mesh.tensor == 1:
-        yield "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1"
+        yield (
+            "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1: set mesh.tensor=2, or "
+            "mesh.shard_sequence=False"
+        )
+
+
+def _order_problems(cfg: Any) -> Iterator[str]:
+    """Yield what the contiguous order, in which batches go on row by row, cannot be with."""
+    if cfg.data.order != "contiguous":
+        return
+    if cfg.data.weights:
+        yield (
+            f"data.weights={cfg.data.weights} mix shuffled rows, but data.order='contiguous' reads every source from "
+            "end to end: leave one of them out"
+        )
+
+
+def _writing_problems(cfg: Any) -> Iterator[str]:
+    """Yield what positions ask of the width, and what only a model that reads one row and writes another has."""
+    model, target_len = cfg.model, cfg.data.target_len
+    if model.positions == "sinusoidal" and model.d_model % 2:
+        yield (
+            f"model.d_model={model.d_model} is odd, but model.positions='sinusoidal' pairs a sine with each cosine: "
+            f"set model.d_model={model.d_model + 1}"
+        )
+    if model.kind != "encdec" and target_len:
+        yield f"data.target_len={target_len} is for model.family='encdec', not {model.family!r}: set it to 0"
+    if model.kind != "encdec" and model.positions == "relative":
+        yield f"model.positions='relative' is for model.family='encdec', not {model.family!r}: take another"
+
+
+def _near(count: int, step: int) -> str:
+    """Return the multiples of `step` next to a count, as a sentence offers them."""
+    below = count // step * step
+    return f"{below} or {below + step}" if below else f"{step}"
 
 
 def _rope_problems(rope: Any) -> Iterator[str]:
@@ -148,13 +188,34 @@ def _ramp_problems(cfg: Any) -> Iterator[str]:
     if bool(first) != bool(tokens):
         yield f"train.ramp_batch_size={first} and train.ramp_tokens={tokens}: a ramp needs both, above 0"
     if first and first >= train.global_batch_size:
-        yield f"train.ramp_batch_size={first} is not below train.global_batch_size={train.global_batch_size}"
+        yield (
+            f"train.ramp_batch_size={first} is not below train.global_batch_size={train.global_batch_size}: set it to "
+            "less, or train.ramp_batch_size=0 and train.ramp_tokens=0 for a batch that does not grow"
+        )
     if tokens and tokens < cfg.data.seq_len:
-        yield f"train.ramp_tokens={tokens} is less than a row, data.seq_len={cfg.data.seq_len}"
+        yield f"train.ramp_tokens={tokens} is less than a row: set it to data.seq_len={cfg.data.seq_len} or more"
     if tokens // cfg.data.seq_len >= 2**31:  # the schedule counts them in 32 bits
         yield f"train.ramp_tokens={tokens} is 2^31 rows or more of data.seq_len={cfg.data.seq_len}"
     if first and cfg.data.order == "contiguous":
         yield f"train.ramp_batch_size={first} needs data.order='shuffled': in a contiguous one batches go on row by row"
+
+
+def _start_problems(cfg: Any) -> Iterator[str]:
+    if cfg.init_state is None:
+        return
+    if cfg.init_from is not None:
+        yield (
+            f"init_from={cfg.init_from!r} and init_state={cfg.init_state!r} both say where to start: set one "
+            "of them to None"
+        )
+    match = re.fullmatch(r"(.+)@(\d+)", cfg.init_state)
+    if not match:
+        yield f"init_state={cfg.init_state!r} does not name a run and a step: set it as in init_state=runs/NAME@1000"
+    elif int(match[2]) >= cfg.train.steps:
+        yield (
+            f"init_state={cfg.init_state!r} leaves nothing of train.steps={cfg.train.steps}, which counts that run's "
+            f"steps, too: set train.steps to more than {int(match[2])}"
+        )
 
 
 def _remat_problems(remat: str) -> Iterator[str]:
@@ -163,7 +224,7 @@ def _remat_problems(remat: str) -> Iterator[str]:
         return
     if kind not in ("save", "offload"):
         yield f"model.remat={remat!r} is not 'none', 'dots', 'full', 'save:NAMES' or 'offload:NAMES'"
-    for name in set(listed.split(",")) - set(SAVEABLE) if kind in ("save", "offload") else ():
+    for name in sorted({*listed.split(",")} - {*SAVEABLE}) if kind in ("save", "offload") else ():
         near = difflib.get_close_matches(name, SAVEABLE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         yield f"model.remat={remat!r} names {name!r}, which is not one of {', '.join(SAVEABLE)}{hint}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal
 
 from bigjax.config.fields import bounded
@@ -68,6 +69,10 @@ class MoeConfig:
         for fields, (depth, length) in stacks.items():
             deep, long = fields.split()
             if depth % self.every:
-                yield f"{deep}={depth} is not divisible by model.moe.every={self.every}"
+                near = max(depth // self.every, 1) * self.every
+                yield f"{deep}={depth} is not divisible by model.moe.every={self.every}: set {deep}={near}"
             if self.group_size and length % self.group_size:
-                yield f"{long}={length} is not divisible by model.moe.group_size={self.group_size}"
+                yield (
+                    f"{long}={length} is not divisible by model.moe.group_size={self.group_size}: set "
+                    f"model.moe.group_size={gcd(length, self.group_size)}"
+                )

@@ -6,13 +6,17 @@ A field is *maths* (it changes the numbers a run produces) unless it is declared
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from bigjax.config import checks as config_checks
+from bigjax.config import named, sections
+from bigjax.config.fields import fields, named_field
 from bigjax.config.model import ModelConfig
 from bigjax.config.model import RopeConfig as RopeConfig  # a config file finds every section here
 from bigjax.config.moe import MoeConfig as MoeConfig
+from bigjax.config.mup import MupConfig
 from bigjax.config.strict import ConfigError, bounded, plumbing
 
 MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
@@ -80,7 +84,7 @@ class TrainConfig:
     ramp_batch_size: int = bounded(0, minimum=0)
     ramp_tokens: int = bounded(0, minimum=0, maximum=2**63 - 1)
     microbatches: int = plumbing(1, minimum=1)
-    objective: str = "causal_lm"
+    objective: str = named_field("causal_lm", named.TASKS)
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     z_loss: float = bounded(0.0, minimum=0)
     loss_chunks: int = plumbing(1, minimum=1)
@@ -101,13 +105,18 @@ class LrMultipliers:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer, its schedule and what surrounds them."""
+    """The optimizer, its schedule and what surrounds them.
+
+    `warmup` and `decay` are lengths of the schedule: below 1 a share of `train.steps`, else whole steps; 1 is one step.
+    `linear` and `cosine` decay from the end of the warm-up to the end of the run where `decay` is 0; `wsd` decays over
+    its last `decay`. `constant` and `inverse_sqrt` do not read it.
+    """
 
     name: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
     lr: float = bounded(1e-3, above=0)
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
-    warmup_steps: int = bounded(0, minimum=0)
-    decay_steps: int = bounded(0, minimum=0)
+    warmup: float = bounded(0.0, minimum=0)
+    decay: float = bounded(0.0, minimum=0)
     end_lr_ratio: float = bounded(0.1, minimum=0, maximum=1)
     weight_decay: float = bounded(0.1, minimum=0)
     b1: float = bounded(0.9, minimum=0, below=1)
@@ -126,6 +135,8 @@ class OptimConfig:
 class MeshConfig:
     """Devices along each axis; -1 on one axis means all that are left.
 
+    Zero in `data` means all that are left, or 1 where another axis has them.
+
     `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
     (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters, or axes of parameters, that may
     stay whole on every device.
@@ -133,13 +144,19 @@ class MeshConfig:
 
     slice: int = plumbing(1, minimum=-1)
     stage: int = plumbing(1, minimum=-1)
-    data: int = plumbing(-1, minimum=-1)
+    data: int = plumbing(0, minimum=-1)
     fsdp: int = plumbing(1, minimum=-1)
     expert: int = plumbing(1, minimum=-1)
     context: int = plumbing(1, minimum=-1)
     tensor: int = plumbing(1, minimum=-1)
     shard_sequence: bool = plumbing(False)
     allow_replicated: tuple[str, ...] = plumbing(())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along each axis, slowest link first; -1 on at most one."""
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        return sizes | {"data": self.data or (1 if -1 in sizes.values() else -1)}
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,29 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """One run.
+
+    It starts from the parameters of `init_from`, a run folder or `hf:PATH`, or as `init_state`, RUN@STEP, from the
+    whole state of a run after a step: parameters, optimizer, averages, data position and random numbers. Then
+    `train.steps` counts that run's steps, too, and model, data, seed and batch must be its own: see
+    `bigjax.train.continuation`.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        f"optim.{name}_steps": f"optim.{name}: set optim.{name} to the same number, which still means steps, or to a "
+        "share of the run, below 1"
+        for name in ("warmup", "decay")
+    } | {
+        f"model.{old}": f"model.{new}"
+        for old, new in (
+            *((f"mup_{name}", f"mup.{name}") for name in fields(MupConfig)),
+            *((name, f"encdec.{name}") for name in ("num_decoder_layers", "scale_logits")),
+            *((name, f"encdec.{name}") for name in ("relative_buckets", "relative_max_distance")),
+            *((name, f"rnn.{name}") for name in ("cell", "dropout_kind")),
+            *((f"{name}_dropout", f"rnn.{name}_dropout") for name in ("word", "input", "recurrent", "output")),
+        )
+    }
+    """What fields of earlier versions are now."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -192,20 +231,73 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     init_from: str | None = None
+    init_state: str | None = None
+
+    def __new__(cls, *args: Any, **values: Any) -> "Config":
+        """Return a run of the class that has the sections of its family and task."""
+        given = dict(zip((each.name for each in dataclasses.fields(cls)), args, strict=False)) | values
+        chosen = _with_sections(type(given.get("model", ModelConfig())), given.get("train", TrainConfig()).objective)
+        return sections.create(Config, chosen, cls, given)
+
+    def __reduce__(self) -> Any:
+        return sections.rebuild, (Config, sections.given(self))
+
+    @classmethod
+    def schema_of(cls, mapping: Mapping[str, Any]) -> "type[Config]":
+        """Return the class of the run that a mapping of fields describes, with the sections of its family and task.
+
+        What is wrong with their names is said where the fields are converted.
+        """
+        model = ModelConfig.schema_of(mapping["model"]) if "model" in mapping else ModelConfig
+        try:
+            return _with_sections(model, mapping["train"]["objective"])
+        except (KeyError, TypeError, ConfigError):
+            return _with_sections(model, "causal_lm")
+
+    @classmethod
+    def elsewhere(cls, path: str) -> str | None:
+        """Return the sentence on a field that there is for another family, None if `path` is no such field."""
+        section, _, rest = path.partition(".")
+        other, _, name = rest.partition(".")
+        if section != "model" or other not in named.FAMILIES or other in fields(ModelConfig):
+            return None
+        own = named.load("model.family", other, named.FAMILIES).fields
+        if name and name not in fields(own):
+            has = ", ".join(fields(own)) or "no fields of its own"
+            return f"{path} is not a field of model.family={other!r}, which has {has}"
+        return f"{path} is for model.family={other!r}: set model.family={other!r}, or leave it out"
 
     @property
     def carries_state(self) -> bool:
         """Whether the model goes on, in every batch, from the state in which the one before left it."""
-        return self.model.family == "rnn" and self.data.order == "contiguous"
+        return self.model.kind == "rnn" and self.data.order == "contiguous"
 
     def __post_init__(self):
-        problems = list(config_checks.problems(self, MESH_AXES))
+        problems = list(config_checks.problems(self))
         if problems:
             raise ConfigError("\n".join(problems))
 
 
-def replace(cfg: Config, **sections: dict) -> Config:
-    """Return `cfg` with fields changed, e.g. `replace(cfg, optim=dict(lr=1e-3), train=dict(steps=5))`."""
-    return dataclasses.replace(
-        cfg, **{name: dataclasses.replace(getattr(cfg, name), **fields) for name, fields in sections.items()}
-    )
+def _with_sections(model: type, objective: str) -> Any:
+    del objective
+    return sections.extended(Config, (("model", model),))
+
+
+def replace(cfg: Config, **changes: Mapping[str, Any]) -> Config:
+    """Return `cfg` with fields changed, e.g. `replace(cfg, optim={"lr": 1e-3}, model={"rnn.cell": "gru"})`."""
+    flat = {f"{section}.{path}": value for section, paths in changes.items() for path, value in paths.items()}
+    return replaced(cfg, flat)
+
+
+def replaced(section: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a section with fields changed by their paths in it; all at once, as they must suit each other."""
+    inner: dict[str, dict[str, Any]] = {}
+    values = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    values |= {name: replaced(getattr(section, name), paths) for name, paths in inner.items()}
+    return dataclasses.replace(section, **values)

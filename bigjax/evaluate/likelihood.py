@@ -82,7 +82,7 @@ class Scorer:
         Raises:
           LikelihoodError: an encoder-decoder predicts no text by itself.
         """
-        if self.cfg.model.family == "encdec":
+        if self.cfg.model.kind == "encdec":
             raise LikelihoodError("model.family='encdec' writes one text for another: it predicts none by itself")
         rows = [list(windows(self.tokenizer.encode(t).tolist(), self.prefix_id, self.cfg.data.seq_len)) for t in texts]
         scored = iter(self._score([pair for pairs in rows for pair in pairs]))
@@ -95,7 +95,7 @@ class Scorer:
         context, text = kept, context[len(kept) :] + text
         if not text:
             raise LikelihoodError(f"there is nothing to score after {context[-40:]!r}")
-        if self.cfg.model.family == "encdec":
+        if self.cfg.model.kind == "encdec":
             first, second, room = encode(context), encode(text), self.cfg.data.target_len
             first = [*first[-(self.cfg.data.seq_len - 1) :], ends_of(self.tokenizer).end]
         else:
@@ -118,7 +118,7 @@ class Scorer:
         return [scored[i] for i in range(len(pairs))]
 
     def _score_batch(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Likelihood]:
-        encdec = self.cfg.model.family == "encdec"
+        encdec = self.cfg.model.kind == "encdec"
         length = self.cfg.data.seq_len
         rows = [list(context) if encdec else [*context, *text][:-1][-length:] for context, text in pairs]
         tokens_BS, starts_B, _ = pad_left(rows, self.layout)
@@ -137,7 +137,7 @@ class Scorer:
 
 def check(cfg: ModelConfig) -> None:
     """Raise LikelihoodError if such a model predicts no next token."""
-    if cfg.family == "encoder":
+    if cfg.kind == "encoder":
         raise LikelihoodError("model.family='encoder' predicts no next token: take a decoder or an encoder-decoder")
 
 
@@ -156,7 +156,7 @@ def windows(ids: Ids, prefix_id: int, length: int) -> Iterator[tuple[Ids, Ids]]:
 def _forward(cfg: ModelConfig) -> ModelConfig:
     """Return the same model for rows of any length: capacities and some attention kernels depend on it."""
     moe = dataclasses.replace(cfg.moe, capacity_factor=None, group_size=0)
-    attention = "blocked" if cfg.family == "decoder" else "reference"
+    attention = "blocked" if cfg.kind == "decoder" else "reference"
     return dataclasses.replace(cfg, moe=moe, attention=attention)
 
 
@@ -171,7 +171,7 @@ def _program(model: Model, shared: LayoutKey) -> Callable[..., tuple[jax.Array, 
         positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
         segments_BS = (jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32)
         how = {"positions_BS": positions_BS, "segments_BS": segments_BS, "layout": layout}
-        if cfg.family == "encdec":
+        if cfg.kind == "encdec":
             first_B1 = jnp.full_like(targets_BT[:, :1], start_id)
             how["inputs_BT"] = jnp.concatenate([first_B1, targets_BT[:, :-1]], axis=1)
             return family.apply(params, tokens_BS, cfg, **how)[0]
@@ -185,7 +185,7 @@ def _program(model: Model, shared: LayoutKey) -> Callable[..., tuple[jax.Array, 
         x_BTD = hidden(params, tokens_BS, starts_B, targets_BT, start_id)
         logits_BTV = family.logits(params, x_BTD, cfg, layout)
         places_T = jnp.arange(targets_BT.shape[1])
-        from_the_end = places_T if cfg.family == "encdec" else places_T[::-1]
+        from_the_end = places_T if cfg.kind == "encdec" else places_T[::-1]
         scored_BT = from_the_end < lengths_B[:, None]
         log_prob_B = -jnp.sum(jnp.where(scored_BT, losses.token_nll(logits_BTV, targets_BT), 0), axis=1)
         greedy_B = jnp.all((jnp.argmax(logits_BTV, axis=-1) == targets_BT) | ~scored_BT, axis=1)

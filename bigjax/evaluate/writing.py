@@ -24,7 +24,7 @@ def prompt_of(cfg: Config, tokenizer: Tokenizer, text: str) -> tuple[list[int], 
     cut off at `data.seq_len`, with its end.
     """
     ids = tokenizer.encode(text).tolist()
-    if cfg.model.family != "encdec":
+    if cfg.model.kind != "encdec":
         return [*tokenizer.opening, *ids], None
     ends = ends_of(tokenizer)
     return [*ids[: cfg.data.seq_len - 1], ends.end], ends

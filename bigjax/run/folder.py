@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -112,32 +112,34 @@ class RunFolder:
         """Whether the run is finished."""
         return self.result.is_file()
 
-    def check(self, config: Config) -> dict[str, list[Any]]:
+    def check(self, config: Config, changing: Collection[str] = ()) -> dict[str, list[Any]]:
         """Make sure that a run of `config` may go on, or start, here; write nothing.
 
-        Returns path -> [before, now] of the plumbing fields that the start before set differently.
+        Returns path -> [before, now] of the plumbing fields, and those in `changing`, that the start before set
+        differently.
 
         Raises:
             UserError: the folder belongs to a config with other maths, or is not the folder of a run.
         """
         if self.config.is_file():
-            return self._changed_plumbing(config)
+            return self._changed(config, changing)
         if self._is_foreign():
             raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
         return {}
 
-    def open(self, config: Config) -> bool:
+    def open(self, config: Config, changing: Collection[str] = ()) -> bool:
         """Create the folder for `config`, or find that it already belongs to it; return whether it did.
 
-        Every process calls this. `config.json` takes the plumbing fields of the latest start. A file system shared by
-        all processes is assumed.
+        Every process calls this. `config.json` takes the plumbing fields of the latest start, and those in `changing`:
+        where one of these is another, a result that was there is no longer that of the run, and goes. A file system
+        shared by all processes is assumed.
 
         Raises:
             UserError: as `check`.
         """
         import jax
 
-        existing, changed = self.config.is_file(), self.check(config)
+        existing, changed = self.config.is_file(), self.check(config, changing)
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
@@ -146,6 +148,8 @@ class RunFolder:
         if jax.process_index() == 0:
             sessions = self._sessions()
             try:
+                if set(changed) & set(changing):
+                    self.result.unlink(missing_ok=True)
                 self.write_config(config)
                 write_json(self.environment, {"sessions": [*sessions, describe_session() | {"changed": changed}]})
             except OSError as error:
@@ -197,12 +201,12 @@ class RunFolder:
             return self.path.exists()
         return any(found.suffix != ".tmp" and found.name != LOCK for found in self.path.iterdir())
 
-    def _changed_plumbing(self, config: Config) -> dict[str, list[Any]]:
-        """Return path -> [before, now] of the plumbing fields that differ from the stored config."""
+    def _changed(self, config: Config, changing: Collection[str]) -> dict[str, list[Any]]:
+        """Return path -> [before, now] of the fields that differ from the stored config, all of which may."""
         differences = strict.diff(self.load_config(), config)
-        maths = [f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in differences if not found.plumbing]
+        maths = [found for found in differences if not found.plumbing and found.path not in changing]
         if maths:
-            listed = "\n".join(maths)
+            listed = "\n".join(f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in maths)
             raise UserError(f"{self.path} belongs to another run; choose another --workdir. It differs in\n{listed}")
         return {found.path: [found.a, found.b] for found in differences}
 

@@ -80,7 +80,7 @@ def problems(cfg: Config) -> Iterator[str]:
     if data.doc_stride > (room := (data.seq_len - 2) // 2):
         yield (
             f"data.doc_stride={data.doc_stride} skips tokens where a question takes half of a row: with "
-            f"data.seq_len={data.seq_len} it is at most {room}"
+            f"data.seq_len={data.seq_len} it is at most {room}: set data.doc_stride={room}"
         )
 
 

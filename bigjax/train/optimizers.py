@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from bigjax.config import OptimConfig
+from bigjax.config import ConfigError, OptimConfig
+from bigjax.config.lengths import DECAYING, lengths, too_long
 from bigjax.data.batches.ramp import BatchRamp
 from bigjax.models.parts import mup
 from bigjax.models.parts.matrices import axes_of, is_spec, per_matrix
@@ -29,23 +30,29 @@ def schedule(cfg: OptimConfig, steps: int, ramp: BatchRamp | None = None) -> Cal
 
     Where the batch grows, by `ramp`, it is a function of the rows seen: below, all is counted in full batches.
 
-    After a linear warm-up that reaches `lr` at update `warmup_steps`:
-      constant; linear or cosine (Loshchilov & Hutter 2017) to `end_lr_ratio * lr` at the last update, or `decay_steps`
-        after the warm-up;
-      wsd: constant, then linear over the last `decay_steps` (Hu et al. 2024, section 4; Hägele et al. 2024);
-      inverse_sqrt: `lr * sqrt(warmup_steps / t)` (Vaswani et al. 2017, equation 3, in terms of its peak).
+    After a linear warm-up that reaches `lr` at its last update (`optim.warmup`, in steps by `bigjax.config.lengths`):
+      constant; linear or cosine (Loshchilov & Hutter 2017) from the next update to `end_lr_ratio * lr` at the run's
+        last, or `optim.decay` later;
+      wsd: constant, then linear to `end_lr_ratio * lr` over the last `optim.decay` (Hu et al. 2024, section 4; Hägele
+        et al. 2024), but never before the first update after the warm-up;
+      inverse_sqrt: `lr * sqrt(warmup / t)` (Vaswani et al. 2017, equation 3, in terms of its peak).
+
+    Raises:
+      ConfigError: the rows of a run whose batch grows make fewer full batches than warm-up and decay take.
     """
     if ramp is not None and len(ramp.sizes) > 1:
         by_rows = _in_full_batches(ramp)
-        last = ramp.rows_before(steps - 1) // ramp.sizes[-1]
-        full = _of_full_batches(cfg, last)
+        full_batches = ramp.full_batches(steps)
+        for problem in too_long(cfg, full_batches, f"a run of {full_batches} full batches"):
+            raise ConfigError(problem)
+        full = _of_full_batches(cfg, full_batches - 1)
         return lambda t: full(by_rows(t))
     return _of_full_batches(cfg, steps - 1)
 
 
 def rates(schedule: Callable[[Any], Any], updates: Any) -> np.ndarray:
     """Return the learning rates of many updates, float32 of the shape of their numbers, `(N,)`."""
-    return np.broadcast_to(np.asarray(jax.vmap(schedule)(updates), np.float32), updates.shape)
+    return np.asarray(jax.vmap(schedule)(updates), np.float32)
 
 
 def looked_up(schedule: Callable[[Any], Any]) -> Callable[[int], float]:
@@ -73,24 +80,31 @@ def _in_full_batches(ramp: BatchRamp) -> Callable[[Any], Any]:
 
 
 def _of_full_batches(cfg: OptimConfig, last: int) -> Callable[[Any], Any]:
-    """Return the learning rate as a function of full batches seen, `last` of them before the last update."""
-    lr, end, warmup = cfg.lr, cfg.end_lr_ratio * cfg.lr, cfg.warmup_steps
-    rest = max(last - warmup, 1)
-    if cfg.schedule == "linear":
-        after = optax.linear_schedule(lr, end, cfg.decay_steps or rest)
-    elif cfg.schedule == "cosine":
-        after = optax.cosine_decay_schedule(lr, cfg.decay_steps or rest, cfg.end_lr_ratio)
-    elif cfg.schedule == "wsd":
-        after = optax.linear_schedule(lr, end, max(cfg.decay_steps, 1), max(rest - cfg.decay_steps, 0))
-        after = after if cfg.decay_steps else optax.constant_schedule(lr)
-    elif cfg.schedule == "inverse_sqrt":
-        after = lambda t: lr * jnp.sqrt(warmup / (t + warmup + 1.0))  # noqa: E731
-    else:
-        after = optax.constant_schedule(lr)
-    if not warmup:
-        return after
-    ramp = optax.linear_schedule(lr / warmup, lr, max(warmup - 1, 1)) if warmup > 1 else optax.constant_schedule(lr)
-    return optax.join_schedules([ramp, after], [warmup])
+    """Return the learning rate as a function of full batches seen, `last` of them before the last update.
+
+    Every part is a quotient of what has passed, or is still to come, so that nothing cancels where it is small. A
+    constant is selected, too, not given to the compiler, which would fold it into other factors: the steady part of
+    one schedule is then that of another, bit for bit.
+    """
+    lr, end = cfg.lr, cfg.end_lr_ratio * cfg.lr
+    warmup, decay = lengths(cfg, last + 1)
+    rest = max(last - warmup, 0)
+    span = min(decay or rest, rest)
+    first = last - span if cfg.schedule == "wsd" else warmup
+    # A run of one update has the peak, unless that update is to be a decay.
+    falls = cfg.schedule in DECAYING and (decay > 0 or (cfg.schedule != "wsd" and last > 0))
+
+    def after(t: Any) -> Any:
+        if cfg.schedule == "inverse_sqrt":
+            return lr * jnp.sqrt(warmup / (t + 1.0))
+        if not falls:
+            return lr
+        to_come = jnp.clip(first + span - t, 0, span) / max(span, 1)
+        height = jnp.sin(jnp.pi / 2 * to_come) ** 2 if cfg.schedule == "cosine" else to_come
+        return jnp.where(to_come >= 1, lr, end + (lr - end) * height)
+
+    # Between two full batches, as where the batch grows, the warm-up may pass its end.
+    return lambda t: jnp.where(t < warmup, lr * jnp.minimum((t + 1) / max(warmup, 1), 1.0), after(t))
 
 
 def build(

@@ -3,7 +3,7 @@
 import functools
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 from bigjax.run.folder import RunFolder
@@ -36,16 +36,18 @@ def repeat_after_rollback(run: Callable[P, R]) -> Callable[P, R]:
 
 
 def left_out(folder: RunFolder, data_state: dict[str, Any] | None = None) -> list[int]:
-    """Return the batches that the run leaves out: those its folder lists and those that a checkpoint knows of.
-
-    What the list of the folder has lost is added to it. Every process calls this within `run_lock.held`, which waits
-    for what process 0 has written.
-    """
+    """Return the batches that the run leaves out: those its folder lists and those that a checkpoint knows of."""
     listed = {entry["batch"] for entry in _entries(folder)}
-    lost = set((data_state or {}).get("left_out", ())) - listed
-    for batch in sorted(lost):
+    return sorted(listed | set((data_state or {}).get("left_out", ())))
+
+
+def note(folder: RunFolder, batches: Iterable[int]) -> None:
+    """Add to the list of the run those of its left-out batches that are missing there, since a checkpoint knew of them.
+
+    Every process calls this within `run_lock.held`, which waits for what process 0 has written.
+    """
+    for batch in sorted(set(batches) - set(left_out(folder))):
         leave_out(folder, batch, None, "known from a checkpoint only")
-    return sorted(listed | lost)
 
 
 def leave_out(folder: RunFolder, batch: int, step: int | None, kind: str) -> None:

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             ),
             data=DataConfig(seq_len=64, document_mask=False),
             train=TrainConfig(steps=200, global_batch_size=16, eval_batches=8),
-            optim=OptimConfig(schedule="cosine", warmup_steps=20, weight_decay=0.0),
+            optim=OptimConfig(schedule="cosine", warmup=0.1, weight_decay=0.0),
             checkpoint=CheckpointConfig(every_steps=100),
             log=LogConfig(tensorboard=False, plot=False),
         )

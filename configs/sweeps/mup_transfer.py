@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
             ),
             data=DataConfig(seq_len=32, document_mask=False),
             train=TrainConfig(steps=300, global_batch_size=16, eval_batches=16),
-            optim=OptimConfig(name="adam", schedule="linear", end_lr_ratio=0.0, warmup_steps=20, weight_decay=0.0),
+            optim=OptimConfig(name="adam", schedule="linear", end_lr_ratio=0.0, warmup=20 / 300, weight_decay=0.0),
             checkpoint=CheckpointConfig(every_steps=300),
             log=LogConfig(tensorboard=False, plot=False),
         )
@@ -50,5 +50,5 @@ def get_config() -> ConfigDict:
 def sweep(add: Adder) -> None:
     """Add every width at every learning rate, by both parametrizations; those of the base width are the same model."""
     widths = {"model.d_model": WIDTHS, "model.num_heads": tuple(width // HEAD_DIM for width in WIDTHS)}
-    bases = {"model.parametrization": ("standard", "mup"), "model.mup_base_d_model": (0, BASE_WIDTH)}
+    bases = {"model.parametrization": ("standard", "mup"), "model.mup.base_d_model": (0, BASE_WIDTH)}
     add(zip_(widths), zip_(bases), grid({"optim.lr": RATES}))

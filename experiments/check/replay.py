@@ -13,7 +13,7 @@ from bigjax.checkpoint.reading import CheckpointMismatch
 from bigjax.errors import UserError
 from bigjax.run.folder import RunFolder
 from bigjax.run.json_files import reading
-from bigjax.train import forensics, step
+from bigjax.train import continuation, forensics, step
 from bigjax.train import optimizers as optim
 from experiments import trained
 
@@ -50,6 +50,8 @@ def replay(workdir: Path, name: str) -> Replay:
         train_step = step.jit_train_step(cfg, model, tx, layout)
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         found = _newest_before(event["step"], checkpoints, abstract)
+        if not found and cfg.init_state is not None:
+            found = continuation.restore_branch(cfg, abstract)
         state = found.state if found else step.jit_init_state(cfg, model, tx, layout)()
         if not found and cfg.init_from is not None:
             state = step.with_params(state, trained.initial_params(cfg, abstract.params, text.tokenizer))

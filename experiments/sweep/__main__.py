@@ -21,8 +21,9 @@ from bigjax.config import Config, strict
 from bigjax.errors import UserError
 from bigjax.run.interrupt import Interrupt
 from bigjax.science import sweeps
-from bigjax.science.sweeps import Point
+from bigjax.science.sweeps import Point, SweepError
 from bigjax.science.sweeps.folder import SweepFolder
+from bigjax.train import continuation
 from experiments import cli, config_source
 from experiments.sweep import table as sweep_table
 from experiments.sweep.launch import SETTLED, Launch
@@ -89,6 +90,7 @@ def main(flag_values: flags.FlagValues) -> int:
     if flag_values.explain:
         explain(folder, points)
         return 0
+    check_branches(folder, points)
     if flag_values.preflight:
         preflight(points)
     runner = choose_runner(flag_values, points, folder.path)
@@ -98,6 +100,21 @@ def main(flag_values: flags.FlagValues) -> int:
         table.say(f"{len(points)} points in {folder.path}, {len(launch.open())} to run")
         runner(launch, lambda: _tick(launch, table, interrupt))
     return finish(launch, points, source, interrupt)
+
+
+def check_branches(folder: SweepFolder, points: Sequence[Point]) -> None:
+    """Make sure that the points that have not started, and are to branch off a run, can.
+
+    Raises:
+      SweepError: one cannot.
+    """
+    started = folder.runs()
+    for point in points:
+        if point.fingerprint not in started:
+            try:
+                continuation.check_branch(point.cfg)
+            except UserError as error:
+                raise SweepError(f"point {point.number} of {len(points)} ({point.name}): {error}") from error
 
 
 def choose_runner(

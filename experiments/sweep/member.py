@@ -51,6 +51,7 @@ class Member:
         self._files, self._say = files, say
         files.enter_context(run_lock.held(folder.path))
         self.text = data.build(self.cfg, slice(0, self.cfg.train.global_batch_size))
+        self._stream = self.text.train.leaving_out(rollback.left_out(folder))
         self._rate = optim.looked_up(optim.schedule(self.cfg.optim, self.cfg.train.steps))
         self._checkpoints = files.enter_context(checkpoint.Checkpoints(folder.checkpoints, self.cfg.checkpoint))
 
@@ -62,7 +63,8 @@ class Member:
         """
         with jax.set_mesh(alone.mesh):
             restored = self._checkpoints.restore(alone.state, start)
-        self.text.train.leaving_out(rollback.left_out(self.folder, restored.data_state)).check(restored.data_state)
+        self._stream = self.text.train.leaving_out(rollback.left_out(self.folder, restored.data_state))
+        self._stream.check(restored.data_state)
         return restored.state
 
     def open(self, start: int) -> None:
@@ -70,7 +72,7 @@ class Member:
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
         data.save_tokenizer(self.text.tokenizer, folder.path)
-        self._stream = self.text.train.leaving_out(rollback.left_out(folder))
+        rollback.note(folder, self._stream.left_out)
         self._guard = guard.Guard(cfg, folder, dataclasses.replace(self.text, train=self._stream), self._say)
         self.batches = self._files.enter_context(self._stream.batches(start))
         writer = metrics.MetricsWriter(folder, cfg.log, cfg.train.steps, start or None, progress=False)

@@ -87,7 +87,7 @@ def test_gpt3_sizes(name, parameters, layers, d_model, heads, head_dim, batch_to
     assert float(rate(warm)) == pytest.approx(lr, rel=1e-3)
     # It starts with a full batch's part, the step that has seen so much may have seen a batch more, and a warmup of
     # whole batches is off by up to half of one, of which 0.4 count here.
-    early, part = float(rate(ramp.steps_for(round(0.4 * 375e6 / 2048)))), lr / cfg.optim.warmup_steps
+    early, part = float(rate(ramp.steps_for(round(0.4 * 375e6 / 2048)))), lr / (375e6 / tokens_per_step)
     assert 0.4 * lr + 0.8 * part <= early <= 0.4 * lr + 2.2 * part
     assert float(rate(half)) == pytest.approx(0.55 * lr, rel=1e-3)
     assert [float(rate(step)) for step in (low, cfg.train.steps)] == pytest.approx([0.1 * lr] * 2, rel=1e-3)

@@ -103,7 +103,7 @@ def test_fields_left_out_take_their_default():
             "model",
             "d_model",
             130,
-            "model.d_model=130 is not divisible by model.num_heads=4: change one of them or set model.head_dim",
+            "model.d_model=130 is not divisible by model.num_heads=4: set model.num_heads=1, or model.head_dim",
         ),
     ],
 )
@@ -155,7 +155,8 @@ def test_all_problems_are_reported_at_once():
     [
         (
             {"num_layers": 3, "layer_windows": [8, 0]},
-            "model.num_layers=3 is not a multiple of the 2 layers that model.layer_windows=(8, 0) describes",
+            "model.num_layers=3 is not a multiple of the 2 layers that model.layer_windows=(8, 0) describes: set "
+            "model.num_layers=2 or 4",
         ),
         (
             {"sliding_window": 8, "layer_windows": [8, 0]},
@@ -186,12 +187,14 @@ def test_windows_of_layers_repeat():
 
 def test_a_clash_between_fields_is_a_config_error():
     assert problems(train={"microbatches": 3}) == [
-        "train.global_batch_size=16 is not divisible by train.microbatches=3"
+        "train.global_batch_size=16 is not divisible by train.microbatches=3: set train.microbatches=1"
     ]
-    assert problems(optim={"nesterov": True}) == ["optim.nesterov=True is only read by optim.name='sgd', not 'adamw'"]
-    assert problems(model={"token_types": 2, "mup_depth_alpha": 0.5}) == [
+    assert problems(optim={"nesterov": True}) == [
+        "optim.nesterov=True is only read by optim.name='sgd', not 'adamw': set optim.nesterov=False"
+    ]
+    assert problems(model={"token_types": 2, "mup": {"depth_alpha": 0.5}}) == [
         "model.token_types=2 is for model.family='encoder', not 'decoder'",
-        "model.mup_depth_alpha=0.5 is only read by model.parametrization='mup'",
+        "model.mup.depth_alpha=0.5 is only read by model.parametrization='mup'",
     ]
 
 
@@ -231,7 +234,7 @@ def test_to_dict_is_json_ready():
 
 def test_maths_leaves_plumbing_out():
     fields = strict.maths(Config())
-    assert set(fields) == {"model", "data", "train", "optim", "guard", "init_from"}
+    assert set(fields) == {"model", "data", "train", "optim", "guard", "init_from", "init_state"}
     assert "attention" not in fields["model"]
     assert "microbatches" not in fields["train"]
     assert fields["optim"]["lr"] == 1e-3
@@ -275,7 +278,7 @@ def test_fingerprint_leaves_out_what_is_at_its_default():
 
 
 def test_fingerprint_is_the_same_in_another_process():
-    code = "from bigjax import strict; from bigjax.config import Config; print(strict.fingerprint(Config()))"
+    code = "from bigjax.config import Config, strict; print(strict.fingerprint(Config()))"
     command = [sys.executable, "-W", "error", "-R", "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == strict.fingerprint(
         Config()

@@ -140,7 +140,7 @@ def test_a_step_is_that_of_a_batch_of_its_size(microbatches, mesh, tmp_path):
 
 
 def test_the_learning_rate_follows_the_rows():
-    cfg = OptimConfig(lr=0.3, schedule="linear", warmup_steps=2, end_lr_ratio=0.0, decay_steps=4)
+    cfg = OptimConfig(lr=0.3, schedule="linear", warmup=2, end_lr_ratio=0.0, decay=4)
     ramp = batch_ramp.build(run_of())
     rate, constant = optim.schedule(cfg, 20, ramp), optim.schedule(cfg, 20)
     np.testing.assert_allclose([float(constant(t)) for t in range(8)], [0.15, 0.3, 0.3, 0.225, 0.15, 0.075, 0, 0])
@@ -157,7 +157,10 @@ def test_the_learning_rate_follows_the_rows():
         ({"ramp_batch_size": 4}, "train.ramp_batch_size=4 and train.ramp_tokens=0: a ramp needs both"),
         ({"ramp_batch_size": 16, "ramp_tokens": 999}, "ramp_batch_size=16 is not below train.global_batch_size=16"),
         ({"ramp_batch_size": 4, "ramp_tokens": 2**36}, r"train.ramp_tokens=68719476736 is 2\^31 rows or more"),
-        ({"ramp_batch_size": 4, "ramp_tokens": 31}, "train.ramp_tokens=31 is less than a row, data.seq_len=32"),
+        (
+            {"ramp_batch_size": 4, "ramp_tokens": 31},
+            "train.ramp_tokens=31 is less than a row: set it to data.seq_len=32 or more",
+        ),
     ],
 )
 def test_ramps_that_make_no_sense_are_named(train, message):

@@ -40,7 +40,7 @@ def arguments(tmp_path_factory) -> tuple[str, ...]:
         f"--config.train.steps={STEPS}",
         "--config.train.eval_every_steps=5",
         "--config.train.eval_batches=2",
-        "--config.optim.warmup_steps=2",
+        "--config.optim.warmup=2",
         "--config.optim.ema_decay=0.9",
         "--config.checkpoint.every_steps=10",
         "--config.checkpoint.asynchronous=false",

@@ -45,7 +45,7 @@ def arguments(tmp_path_factory) -> tuple[str, ...]:
         "--config.model.attention=reference",
         "--config.model.dropout=0.1",
         "--config.model.parametrization=mup",
-        "--config.model.mup_base_d_model=16",
+        "--config.model.mup.base_d_model=16",
         "--config.optim.name=adamw",
         "--config.optim.ema_decay=0.9",
         "--config.train.microbatches=2",
@@ -142,7 +142,7 @@ def test_resumed_on_another_mesh_is_the_same_run_but_for_rounding(commands, argu
 
 
 def test_a_step_that_is_not_finite_ends_the_run_with_the_evidence(commands, tmp_path):
-    run = (*TINY, "--config.optim.name=sgd", "--config.optim.lr=1e30", "--config.optim.warmup_steps=3")
+    run = (*TINY, "--config.optim.name=sgd", "--config.optim.lr=1e30", "--config.optim.warmup=3")
     run = (*run, "--config.checkpoint.every_steps=1", f"--workdir={tmp_path}/run")
     done = commands.run(TRAIN, tmp_path / "record", "--", *run, code=3)
     (folder,) = (tmp_path / "run" / "forensics").iterdir()

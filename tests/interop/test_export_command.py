@@ -22,7 +22,7 @@ BRIEFLY = (
     "--config.data.seq_len=32",
     "--config.train.steps=2",
     "--config.train.global_batch_size=8",
-    "--config.optim.warmup_steps=1",
+    "--config.optim.warmup=1",
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bigjax import models
-from bigjax.config import ModelConfig, OptimConfig
+from bigjax.config import ModelConfig, OptimConfig, lengths
 from bigjax.params import ParamSpec, names
 from bigjax.train import optimizers as optim
 
@@ -164,32 +164,33 @@ def test_adafactor_factors_the_projections_of_attention():
 CASES = {
     # Each value is written out from the source that `optim.schedule` names; update 0 is the first of 100.
     "constant": ({}, lambda t: 1.0),
-    "constant, warm": ({"warmup_steps": 10}, lambda t: min((t + 1) / 10, 1.0)),
+    "constant, warm": ({"warmup": 10}, lambda t: min((t + 1) / 10, 1.0)),
     "linear": ({"schedule": "linear"}, lambda t: 1 - 0.8 * t / 99),
     "linear, warm": (
-        {"schedule": "linear", "warmup_steps": 10},
+        {"schedule": "linear", "warmup": 10},
         lambda t: (t + 1) / 10 if t < 10 else 1 - 0.8 * (t - 10) / 89,
     ),
     # Loshchilov & Hutter 2017, equation 5.
     "cosine": ({"schedule": "cosine"}, lambda t: 0.2 + 0.4 * (1 + math.cos(math.pi * t / 99))),
     "cosine, warm": (
-        {"schedule": "cosine", "warmup_steps": 10},
+        {"schedule": "cosine", "warmup": 10},
         lambda t: (t + 1) / 10 if t < 10 else 0.2 + 0.4 * (1 + math.cos(math.pi * (t - 10) / 89)),
     ),
     "cosine, one update of warm-up": (
-        {"schedule": "cosine", "warmup_steps": 1},
+        {"schedule": "cosine", "warmup": 1},
         lambda t: 1.0 if t < 1 else 0.2 + 0.4 * (1 + math.cos(math.pi * (t - 1) / 98)),
     ),
     # Hu et al. 2024, section 4: warm up, hold, decay over the last updates.
     "wsd": (
-        {"schedule": "wsd", "warmup_steps": 10, "decay_steps": 20},
+        {"schedule": "wsd", "warmup": 10, "decay": 20},
         lambda t: (t + 1) / 10 if t < 10 else 1 - 0.8 * max(t - 79, 0) / 20,
     ),
     "wsd without a decay": ({"schedule": "wsd"}, lambda t: 1.0),
-    "wsd, all of it decay": ({"schedule": "wsd", "decay_steps": 99}, lambda t: 1 - 0.8 * t / 99),
+    "constant, with a decay that it does not read": ({"decay": 0.5}, lambda t: 1.0),
+    "wsd, all of it decay": ({"schedule": "wsd", "decay": 99}, lambda t: 1 - 0.8 * t / 99),
     # Vaswani et al. 2017, equation 3, over its own peak d^-0.5 warmup^-0.5.
     "inverse_sqrt": (
-        {"schedule": "inverse_sqrt", "warmup_steps": 16},
+        {"schedule": "inverse_sqrt", "warmup": 16},
         lambda t: min((t + 1) ** -0.5, (t + 1) * 16**-1.5) / 16**-0.5,
     ),
 }
@@ -207,17 +208,112 @@ def test_schedule(case, monkeypatch):
         np.testing.assert_allclose(np.float64(values) / 0.003, wanted, rtol=16 * 2.0**-23)
 
 
+def rates(steps: int, **fields) -> np.ndarray:
+    """Return all the learning rates of a run in units of the peak."""
+    rate = optim.schedule(OptimConfig(**{"lr": 0.003, "end_lr_ratio": 0.2} | fields), steps)
+    return np.float64(optim.rates(rate, np.arange(steps))) / 0.003
+
+
+FALLS = {"wsd": lambda x: x, "linear": lambda x: x, "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2}
+"""What is left of the decay where a share x of it is still to come (Loshchilov & Hutter 2017, equation 5)."""
+
+
+@pytest.mark.parametrize("schedule", FALLS)
+@pytest.mark.parametrize("filled", [(3, 7), (0, 10), (9, 1), (0.3, 0.7), (1, 0.9), (0.05, 9)])
+def test_warm_up_and_decay_that_fill_the_run_end_where_they_should(schedule, filled):
+    """From the peak, at the update after the warm-up if there are two or more, to `end_lr_ratio` at the last."""
+    found = rates(10, schedule=schedule, warmup=filled[0], decay=filled[1])
+    warmup = {0.3: 3, 0.05: 1}.get(filled[0], filled[0])
+    rest = 9 - warmup
+    expected = [(t + 1) / warmup for t in range(warmup)]
+    expected += [0.2 + 0.8 * FALLS[schedule]((9 - t) / rest) if rest else 0.2 for t in range(warmup, 10)]
+    np.testing.assert_allclose(found, expected, rtol=8 * 2.0**-23)
+    assert found[-1] == np.float64(np.float32(0.2 * 0.003)) / 0.003
+
+
+@pytest.mark.parametrize("schedule", FALLS)
+def test_a_run_of_one_update_has_the_peak_unless_it_is_a_decay(schedule):
+    assert rates(1, schedule=schedule) == rates(1, schedule=schedule, warmup=1) == pytest.approx(1, rel=1e-6)
+    assert rates(1, schedule=schedule, decay=1) == pytest.approx(0.2, rel=1e-6)
+
+
+@pytest.mark.parametrize("warmup", [10_000, 1_000_000])
+def test_small_rates_keep_their_digits(warmup):
+    """Of the first updates of a long warm-up and the last ones of a long decay to 0, by their closed forms."""
+    early = np.float64(optim.rates(optim.schedule(OptimConfig(lr=1.0, warmup=warmup), 2 * warmup), np.arange(5)))
+    np.testing.assert_allclose(early, (np.arange(5) + 1) / warmup, rtol=4 * 2.0**-24)
+    last = np.arange(warmup - 5, warmup)
+    left = (warmup - 1 - last) / (warmup - 1)
+    for schedule, fall in (("linear", left), ("wsd", left), ("cosine", np.sin(np.pi / 2 * left) ** 2)):
+        cfg = OptimConfig(lr=1.0, schedule=schedule, decay=warmup - 1, end_lr_ratio=0.0)
+        late = np.float64(optim.rates(optim.schedule(cfg, warmup), last))
+        np.testing.assert_allclose(late, fall, rtol=8 * 2.0**-24)
+
+
+@pytest.mark.parametrize("schedule", [*FALLS, "constant", "inverse_sqrt"])
+def test_a_share_is_so_many_steps(schedule):
+    decay = {} if schedule in ("constant", "inverse_sqrt") else {"decay": 40}
+    share = {name: length / 200 for name, length in decay.items()}
+    shares = rates(200, schedule=schedule, warmup=0.05, **share)
+    np.testing.assert_array_equal(shares, rates(200, schedule=schedule, warmup=10, **decay))
+
+
+@pytest.mark.parametrize("length", ["warmup", "decay"])
+@pytest.mark.parametrize(("share", "steps"), [(0.004, 1), (0.0251, 5), (0.999, 200), (1.0, 1), (2.0, 2), (0.0, 0)])
+def test_a_share_is_rounded_and_one_step_at_least(length, share, steps):
+    assert lengths.lengths(OptimConfig(**{length: share}), 200) == ((steps, 0) if length == "warmup" else (0, steps))
+
+
+def torch_rates(scheduler_of, steps: int) -> list[float]:
+    """Return the learning rates that a scheduler of PyTorch gives an optimizer, in units of the peak."""
+    torch = pytest.importorskip("torch", reason="parity with PyTorch's schedules needs PyTorch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler, found = scheduler_of(optimizer), []
+    for _ in range(steps):
+        found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(10, 20), (10, 89), (0, 99), (0, 40)])
+def test_wsd_equals_transformers(warmup, decay):
+    """After the warm-up, where its decay reaches the end of it at the last update: the stable part takes the rest."""
+    transformers = pytest.importorskip("transformers")
+    theirs = torch_rates(
+        lambda optimizer: transformers.get_wsd_schedule(
+            optimizer,
+            num_warmup_steps=warmup,
+            num_stable_steps=99 - warmup - decay,
+            num_decay_steps=decay,
+            decay_type="linear",
+            min_lr_ratio=0.2,
+        ),
+        100,
+    )
+    found = rates(100, schedule="wsd", warmup=warmup, decay=decay)
+    np.testing.assert_allclose(found[warmup:], theirs[warmup:], rtol=16 * 2.0**-23)
+
+
+def test_linear_equals_pytorch():
+    """torch.optim.lr_scheduler.LinearLR from 1 to the ratio in as many updates as follow the first."""
+    torch = pytest.importorskip("torch", reason="parity with PyTorch's schedules needs PyTorch")
+    linear = torch.optim.lr_scheduler.LinearLR
+    theirs = torch_rates(lambda optimizer: linear(optimizer, 1.0, 0.2, total_iters=99), 100)
+    np.testing.assert_allclose(rates(100, schedule="linear"), theirs, rtol=32 * 2.0**-23)
+
+
+def test_inverse_sqrt_equals_transformers():
+    """Theirs counts updates from 0, and the first has no rate."""
+    transformers = pytest.importorskip("transformers")
+    theirs = torch_rates(lambda optimizer: transformers.get_inverse_sqrt_schedule(optimizer, 16), 101)
+    found = rates(100, schedule="inverse_sqrt", warmup=16)
+    np.testing.assert_allclose(found, theirs[1:], rtol=16 * 2.0**-23)
+
+
 def test_cosine_equals_transformers():
     """After the warm-up of N updates, transformers' schedule of one update fewer, which ends at its last + 1."""
-    torch = pytest.importorskip("torch", reason="parity with transformers' schedules needs PyTorch")
-    from transformers import get_cosine_with_min_lr_schedule_with_warmup
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.003)
-    theirs = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 10, 99, min_lr_rate=0.2)
-    rate = optim.schedule(OptimConfig(lr=0.003, end_lr_ratio=0.2, warmup_steps=10), 100)
-    expected = []
-    for _ in range(100):
-        expected.append(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
-    np.testing.assert_allclose([rate(t) for t in range(10, 100)], expected[10:], rtol=16 * 2.0**-23)
+    transformers = pytest.importorskip("transformers")
+    cosine = transformers.get_cosine_with_min_lr_schedule_with_warmup
+    theirs = torch_rates(lambda optimizer: cosine(optimizer, 10, 99, min_lr_rate=0.2), 100)
+    np.testing.assert_allclose(rates(100, schedule="cosine", warmup=10)[10:], theirs[10:], rtol=16 * 2.0**-23)

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig, strict
+from bigjax.config.lengths import lengths
 from bigjax.errors import UserError
 from bigjax.preflight.equivalence import meshes
 from bigjax.preflight.resume import compare as resume_compare
@@ -51,7 +52,7 @@ def config(tmp_path_factory) -> Config:
         model=ModelConfig(vocab_size=256, num_layers=1, d_model=32, num_heads=2, max_seq_len=64, dropout=0.1),
         data=DataConfig(sources=tuple(sources), weights=(2.0, 1.0), holdout=0.1, seq_len=64),
         train=TrainConfig(steps=100, eval_every_steps=50),
-        optim=OptimConfig(schedule="cosine", warmup_steps=20, ema_decay=0.9),
+        optim=OptimConfig(schedule="cosine", warmup=20, ema_decay=0.9),
     )
 
 
@@ -95,7 +96,7 @@ def test_the_runs_are_as_hard_as_they_claim(runs, straight):
     ids = [id_ for batch in straight.batches.values() for id_ in batch["ids"]]
     hashes = {row for batch in straight.batches.values() for row in batch["rows"]}
     assert len(ids) == len(set(ids)) and len(hashes) == sum(straight.rows) < len(ids)
-    assert runs.cfg.optim.warmup_steps == 2 and sorted(straight.data) == [2, 4, 6, 8, 9]
+    assert lengths(runs.cfg.optim, STEPS)[0] == 2 and sorted(straight.data) == [2, 4, 6, 8, 9]
     quantities = {name.partition("/")[0] for name in straight.states[STEPS]}
     assert quantities == {"step", "params", "opt_state", "ema"}
 

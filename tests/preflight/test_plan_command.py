@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bigjax import sharding
-from bigjax.config import Config
+from bigjax.config import Config, replace
 from bigjax.config.strict import from_dict
-from bigjax.preflight.plan import devices, report
+from bigjax.preflight.plan import devices, planner, report
 from experiments import cli, config_source, plan
-from tests.commands import ROOT, TINY, Commands, rows, shared_cache
+from tests.commands import ROOT, TINY, Commands, shared_cache
 
 LLAMA = "--config=configs/llama.py:8b"
 ODD = ("--config.data.seq_len=8191",)
@@ -83,7 +83,7 @@ def test_a_batch_that_grows_counts_its_own_tokens_and_microbatches(call, tmp_pat
     out = tmp_path / "plan.json"
     # 4, 8, 12 and 16 rows of 1,024 tokens: of 4 microbatches of 4 rows they fill 1, 2, 3 and 4.
     ramp = ("--config.train.global_batch_size=16", "--config.train.microbatches=4", "--config.train.ramp_batch_size=4")
-    ramp += ("--config.train.ramp_tokens=49152", "--config.mesh.data=4", "--config.optim.warmup_steps=1")
+    ramp += ("--config.train.ramp_tokens=49152", "--config.mesh.data=4", "--config.optim.warmup=1")
     asked = ("--config=configs/gpt.py:d12", "--topology=v5e:2x2", "--analytic", f"--out={out}", *ramp)
     # Stages start at 0, 16, 32 and 48 rows of the 48 that the ramp takes: after 4, 2 and (16 by 12) 2 steps, at 56.
     for how, steps, seen, work in (
@@ -297,13 +297,29 @@ def test_a_preset_is_a_config(tmp_path, monkeypatch):
         config_source.load(str(path))
 
 
-def test_training_plans_its_own_step_first(tmp_path, tmp_path_factory):
+def test_training_with_plan_plans_its_own_step_and_stops(tmp_path, monkeypatch, capsys, one_device):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sharding, "make_mesh", lambda cfg: one_device)
+    cfg = from_dict(Config, config_source.load("configs/quickstart.py"))
+    small = replace(
+        cfg,
+        model={"vocab_size": 256, "num_layers": 1, "d_model": 32, "head_dim": 8, "d_ff": 128},
+        data={"tokenizer": "bytes", "seq_len": 32},
+        train={"loss_chunks": 1, "global_batch_size": 8},
+    )
+    before = list(tmp_path.iterdir())
+    assert plan.here(small, "configs/quickstart.py") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("configs/quickstart.py on cpu:1") and "FITS: " in said
+    assert "memory per chip [compiler]" in said and list(tmp_path.iterdir()) == before
+    judged = planner.of_traced
+    for verdict, status in (({"fits": False}, 5), ({"silent_replication": ["all of it"]}, 3)):
+        monkeypatch.setattr(planner, "of_traced", lambda *given, verdict=verdict: judged(*given) | verdict)
+        assert plan.here(small, "") == status
+
+
+def test_train_plan_trains_nothing(tmp_path, tmp_path_factory):
     commands = Commands(shared_cache(tmp_path_factory))
     workdir = tmp_path / "run"
     done = commands.run("experiments.train", *TINY, "--plan", f"--workdir={workdir}")
-    assert "FITS: " in done.stderr and "memory per chip [compiler]" in done.stderr
-    commands.run("experiments.train", *TINY, f"--workdir={tmp_path / 'plain'}")
-    losses = [
-        [row["train/loss"] for row in rows(path) if "train/loss" in row] for path in (workdir, tmp_path / "plain")
-    ]
-    assert losses[0] == losses[1] and len(losses[0]) == 8
+    assert "FITS: " in done.stdout and not workdir.exists()

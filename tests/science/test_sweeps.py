@@ -82,13 +82,13 @@ def test_a_range_that_is_none(low, high):
 
 
 def test_an_ablation_changes_one_factor_at_a_time():
-    rows = {"no warmup": {"optim.warmup_steps": 0}, "relu": {"model.activation": "relu"}}
-    found = points(ablation({"optim.warmup_steps": 10}, rows), seeds(2))
+    rows = {"no warmup": {"optim.warmup": 0}, "relu": {"model.activation": "relu"}}
+    found = points(ablation({"optim.warmup": 10}, rows), seeds(2))
     assert [point.name for point in found] == [
         f"{label},seed={seed}" for label in ("baseline", "no warmup", "relu") for seed in (0, 1)
     ]
     assert [point.label for point in found][::2] == ["baseline", "no warmup", "relu"]
-    assert [(point.cfg.optim.warmup_steps, point.cfg.model.activation) for point in found][::2] == [
+    assert [(point.cfg.optim.warmup, point.cfg.model.activation) for point in found][::2] == [
         (10, "gelu_tanh"),
         (0, "gelu_tanh"),
         (10, "relu"),
@@ -106,8 +106,8 @@ def test_mistakes_are_named_with_their_points_before_any_starts():
     said = str(error.value).splitlines()
     assert [re.match(r"point (\d) of 4", line)[1] for line in said if line.startswith("point")] == ["2", "3", "4"]
     assert said[0] == (
-        "point 2 of 4 (lr=0.001,d_model=65): model.d_model=65 is not divisible by model.num_heads=4: change one of "
-        "them or set model.head_dim"
+        "point 2 of 4 (lr=0.001,d_model=65): model.d_model=65 is not divisible by model.num_heads=4: set "
+        "model.d_model=64, or model.head_dim"
     )
     assert "optim.lr=-1.0 is out of bounds, expected a float above 0" in said[1]
     with pytest.raises(SweepError, match=r"\(learning_rate=1\): .* is not a field .*: did you mean optim.lr\?"):

@@ -266,7 +266,7 @@ def test_from_questions_to_answers(tmp_path, tmp_path_factory):
         f"--config.data.sources=jsonl:{path}",
         f"--config.data.eval_sources=jsonl:{unseen}",
         "--config.train.global_batch_size=4",
-        "--config.optim.warmup_steps=5",
+        "--config.optim.warmup=5",
         "--config.optim.lr=0.01",
         "--config.train.steps=80",
         "--config.log.plot=False",

@@ -167,7 +167,7 @@ def test_from_two_columns_to_entities(tmp_path, tmp_path_factory):
         f"--config.data.sources=conll:{path}",
         f"--config.data.eval_sources=conll:{unseen}",
         "--config.train.global_batch_size=8",
-        "--config.optim.warmup_steps=5",
+        "--config.optim.warmup=5",
         "--config.optim.lr=0.01",
         "--config.train.steps=60",
         "--config.log.plot=False",

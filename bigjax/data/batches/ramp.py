@@ -39,6 +39,10 @@ class BatchRamp:
         stage = bisect.bisect_right(self.rows, rows) - 1
         return self.steps[stage] + -(-(rows - self.rows[stage]) // self.sizes[stage])
 
+    def full_batches(self, steps: int) -> int:
+        """Return how many full batches the first `steps` have rows for, the last batch whole."""
+        return self.rows_before(steps - 1) // self.sizes[-1] + 1
+
     def full_steps(self, steps: int, global_batch_size: int, microbatches: int) -> float:
         """Return how many steps with a full batch are as much work as the first `steps`; see `place`."""
         ends = (*self.steps[1:], steps)

@@ -154,10 +154,12 @@ def of_folder(folder: Path, cfg: Config) -> tuple[Config, dict[str, np.ndarray]]
     """
     hf.check_same_model(folder, cfg.model)
     model, weights = hf.import_checkpoint(folder)
-    cfg = dataclasses.replace(cfg, model=model, optim=OptimConfig(name="sgd"), mesh=MeshConfig(), init_from=None)
+    cfg = dataclasses.replace(
+        cfg, model=model, optim=OptimConfig(name="sgd"), mesh=MeshConfig(), init_from=None, init_state=None
+    )
     train = {"global_batch_size": ROWS, "microbatches": 1, "loss_chunks": 1}
     length = min(model.max_seq_len, MAX_TOKENS)
-    written = {"target_len": length} if model.family == "encdec" else {}
+    written = {"target_len": length} if model.kind == "encdec" else {}
     cfg = replace(cfg, data={"seq_len": length, **written}, train=train)
     return cfg, {name: w.astype(np.float32) for name, w in params.names(weights).items()}
 

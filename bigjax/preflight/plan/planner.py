@@ -85,15 +85,15 @@ class Planner:
         return {"verdict": verdict, "advice": candidates.savings(cfg, self.topology, needed)}
 
 
-def of_traced(cfg: Config, traced: Any, mesh: Any, source: str, steps_per_epoch: float) -> tuple[Any, dict[str, Any]]:
-    """Compile a traced train step on the devices at hand; return it and its report.
+def of_traced(cfg: Config, traced: Any, mesh: Any, source: str, steps_per_epoch: float) -> dict[str, Any]:
+    """Compile a traced train step on the devices at hand; return its report.
 
     Raises:
       PlanError: there are no figures for the devices.
     """
     topology = devices.at_hand(list(mesh.devices.flat))
-    compiled, found = compile_and_read(traced.lower(), dict(mesh.shape))
-    return compiled, Planner(topology, source, steps_per_epoch=steps_per_epoch).judge(cfg, Outcome(compiled=found))
+    _, found = compile_and_read(traced.lower(), dict(mesh.shape))
+    return Planner(topology, source, steps_per_epoch=steps_per_epoch).judge(cfg, Outcome(compiled=found))
 
 
 def exit_code(found: dict[str, Any]) -> int:

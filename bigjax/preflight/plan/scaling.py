@@ -83,7 +83,7 @@ def sweep(cfg: Config, planner: Planner, counts: Sequence[int]) -> list[Row]:
 
 
 def _with_rest(cfg: Config) -> Config:
-    if -1 in (getattr(cfg.mesh, axis) for axis in config.MESH_AXES):
+    if -1 in cfg.mesh.sizes.values():
         return cfg
     return config.replace(cfg, mesh={"fsdp" if cfg.mesh.fsdp >= cfg.mesh.data else "data": -1})
 

@@ -142,6 +142,30 @@ def seeds(k: int, first: int = 0) -> list[Change]:
     return [Change({"train.seed": seed}) for seed in range(first, first + k)]
 
 
+def branches(run: str, steps: Sequence[int], decay: float = 0.2) -> list[Change]:
+    """Return a point for each total length in `steps`, which branches off `run` to decay over the last share of it.
+
+    One run at a constant rate so gives models of many token budgets (Hägele et al. 2024, section 4). It needs a
+    checkpoint of the step where each decay begins, as with a suitable `checkpoint.keep_every_steps`.
+
+    Raises:
+      SweepError: there is no length, one is no whole number above 1, or the share leaves nothing before the decay.
+    """
+    if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 < decay < 1:
+        raise SweepError(f"branches(..., decay={decay!r}) needs a share of each length, above 0 and below 1")
+    hidden, found = ("init_state", "optim.schedule", "optim.decay"), []
+    for (total,) in zip(*_columns("branches", {"train.steps": steps}).values(), strict=True):
+        if not isinstance(total, int) or isinstance(total, bool) or total < 2:
+            raise SweepError(f"branches needs whole numbers of steps above 1, not {total!r}")
+        length = max(round(decay * total), 1)
+        if length == total:
+            raise SweepError(f"branches(..., decay={decay}) leaves none of {total} steps before the decay")
+        start = f"{run}@{total - length}"
+        values = {"train.steps": total, "init_state": start, "optim.schedule": "wsd", "optim.decay": length}
+        found.append(Change(values, labelled=hidden))
+    return found
+
+
 def ablation(base: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[Change]:
     """Return `base`, called baseline, and a point for every row, which changes one factor of it.
 

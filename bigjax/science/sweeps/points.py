@@ -4,7 +4,8 @@
         add(grid({"optim.lr": [1e-3, 3e-3], "model.d_model": [64, 128]}), seeds(3), **{"train.steps": 200})
 
 A factor is a list of `Change`; `add` crosses the factors it is given. A point is the base config with its changes, and
-its identity is the fingerprint of its maths: two points that agree there are one run.
+its identity is the fingerprint of its maths: two points that agree there are one run. Points start from the whole state
+of a run with `branches("runs/stable", [1000, 2000])`, or with `init_state` among the fields of any other factor.
 """
 
 import itertools
@@ -26,8 +27,8 @@ SCALARS = (
     "optim.lr",
     "optim.muon_lr",
     "optim.schedule",
-    "optim.warmup_steps",
-    "optim.decay_steps",
+    "optim.warmup",
+    "optim.decay",
     "optim.end_lr_ratio",
     "optim.weight_decay",
     "model.dropout",

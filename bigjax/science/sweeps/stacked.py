@@ -22,7 +22,7 @@ from bigjax.train import optimizers as optim
 from bigjax.train import step
 from bigjax.train.step import TrainState
 
-SCHEDULE = tuple(f"optim.{name}" for name in ("lr", "schedule", "warmup_steps", "decay_steps", "end_lr_ratio"))
+SCHEDULE = tuple(f"optim.{name}" for name in ("lr", "schedule", "warmup", "decay", "end_lr_ratio"))
 """Fields of which only the table of learning rates depends; `lr` has another use in Muon."""
 
 MAX_SEED = 2**31 - 2
@@ -49,8 +49,9 @@ def check(cfg: Config) -> None:
         raise StackError(
             f"train.ramp_batch_size={cfg.train.ramp_batch_size}: these batches have one size: use another runner"
         )
-    if cfg.init_from is not None:
-        raise StackError(f"init_from={cfg.init_from!r}: a program of many points starts afresh; use another runner")
+    for name in ("init_from", "init_state"):
+        if (start := getattr(cfg, name)) is not None:
+            raise StackError(f"{name}={start!r}: a program of many points starts afresh; use another runner")
     for name in ("on_nonfinite", "on_spike"):
         if getattr(cfg.guard, name) == "rollback":
             raise StackError(f"guard.{name}='rollback' takes one run back, not all of a program: use another runner")
@@ -127,7 +128,7 @@ class Stack:
     def _stacked_numbers(self) -> dict[str, jax.Array]:
         """Return what the points differ in, `(N,)` by path, and the learning rate of every update `(N, steps)`."""
         numbers = {}
-        for path in set(self.varied) - {"optim.schedule", "optim.warmup_steps", "optim.decay_steps"}:
+        for path in set(self.varied) - {"optim.schedule", "optim.warmup", "optim.decay"}:
             values = [_field(cfg, path) for cfg in self.cfgs]
             kind = np.int32 if isinstance(values[0], int) else np.float32
             numbers[path] = self._put(np.array(values, kind))

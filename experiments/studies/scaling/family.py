@@ -34,7 +34,6 @@ def point(depth: int, flops: float) -> Change:
         "model.d_model": HEAD_DIM * depth,
         "model.num_heads": depth,
         "optim.lr": LR_TIMES_WIDTH / (HEAD_DIM * depth),
-        "optim.warmup_steps": round(WARMUP * steps),
         "train.steps": steps,
         "train.eval_every_steps": max(steps // 10, 1),
     }
@@ -59,7 +58,7 @@ def base() -> Config:
         ),
         data=DataConfig(seq_len=SEQ_LEN, document_mask=False),
         train=TrainConfig(steps=100, global_batch_size=ROWS, eval_batches=64),
-        optim=OptimConfig(schedule="cosine", weight_decay=0.0),
+        optim=OptimConfig(schedule="cosine", warmup=WARMUP, weight_decay=0.0),
         checkpoint=CheckpointConfig(every_steps=1000),
         log=LogConfig(every_steps=50, tensorboard=False, plot=False),
     )
