@@ -19,7 +19,7 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
     """Yield what the task of a run asks of its model, and what else it asks for."""
     model, name = cfg.model, cfg.train.objective
     try:
-        task = named.load("train.objective", name, named.TASKS)
+        task = named.task(cfg)
     except ConfigError as error:
         yield str(error)
         return

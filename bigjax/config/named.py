@@ -88,6 +88,11 @@ def those(field: str, known: Mapping[str, str], suits: Callable[[Any], Any]) -> 
     return [name for name in known if suits(load(field, name, known))]
 
 
+def task(cfg: Any) -> Any:
+    """Return the `tasks.Task` that `train.objective` names, for rooms below that of tasks."""
+    return load("train.objective", cfg.train.objective, TASKS)
+
+
 def section(name: str) -> str:
     """Return the name of the section in which what `name` names has fields of its own: `NAME` of `module.path:NAME`."""
     return name.rpartition(":")[2]

@@ -40,7 +40,10 @@ class DataConfig:
     has as much of the context as goes in, and the next row of it starts `doc_stride` tokens later. `target_len` is the
     length of what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by
     `span_corruption` in spans of `mean_span`.
-    A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
+    A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json` or of its
+    folder. Special tokens that a document spells out are letters like any others, unless `special_tokens` is set; in
+    prompts they are special. A share of more than `max_overlap` of the held-out documents that are trained on, too, is
+    refused.
     With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
     the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.
     """
@@ -65,8 +68,10 @@ class DataConfig:
     order: Literal["shuffled", "contiguous"] = "shuffled"
     target_len: int = bounded(0, minimum=0)
     document_mask: bool = True
+    special_tokens: bool = False
     cache_dir: str | None = plumbing(None)
     prefetch: int = plumbing(4, minimum=1)
+    max_overlap: float = plumbing(0.1, minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,13 @@ def ends_of_rows(cfg: Config, tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def ends_of(tokenizer: Tokenizer) -> Ends:
-    """Return the ids around an encoder-decoder's rows: as in T5, what is written starts after padding."""
+    """Return the ids around an encoder-decoder's rows: as in T5, what is written starts after padding, if no file says.
+
+    By the model's `config.json` beside the tokenizer it may start after another token.
+    """
     special = special_ids(tokenizer, ("pad", "sep"))
-    return Ends(special["pad"], special["sep"] if tokenizer.eos_id is None else tokenizer.eos_id, special["pad"])
+    end = special["sep"] if tokenizer.eos_id is None else tokenizer.eos_id
+    return Ends(tokenizer.special.get("start", special["pad"]), end, special["pad"])
 
 
 def check_vocabulary(cfg: Config, tokenizer: Tokenizer, special: Iterable[int] = ()) -> None:

@@ -6,7 +6,7 @@ Legend: B batch, S what is read, T what is scored, D model, V vocab.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from bigjax.config import Config, ModelConfig
 from bigjax.data import Tokenizer
 from bigjax.data.cutting import ends_of
+from bigjax.data.text_data import for_text
 from bigjax.errors import UserError
 from bigjax.evaluate.decoding import LayoutKey, bucket, pad_left
 from bigjax.models import Model
@@ -54,13 +55,26 @@ class Scorer:
     def __post_init__(self):
         check(self.cfg.model)
 
+    @cached_property
+    def _prompts(self) -> Tokenizer:
+        """The tokenizer of questions, in which a special token that is spelled out is one, as for transformers."""
+        return self.tokenizer.with_special()
+
     @property
     def prefix_id(self) -> int:
-        """The token before a text: its start, the end of another one, or a line end where the tokenizer has neither."""
+        """The token before a text: its start, the end of another one, or a line end where the tokenizer has neither.
+
+        Raises:
+          LikelihoodError: it has none of these.
+        """
         for id_ in (self.tokenizer.bos_id, self.tokenizer.eos_id):
             if id_ is not None:
                 return id_
-        return int(self.tokenizer.encode("\n")[-1])
+        if not len(found := self.tokenizer.encode("\n")):
+            raise LikelihoodError(
+                "the tokenizer has no token to start a text with: name an eos_token in its tokenizer_config.json"
+            )
+        return int(found[-1])
 
     def after(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Return the likelihood of each second text after the first, which may be empty.
@@ -84,13 +98,14 @@ class Scorer:
         """
         if self.cfg.model.kind == "encdec":
             raise LikelihoodError("model.family='encdec' writes one text for another: it predicts none by itself")
-        rows = [list(windows(self.tokenizer.encode(t).tolist(), self.prefix_id, self.cfg.data.seq_len)) for t in texts]
+        tokenizer = for_text(self.cfg, self.tokenizer)
+        rows = [list(windows(tokenizer.encode(t).tolist(), self.prefix_id, self.cfg.data.seq_len)) for t in texts]
         scored = iter(self._score([pair for pairs in rows for pair in pairs]))
         return [sum(next(scored).log_prob for _ in pairs) for pairs in rows]
 
     def _encode(self, context: str, text: str) -> tuple[list[int], list[int]]:
         """Return both as ids, as lm-evaluation-harness splits them (`TemplateLM._encode_pair`)."""
-        encode = lambda text: self.tokenizer.encode(text).tolist()  # noqa: E731
+        encode = lambda text: self._prompts.encode(text).tolist()  # noqa: E731
         kept = context.rstrip()
         context, text = kept, context[len(kept) :] + text
         if not text:

@@ -122,8 +122,9 @@ def _fitted(parametrization: str, along: str, values: Sequence[int], sizes: Sequ
     return Growth(parametrization, along, tuple(values), tuple(sizes), slopes)
 
 
-def draw(growths: Sequence[Growth], title: str, path: Path) -> None:
+def draw(growths: Sequence[Growth], title: str, path: str | Path) -> None:
     """Draw every size against the width or depth, at the start and as it has changed, a column a growth."""
+    path = Path(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(growths), 7.5), layout="constrained")

@@ -1,5 +1,6 @@
 """Predicting every next token of texts (decoders, recurrent models)."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 from bigjax import lazy
 from bigjax.config import Config
 from bigjax.data.cutting import Cut, check_vocabulary, shard_of
-from bigjax.data.rows.packed import PackedText
+from bigjax.data.rows.packed import PackedText, Rows
 from bigjax.data.sources.opening import SplitSource
+from bigjax.data.tokens.text_bytes import bytes_at
 from bigjax.data.tokens.tokenizers import Tokenizer
 from bigjax.tasks.task import Batch, Task
 
@@ -20,8 +22,14 @@ def rows(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Split
     check_vocabulary(cfg, tokenizer)
     data = cfg.data
     how = (data.seq_len, data.document_mask, data.order == "contiguous")
-    # As in transformers, a text that is continued starts with what the tokenizer puts before it.
-    return lambda side: PackedText(side.source.spec, shard_of(side, tokenizer, root, tokenizer.opening), *how)
+
+    def cut(side: SplitSource) -> Rows:
+        # As in transformers, a text that is continued starts with what the tokenizer puts before it.
+        shard = shard_of(side, tokenizer, root, tokenizer.opening)
+        count = functools.partial(bytes_at, side, tokenizer, root, shard, tokenizer.opening)
+        return PackedText(side.source.spec, shard, *how, count)
+
+    return cut
 
 
 def example(cfg: Config, rng: np.random.Generator) -> Batch:

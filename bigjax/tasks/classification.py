@@ -55,4 +55,5 @@ TASK = Task(
     report=report,
     head_positions=lambda cfg: 1,
     problems=encoder_problems,
+    whole=True,
 )

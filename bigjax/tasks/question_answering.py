@@ -96,4 +96,5 @@ TASK = Task(
     predict=lazy.function("bigjax.tasks.encoders:span_logits"),
     report=report,
     problems=problems,
+    whole=True,
 )

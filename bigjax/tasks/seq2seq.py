@@ -58,4 +58,5 @@ TASK = Task(
     processor=processor,
     cross_entropy=True,
     references=references,
+    whole=True,
 )

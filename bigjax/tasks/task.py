@@ -72,6 +72,7 @@ class Task:
       cross_entropy: whether the loss is that of `targets`, and nothing beside it, so that other libraries' can be
         compared with it.
       continues_text: whether it predicts every next token of a text, so that what it trains can go on with one.
+      whole: whether a record cannot be cut in two, so that only whole ones are held out.
       references: `(cfg, side)` -> the texts of a side with what is to be written for each; None where nothing is.
       predict: `(model, params, batch, layout=)` -> logits for every weight of a batch, `(*weights.shape, ...)`.
       report: `(predictions, targets, held-out set, **options)` of all that has weight -> a `Report`.
@@ -92,6 +93,7 @@ class Task:
     metrics: tuple[str, ...] = ("loss", "nll")
     cross_entropy: bool = False
     continues_text: bool = False
+    whole: bool = False
     references: Callable[[Config, SplitSource], Iterator[tuple[str, str]]] | None = None
     predict: "Callable[..., jax.Array] | None" = None
     report: Callable[..., Report] | None = None
@@ -102,7 +104,7 @@ class Task:
 
 def named_task(cfg: Config) -> Task:
     """Return the task that `train.objective` names."""
-    return named.load("train.objective", cfg.train.objective, named.TASKS)
+    return named.task(cfg)
 
 
 def names_of(suits: Callable[[Task], Any]) -> str:

@@ -63,4 +63,5 @@ TASK = Task(
     predict=lazy.function("bigjax.tasks.encoders:class_logits"),
     report=report,
     problems=encoder_problems,
+    whole=True,
 )

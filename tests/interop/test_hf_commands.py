@@ -1,6 +1,7 @@
 """BERT and T5 by command: a Hugging Face folder is scored, trained on, written from, and left again."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -96,4 +97,4 @@ def test_another_tokenizer_is_refused(tmp_path):
     bert = folder_of(BERT, word_pieces, tmp_path)
     cfg = strict.from_dict(Config, finetune_classification.get_config(f"hf:{bert}"))
     with pytest.raises(UserError, match=r"was trained with another tokenizer than data.tokenizer='hf:"):
-        trained.initial_params(cfg, {}, ByteTokenizer())
+        trained.initial_params(cfg, {}, SimpleNamespace(tokenizer=ByteTokenizer()))

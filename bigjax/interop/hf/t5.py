@@ -58,11 +58,9 @@ def _read(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     # What transformers derives from it, and writes beside it.
     gated, inner = name.startswith("gated-"), name.removeprefix("gated-")
     inner = "gelu_new" if name == "gated-gelu" else inner
-    start, pad = settings.take("decoder_start_token_id"), settings.take("pad_token_id", 0)
     for key, value, covered in (
         ("dense_act_fn", settings.take("dense_act_fn", inner), inner),
         ("is_gated_act", settings.take("is_gated_act", gated), gated),
-        ("decoder_start_token_id", pad if start is None else start, pad),
     ):
         if value != covered:
             raise settings.uncovered(key, value, [covered])

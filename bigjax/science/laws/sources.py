@@ -38,7 +38,7 @@ MIN_EVALUATIONS = 3
 """Evaluations that every run must have for the loss curves to be those of held-out text."""
 
 
-def read_csv(path: Path, *, params: ParamCount, flops: FlopCount | None, recompute: bool) -> Points:
+def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, recompute: bool) -> Points:
     """Return the rows of a CSV file with the columns `params,tokens,loss`, optionally `flops,weight,seed,diverged`.
 
     Semicolons or tabs may stand for the commas, if they do in the header. `flops` None takes the column `flops` where
@@ -48,6 +48,7 @@ def read_csv(path: Path, *, params: ParamCount, flops: FlopCount | None, recompu
         FitError: the file cannot be read, a column is missing or there twice, a row has more cells than the header, or
             a cell is not a number or not above 0; some rows have FLOPs and others none, with `flops` None.
     """
+    path = Path(path)
     rows, names = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
