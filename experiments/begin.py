@@ -15,7 +15,8 @@ from bigjax.run import RunFolder, Throughput, say
 from bigjax.run.heartbeat import Pulse
 from bigjax.sharding import Layout
 from bigjax.train import continuation, flops, rollback, step
-from experiments import finish, trained
+
+from . import finish, trained
 
 
 def is_complete(cfg: Config, folder: RunFolder) -> bool:
