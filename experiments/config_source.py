@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, shipped, strict
 from bigjax.config import fields as schema
-from bigjax.config.checks import OBJECTIVES
+from bigjax.config import named as known
 from bigjax.errors import UserError, named, shortened
 from bigjax.interop.hf import config as hf_config
 from bigjax.run.folder import RunFolder
@@ -169,9 +169,8 @@ def _finetuning(source: str, folder: Path) -> Config:
     An encoder-decoder is tuned as T5 was (Raffel et al. 2020, section 3.1.2).
     """
     model = hf_config.import_config(folder).model
-    heads: dict[str, Any] = {
-        head: name for name, (families, head) in reversed(OBJECTIVES.items()) if model.family in families
-    }
+    tasks = {name: known.load("train.objective", name, known.TASKS) for name in reversed(known.TASKS)}
+    heads = {task.head: name for name, task in tasks.items() if model.kind in task.families}
     head = model.head if model.head in heads else "lm"
     tokenizer = folder / "tokenizer.json"
     length = min(model.max_seq_len, 1024)

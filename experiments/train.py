@@ -154,7 +154,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
                 # A step with nothing to predict is always reported: of what is to be counted none is left out.
                 due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
                 if due or not float(values["tokens"]):
-                    writer.write(done, finish.metrics_row(values, rate) | speed.read())
+                    writer.write(done, finish.metrics_row(cfg, values, rate) | speed.read())
 
             # ---- The loop ------------------------------------------------------------------------------------------
             # Where steps are dispatched ahead, a step is read while the next one runs; on CPUs, once it has ended.

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,16 @@ def _imported(field: str, name: str, place: str) -> Any:
         hint = f": did you mean {module_name}:{near[0]}?" if near else ""
         raise ConfigError(f"{field}={name!r}: {module_name} has no {attribute!r}{hint}")
     return getattr(module, attribute)
+
+
+def those(field: str, known: Mapping[str, str], suits: Callable[[Any], Any]) -> list[str]:
+    """Return the names of `known` of which what they name suits."""
+    return [name for name in known if suits(load(field, name, known))]
+
+
+def task(cfg: Any) -> Any:
+    """Return the `tasks.Task` that `train.objective` names, for rooms below that of tasks."""
+    return load("train.objective", cfg.train.objective, TASKS)
 
 
 def section(name: str) -> str:

@@ -90,7 +90,7 @@ class Member:
             self.outcome = Outcome("diverged", error.exit_code, str(error))
             return
         if rates is not None or not float(values["tokens"]):
-            self.writer.write(done, finish.metrics_row(values, self._rate) | (rates or {}))
+            self.writer.write(done, finish.metrics_row(self.cfg, values, self._rate) | (rates or {}))
 
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""
