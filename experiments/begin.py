@@ -7,19 +7,22 @@ import jax
 
 from bigjax import data, params
 from bigjax.checkpoint import Checkpoints
-from bigjax.config import Config, lengths, strict
+from bigjax.config import Config, lengths
 from bigjax.data import TextData
+from bigjax.interop.hf import origin
 from bigjax.models import Model
-from bigjax.run import RunFolder, say
+from bigjax.run import RunFolder, Throughput, say
 from bigjax.run.heartbeat import Pulse
 from bigjax.sharding import Layout
-from bigjax.train import continuation, rollback, step
-from experiments import finish, trained
+from bigjax.train import continuation, flops, rollback, step
+
+from . import finish, trained
 
 
 def is_complete(cfg: Config, folder: RunFolder) -> bool:
     """Return whether the folder holds the finished run of `cfg`, and say so if it does."""
-    complete = folder.complete and strict.fingerprint(folder.load_config()) == strict.fingerprint(cfg)
+    folder.check_text(cfg)
+    complete = folder.complete and folder.is_of(cfg)
     if complete:
         say(f"{folder.path} is complete: {finish.summary(folder)}")
     return complete
@@ -56,7 +59,7 @@ class Start:
             self._restore = lambda: continuation.restore_branch(cfg, abstract)
         else:
             given = cfg.init_from is not None
-            self._params = trained.initial_params(cfg, abstract.params, text.tokenizer) if given else None
+            self._params = trained.initial_params(cfg, abstract.params, text) if given else None
             self._initializing = step.init_aside(cfg, model, tx, layout)
 
     def state(self, folder: RunFolder, pulse: Pulse) -> tuple[step.TrainState, int, TextData]:
@@ -79,12 +82,24 @@ class Start:
         return state, start, dataclasses.replace(self._text, train=stream)
 
 
+def throughput(cfg: Config, model: Model) -> Throughput:
+    """Return what measures the speed of a run, against what its devices can do.
+
+    That of a CPU is measured, now and again later: another program that runs for a moment would make it look slow.
+    """
+    devices = jax.devices()
+    again = (lambda: flops.peak_flops(devices)) if devices[0].platform == "cpu" else None
+    return Throughput(flops.run_flops_per_token(cfg, model.specs), flops.peak_flops(devices), again)
+
+
 def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
-    """Write what the run is into its folder: config, environment, the batches that are left out, tokenizer."""
+    """Write what the run is into its folder: config, environment, the batches that are left out, data, tokenizer."""
     folder.open(cfg, continuation.LENGTHS)
     rollback.note(folder, text.train.left_out)
     if jax.process_index() == 0:
         data.save_tokenizer(text.tokenizer, folder.path)
+        origin.keep(cfg.init_from, folder.path)
+        folder.write_data(text.describe())
 
 
 def banner(
@@ -106,7 +121,7 @@ def banner(
         f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
         f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
         f"{text.train.rows_taken(cfg.train.steps) / facts['rows_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
-        *(f"note: {note}" for note in (*lengths.notes(cfg), *layout.notes)),
+        *(f"note: {note}" for note in (*lengths.notes(cfg), *layout.notes, *text.notes)),
     ]
     if cfg.init_state is not None and start == continuation.origin(cfg).step:
         lines.append(f"branching off {cfg.init_state}")

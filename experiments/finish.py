@@ -8,7 +8,7 @@ import jax
 
 from bigjax import params
 from bigjax.checkpoint import LenientSaves
-from bigjax.config import Config, strict
+from bigjax.config import Config
 from bigjax.data import TextData
 from bigjax.evaluate import generation, writing
 from bigjax.models import Model
@@ -22,11 +22,20 @@ SKIPPED = "guard/skipped_updates"
 """The metric that counts the updates which the guard dropped."""
 
 
+EMPTY = "train/empty_batches"
+"""The metric, 1, of a step whose batch held nothing to predict."""
+
+
 def metrics_row(values: dict[str, Any], rate: Callable[[int], float]) -> dict[str, float]:
-    """Return what `metrics.jsonl` says of a step, of the metrics of `step.make_train_step`; waits for the device."""
-    names = [name for name in values if name in metrics.TRAINING or "/" in name]
+    """Return what `metrics.jsonl` says of a step, of the metrics of `step.make_train_step`; waits for the device.
+
+    Of a batch with nothing to predict it says just that: there is no loss.
+    """
+    empty = not float(values["tokens"])
+    names = [] if empty else [name for name in values if name in metrics.TRAINING or "/" in name]
     row = metrics.scalars({name if "/" in name else f"train/{name}": values[name] for name in names})
     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": rate(int(values["updates"]))}
+    row |= {EMPTY: 1} if empty else {}
     return row | ({SKIPPED: int(values["skipped"])} if "skipped" in values else {})
 
 
@@ -77,7 +86,7 @@ def write(
     tokens = text.train.rows_taken(cfg.train.steps) * cfg.data.seq_len
     rows = list(metrics.read_rows(folder.metrics))
     result = {
-        "fingerprint": strict.fingerprint(cfg),
+        "fingerprint": folder.fingerprint,
         "steps": cfg.train.steps,
         "tokens": tokens,
         **params.counts(model.specs, cfg.model.moe.experts_per_token),
@@ -86,6 +95,8 @@ def write(
         **dict.fromkeys(("eval_loss", "eval_bits_per_byte", "eval_tokens")),
         **{f"eval_{name}": value for name, value in scores.items()},
         "skipped_updates": next((int(row[SKIPPED]) for row in reversed(rows) if SKIPPED in row), 0),
+        "duplicates": text.duplicates,
+        "empty_batches": sum(EMPTY in row for row in rows),
         "left_out_batches": rollback.left_out(folder),
         "tokens_per_s": tokens_per_s,
         "wall_s": rows[-1]["time_s"] if rows else None,
@@ -122,7 +133,7 @@ def sample(cfg: Config, model: Model, layout: Layout, weights: Any, text: TextDa
 
 
 def _prompt(cfg: Config, text: TextData) -> list[int]:
-    return writing.prompt_of(cfg, text.tokenizer, cfg.log.sample_prompt or "\n")[0]
+    return writing.prompt_of(cfg, text.tokenizer.with_special(), cfg.log.sample_prompt or "\n")[0]
 
 
 def summary(folder: RunFolder) -> str:
@@ -133,6 +144,8 @@ def summary(folder: RunFolder) -> str:
 
 def _summary(result: dict[str, Any]) -> str:
     line = f"{result['steps']:,} steps, {result['tokens']:,} tokens in {result['wall_s']:.0f} s"
+    if empty := result.get("empty_batches"):
+        line = f"{line}, {empty:,} of the steps without anything to predict"
     if result["eval_loss"] is None:
         return line
     line = f"{line}; held out: loss {result['eval_loss']:.4f} nats per token"

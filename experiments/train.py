@@ -31,23 +31,25 @@ from typing import Any
 
 from absl import flags
 
-from bigjax.config import Config, strict
+from bigjax.config import Config
+from bigjax.data import identity
 from bigjax.errors import UserError
 from bigjax.train import rollback
-from experiments import cli, plan
-from experiments.processes import distributed
+
+from . import cli, plan
+from .processes import distributed
 
 Witness = Callable[[int, Any, Any], None]
 """`witness(step, batch, state)` sees the state that training starts from, with None for the batch, and after each step
 the batch and the state that came of it."""
 
 EXAMPLES = (
-    "python -m experiments.train --config=configs/quickstart.py",
-    "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=quickstart",
+    "python -m experiments.train --config=gpt:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
     "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
-    "python -m experiments.train --config=configs/quickstart.py --plan",
-    "python -m experiments.train --config=configs/quickstart.py --print_config",
-    "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
+    "python -m experiments.train --config=quickstart --plan",
+    "python -m experiments.train --config=quickstart --print_config",
+    "python -m experiments.train --config=quickstart --diff=runs/quickstart",
 )
 
 
@@ -73,7 +75,7 @@ def main(flag_values: flags.FlagValues) -> int:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    print(f"bigjax: run {strict.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+    print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
@@ -88,7 +90,7 @@ def unwatched(step: int, batch: Any, state: Any) -> None:
 
 
 @rollback.repeat_after_rollback
-def run(cfg: Config, workdir: Path, profile: range | None = None, *, witness: Witness = unwatched) -> int:
+def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witness: Witness = unwatched) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; trace the steps `profile`; return the exit status."""
     # Only here: importing JAX takes seconds, and a user first wants to read what is going to run.
     import jax
@@ -96,9 +98,10 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, witness: Wi
     from bigjax import data, models, sharding
     from bigjax.checkpoint import Checkpoints, LenientSaves
     from bigjax.evaluate import scoring
-    from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, Throughput, heartbeat, lock, say
-    from bigjax.train import continuation, flops, guard, optimizers, step
-    from experiments import begin, finish
+    from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, heartbeat, lock, say
+    from bigjax.train import continuation, guard, optimizers, step
+
+    from . import begin, finish
 
     # ---- Mesh, model, data -----------------------------------------------------------------------------------------
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
@@ -107,7 +110,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, witness: Wi
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
-    folder = RunFolder(workdir)
+    folder = RunFolder(Path(workdir))
     if begin.is_complete(cfg, folder):
         return 0
     pulse.phase("data")
@@ -134,7 +137,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, witness: Wi
         pulse.phase("compile")
         compiling.result()
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
-        speed = Throughput(flops.run_flops_per_token(cfg, model.specs), flops.peak_flops(jax.devices()))
+        speed = begin.throughput(cfg, model)
         rate, watchman = optimizers.looked_up(schedule), guard.Guard(cfg, folder, text, say)
         evaluate, saves = scoring.evaluator(cfg, model, layout, text.eval), LenientSaves(checkpoints, say)
         with (
@@ -148,7 +151,9 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, witness: Wi
                 """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""
                 watchman.check(done, batch, values)
                 speed.count(text.train.size(text.train.number(batch.step)) * cfg.data.seq_len)
-                if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps):
+                # A step with nothing to predict is always reported: of what is to be counted none is left out.
+                due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
+                if due or not float(values["tokens"]):
                     writer.write(done, finish.metrics_row(values, rate) | speed.read())
 
             # ---- The loop ------------------------------------------------------------------------------------------
@@ -181,7 +186,7 @@ def run(cfg: Config, workdir: Path, profile: range | None = None, *, witness: Wi
                 # Save: in the background, but for the last one, which is whole before the run is called complete.
                 if saving:
                     pulse.phase("save", done)
-                    saves.save(done, state, text.train.state(done), strict.identity(cfg), last=ending)
+                    saves.save(done, state, text.train.state(done), folder.signature(cfg), last=ending)
                     if news := saves.news():
                         writer.write(done, news)
                 if stopping:

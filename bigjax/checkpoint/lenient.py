@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from bigjax.checkpoint.failures import reason_of
 from bigjax.checkpoint.saving import Checkpoints
-
-MAX_REASON = 300
-"""The most characters of an error of the file system that a sentence quotes."""
 
 
 class LenientSaves:
@@ -49,6 +47,5 @@ class LenientSaves:
             act()
         except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore make of a full disk
             self.failures, self.last_failed = self.failures + 1, True
-            reason = next(iter(str(error).splitlines()), "") or repr(error)
-            self._tell(f"warning: the checkpoint of step {self._step} could not be saved: {reason[:MAX_REASON]}")
+            self._tell(f"warning: the checkpoint of step {self._step} could not be saved: {reason_of(error)}")
             self._checkpoints.recover()

@@ -9,6 +9,7 @@ import jax
 from bigjax import sharding
 from bigjax.config import Config
 from bigjax.data import Batch, EvalSet
+from bigjax.errors import UserError
 from bigjax.models import Model
 from bigjax.run import metrics
 from bigjax.sharding import Layout
@@ -49,20 +50,31 @@ def score(
 
     Args:
       eval_step: as `step.make_eval_step` makes it. carried: what it starts from, `step.fresh`.
+
+    Raises:
+      UserError: the batches hold nothing to predict.
     """
     mesh = jax.sharding.get_mesh()
     totals: metrics.Sums | None = None
     for batch in batches:
         sums, carried = eval_step(params, sharding.put_batch(batch.arrays, mesh, global_batch_size), carried)
         totals = sums if totals is None else metrics.add(totals, sums)
-    if totals is None:
-        return {}
-    return scores_of(totals)
+    return scores_of(totals or {})
 
 
 def scores_of(totals: metrics.Sums) -> dict[str, float]:
-    """Return what `score` does of the sums over all batches."""
-    means = metrics.means(totals)
+    """Return what `score` does of the sums over all batches; what is counted in none of them is left out.
+
+    Raises:
+      UserError: there is nothing to predict in them.
+    """
+    counted = {name: sums for name, sums in jax.device_get(dict(totals)).items() if sums[1] > 0}
+    if "nll" not in counted:
+        raise UserError(
+            "nothing to evaluate: the batches hold no token, row or word to predict; score longer documents, or more "
+            "batches"
+        )
+    means = metrics.means(counted)
     loss = means["nll"]
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(totals["nll"][1])}
     if "nll_per_byte" in means:

@@ -11,6 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, zeros
 
 from bigjax.config import ModelConfig
+from bigjax.config.model import transformer_shape
+from bigjax.models.family import Family
 from bigjax.models.parts import blocks, layers, mup, stacks
 from bigjax.models.parts.heads import head_specs, unembedding
 from bigjax.params import ParamSpec
@@ -113,6 +115,17 @@ def _head(params: Params, cfg: ModelConfig, layout: Layout) -> dict[str, Any]:
     return layout.gather(params["head"], specs(cfg)["head"], cfg.dtype)
 
 
+def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
+    """Return what the head makes of hidden states, in float32: logits `(B, S, V)` of the token at every position,
+    else `class_logits`; of a head that is the pooler alone `pooled`."""
+    if cfg.head == "pooler":
+        return pooled(params, x_BSD, cfg, layout).astype(jnp.float32)
+    if "dense" not in params["head"]:
+        return class_logits(params, x_BSD, cfg, layout=layout)
+    everywhere_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1]), x_BSD.shape[:2])
+    return masked_logits(params, x_BSD, layout.place(everywhere_BS, "batch", "seq"), cfg, layout)
+
+
 def masked_logits(
     params: Params, x_BSD: jax.Array, masked_BM: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED
 ) -> jax.Array:
@@ -169,3 +182,16 @@ def class_logits(
     if cfg.parametrization == "mup":  # as `unembedding`
         out = out / mup.width(cfg)
     return checkpoint_name(out + p["classes_bias"].astype(jnp.float32), "logits")
+
+
+FAMILY = Family(
+    specs=specs,
+    apply=apply,
+    logits=logits,
+    unembedding=unembedding,
+    masked_logits=masked_logits,
+    masked_states=masked_states,
+    pooled=pooled,
+    class_logits=class_logits,
+    derive=transformer_shape,
+)

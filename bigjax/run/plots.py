@@ -10,12 +10,13 @@ from bigjax.errors import UserError
 from bigjax.run.folder import read_rows
 
 
-def plot_loss(metrics_jsonl: Path, out: Path) -> None:
+def plot_loss(metrics_jsonl: str | Path, out: str | Path) -> None:
     """Draw the loss curve of the run that wrote `metrics_jsonl` to the picture `out` (its suffix says the format).
 
     Raises:
         UserError: the file has no row with `train/loss`.
     """
+    metrics_jsonl, out = Path(metrics_jsonl), Path(out)
     train, evaluation = _curve(metrics_jsonl, "train/loss"), _curve(metrics_jsonl, "eval/loss")
     if not len(train):
         raise UserError(f"{metrics_jsonl} has no row with train/loss to plot")
