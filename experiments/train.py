@@ -123,13 +123,13 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
         tx = optimizers.build(cfg.optim, model.specs, total_steps, schedule)
         train_step = step.jit_train_step(cfg, model, tx, layout)
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
-        origin = begin.Start(cfg, checkpoints, model, tx, layout, abstract, text)
+        starting = begin.Start(cfg, checkpoints, model, tx, layout, abstract, text)
         pulse.phase("compile")
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         continuation.check_longer(folder, cfg)
         compiling = step.compile_aside(traced)
-        state, start, text = origin.state(folder, pulse)
+        state, start, text = starting.state(folder, pulse)
 
         # ---- Run folder: from here on the run exists, and the same command continues it ----------------------------
         begin.open_folder(cfg, folder, text)
