@@ -1,5 +1,8 @@
 """Errors that are the user's to mend: a command shows their message without a traceback."""
 
+import reprlib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user asked for cannot be done; the message says what to change. A command ends with `exit_code`."""
@@ -16,6 +19,19 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def shortened(text: str) -> str:
-    """Return what a user typed, cut where it is too long to be quoted in one sentence."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 60
+_BRIEF.maxlevel, _BRIEF.maxlist = 2, 12
+
+
+def brief(value: object, limit: int = 200) -> str:
+    """Return the `repr` of a value of the user's, cut short: a text or a table in it may be of any size."""
+    said = _BRIEF.repr(value)
+    return said if len(said) <= limit else f"{said[:limit]}..."
+
+
+def listed(names: Iterable[str], limit: int = 10, width: int = 60) -> str:
+    """Return the first of some names of the user's, each cut to `width` characters, and how many there are besides."""
+    found = list(names)
+    rest = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return ", ".join(name if len(name) <= width else f"{name[:width]}..." for name in found[:limit]) + rest

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, shipped, strict
 from bigjax.config import fields as schema
 from bigjax.config.checks import OBJECTIVES
-from bigjax.errors import UserError, named, shortened
+from bigjax.errors import UserError, named
 from bigjax.interop.hf import config as hf_config
 from bigjax.run.folder import RunFolder
 
@@ -158,13 +158,13 @@ def _finetuning(source: str, folder: Path) -> Config:
     length = min(model.max_seq_len, 1024)
     data = DataConfig(
         seq_len=length,
-        target_len=length // 4 if model.family == "encdec" else 0,
+        target_len=length // 4 if model.kind == "encdec" else 0,
         tokenizer=f"hf:{tokenizer}" if tokenizer.is_file() else "bytes",
         doc_stride=min(DataConfig().doc_stride, max(1, length // 2 - 1)),
         classes=hf_config.class_names(folder) if model.num_classes else (),
     )
     optim = OptimConfig(lr=2e-5, warmup=0.03, weight_decay=0.0)
-    if model.family == "encdec":
+    if model.kind == "encdec":
         optim = OptimConfig(name="adafactor", lr=1e-3, schedule="constant", weight_decay=0.0, grad_clip=None)
     return Config(
         model=dataclasses.replace(model, head=head),
@@ -193,7 +193,7 @@ def _load_module(file: str) -> ModuleType:
     if not path.is_file():
         siblings = [str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py"]
         near = (difflib.get_close_matches(str(path), siblings, n=1) or [shipped.nearest(file)])[0]
-        raise UserError(f"there is no config file {shortened(file)!r}" + (f": did you mean {near}?" if near else ""))
+        raise UserError(f"there is no config file {file!r}" + (f": did you mean {near}?" if near else ""))
     with _running(file):
         package = package_of(path)
     spec = importlib.util.spec_from_file_location(f"{package}.config_file" if package else "config_file", path)

@@ -1,15 +1,16 @@
-"""Model families. Each is a module with `specs`, `apply`, `logits` and what its objective needs.
+"""Model families: one file each, which declares its parameters, its functions and its own part of a config.
 
     model = build(cfg.model)
     params = model.init(jax.random.key(0))
     logits = model.apply(params, tokens)
 
-Legend: B batch, S sequence, V vocab.
+Read `family` first, then `decoder`; `parts` is what families are made of, `attention` and `moe` two rooms of their own.
+
+Legend: B batch, S sequence, T what a decoder reads, V vocab, C classes.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -18,12 +19,10 @@ from jax.sharding import NamedSharding
 
 from bigjax import params as param_tree
 from bigjax import sharding
-from bigjax.config import ModelConfig
-from bigjax.models import decoder, encdec, encoder, rnn
+from bigjax.config import ModelConfig, named
+from bigjax.models.family import Family
 from bigjax.models.parts import mup
 from bigjax.sharding import Layout
-
-FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder, "encdec": encdec, "rnn": rnn}
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Model:
     """A family's functions together with the configuration they take."""
 
     cfg: ModelConfig
-    family: ModuleType
+    family: Family
 
     @cached_property
     def specs(self) -> Any:
@@ -87,4 +86,4 @@ def _stored(w: Any, where: Any) -> jax.Array:
 
 def build(cfg: ModelConfig) -> Model:
     """Return the model that `cfg.family` names."""
-    return Model(cfg, FAMILIES[cfg.family])
+    return Model(cfg, named.load("model.family", cfg.family, named.FAMILIES))
