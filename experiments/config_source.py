@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, shipped, strict
 from bigjax.config import fields as schema
 from bigjax.config import named as known
-from bigjax.errors import UserError, named, shortened
+from bigjax.errors import UserError, named
 from bigjax.interop.hf import config as hf_config
 from bigjax.run.folder import RunFolder
 
@@ -211,7 +211,7 @@ def _load_module(file: str) -> ModuleType:
     if not path.is_file():
         siblings = [str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py"]
         near = (difflib.get_close_matches(str(path), siblings, n=1) or [shipped.nearest(file)])[0]
-        raise UserError(f"there is no config file {shortened(file)!r}" + (f": did you mean {near}?" if near else ""))
+        raise UserError(f"there is no config file {file!r}" + (f": did you mean {near}?" if near else ""))
     with _running(file):
         package = package_of(path)
     spec = importlib.util.spec_from_file_location(f"{package}.config_file" if package else "config_file", path)

@@ -5,7 +5,8 @@
     logits = model.apply(params, tokens)
 
 Read `family` first, then `decoder`; `parts` is what families are made of, `attention` and `moe` two rooms of their own.
-Legend: B batch, S sequence, V vocab.
+
+Legend: B batch, S sequence, T what a decoder reads, V vocab, C classes.
 """
 
 from dataclasses import dataclass

@@ -45,7 +45,8 @@ class Family:
     Attributes:
       specs: `(model config)` -> the nested dict of `ParamSpec`: the only place where its parameters exist.
       apply: `(params, tokens or inputs, model config, layout=, key=, ...)` -> hidden states, what it says of itself.
-      logits: `(params, hidden states, model config, layout)` -> logits over the vocabulary `(..., V)` in float32.
+      logits: `(params, hidden states, model config, layout)` -> logits over the vocabulary `(..., V)`, or classes
+        `(..., C)`, in float32.
       unembedding: the output matrix `(D, V)`, for a loss in chunks; head_pieces, next_logits: the same for generation.
       prefill, decode: read a prompt into a cache, then a token at a time.
       apply_segment, initial_state: go on from a state that the batch before left.
