@@ -171,7 +171,7 @@ def run(
         rollback.note(folder, stream.left_out)
         if jax.process_index() == 0:
             data.save_tokenizer(text.tokenizer, folder.path)
-            hf_origin.keep(cfg.init_from, folder.path)
+            hf_origin.keep(hf_origin.start_of(cfg), folder.path)
         identity = {"fingerprint": strict.fingerprint(cfg), "config": strict.to_dict(cfg)}
 
         def evaluate(state: step.TrainState) -> dict[str, float]:
