@@ -61,9 +61,10 @@ def main(flag_values: flags.FlagValues) -> int:
     from experiments import trained
 
     tokenizer = data.load_tokenizer(trained.folder_of(flag_values.workdir))
-    settings = _settings(flag_values, tokenizer)
+    asking = tokenizer.with_special()  # of which a chat is made up
+    settings = _settings(flag_values, asking)
     foreign = hf_config.end_ids(folder) if (folder := hf_origin.origin_of(flag_values.workdir)) else []
-    ids, ends = writing.prompt_of(cfg, tokenizer, prompt)
+    ids, ends = writing.prompt_of(cfg, asking, prompt)
     prompts, model = [ids] * flag_values.num_samples, models.build(cfg.model)
     # Loading takes long: what can be wrong with the flags is found out first.
     if flag_values.beams:

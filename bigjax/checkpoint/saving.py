@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import jax
 
 from bigjax.checkpoint import digests
+from bigjax.checkpoint.failures import reason_of
 from bigjax.checkpoint.reading import load_part, load_state, read_metadata, require_match
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
@@ -63,7 +64,7 @@ class Checkpoints:
             return
         # The error under way is the one to show, and the other processes may not get here to be waited for.
         if self._pending is not None and (failed := self._pending.exception()):
-            _warn(f"the last checkpoint could not be saved: {failed}")
+            _warn(f"the last checkpoint could not be saved: {reason_of(failed)}")
         self.recover()
         self._background.shutdown()
 

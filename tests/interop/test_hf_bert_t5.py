@@ -131,7 +131,7 @@ def test_the_two_ways_of_saying_v1_1(tmp_path, said):
     export(T5_V1_1, tmp_path)
     edit(tmp_path, lambda tensors: None, **said)
     found = import_config(tmp_path).model
-    assert (found.tie_embeddings, found.scale_logits) == (False, False)
+    assert (found.tie_embeddings, found.own.scale_logits) == (False, False)
 
 
 @pytest.mark.parametrize(("cfg", "copy"), [(BERT, "cls.predictions.decoder.bias"), (T5, "encoder.embed_tokens.weight")])

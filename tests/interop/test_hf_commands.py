@@ -1,6 +1,5 @@
 """BERT and T5 by command: a Hugging Face folder is scored, trained on, written from, and left again."""
 
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from configs import finetune_classification
 from experiments import trained
 from tests.commands import Commands, contents, read, rows, shared_cache
 from tests.interop.test_hf_weights import BERT, T5_V1_1, random_params
+from tests.models_of import changed
 
 TRAIN, EVALUATE, GENERATE, EXPORT = (f"experiments.{name}" for name in ("train", "evaluate", "generate", "export"))
 BRIEFLY = (
@@ -82,7 +82,7 @@ def test_bert_is_scored_and_tuned(commands, table, tmp_path):
 
 def test_t5_is_tuned_and_writes(commands, table, tmp_path):
     t5 = folder_of(
-        dataclasses.replace(T5_V1_1, vocab_size=280, num_layers=1, num_decoder_layers=1),
+        changed(T5_V1_1, vocab_size=280, num_layers=1, num_decoder_layers=1),
         lambda to: train_bpe(["the sea"], 258, to),
         tmp_path,
     )

@@ -16,12 +16,12 @@ from bigjax.errors import brief, listed
 
 
 def read_labels(cfg: Config, side: SplitSource) -> Iterator[str]:
-    """Yield the label of every document of a side, in its order.
+    """Yield the label of every document of a side, in its order; a number or a truth value as a table spells it.
 
     Raises:
       DataError: the source has no column `data.label_key`.
     """
-    labels = open_source(side.source.spec, cfg.data.label_key)
+    labels = open_source(side.source.spec, cfg.data.label_key, labels=True)
     pairs = zip(side.source.read(), labels.read(), strict=True)
     return (label for document, (_, label) in pairs if side.keeps(*document))
 

@@ -2,8 +2,9 @@
 
 `token_bytes` turns a loss in nats per token into bits per byte, which can be compared between tokenizers. It is exact
 for `bytes` and byte-level BPE. Where a definition changes a text first, to another Unicode form or by the space that
-many put before it, the bytes of what it makes of the text are counted. WordPiece has none.
-Text is always taken literally: a special token spelled out in a document is encoded like any other characters.
+many put before it, it counts what is made of the text, and `text_bytes` the text itself. WordPiece has none.
+Text is taken literally, so that no document can inject what it spells: a special token spelled out is encoded like any
+other characters. `with_special` reads it as the token, as transformers does, which is for prompts.
 """
 
 import hashlib
@@ -64,6 +65,10 @@ class Tokenizer(Protocol):
         """Return the ids (n,) int32 of several texts, and (n, 2) the characters that each stands for, from and to."""
         ...
 
+    def with_special(self) -> "Tokenizer":
+        """Return the same tokenizer reading special tokens spelled out in a text as those tokens; another digest."""
+        ...
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a special token by its spelling, None if there is none."""
         ...
@@ -105,6 +110,9 @@ class ByteTokenizer:
         places = (np.repeat(np.arange(len(text)), [len(character.encode()) for character in text]) for text in texts)
         return [(self.encode(text), np.stack([at, at + 1], axis=1)) for text, at in zip(texts, places, strict=True)]
 
+    def with_special(self) -> "ByteTokenizer":
+        return self
+
     def token_id(self, token: str) -> int | None:
         del token
 
@@ -131,6 +139,8 @@ class JsonTokenizer:
         place: str,
         bos_token: str | None = None,
         beside: Beside = NOTHING,
+        *,
+        special: bool = False,
     ):
         """Args:
         definition: the content of a tokenizer.json.
@@ -138,6 +148,7 @@ class JsonTokenizer:
         place: what to call the definition in errors.
         bos_token: the token that starts a text, where the definition does not put one there itself.
         beside: what else belongs to the definition, and is saved with it.
+        special: whether special tokens in a text are read as such.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -145,7 +156,7 @@ class JsonTokenizer:
             self._backend = Backend.from_str(definition)
         except Exception as error:  # the library raises Exception itself
             raise DataError(f"{place} is not a tokenizer.json that can be read: {error}") from None
-        self._backend.encode_special_tokens = True  # read special tokens in a text literally
+        self._backend.encode_special_tokens = not special  # True reads them literally
         self._backend.no_truncation()
         self._backend.no_padding()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
@@ -173,7 +184,8 @@ class JsonTokenizer:
         said = {role: id_ for role, id_ in ({**ids} | said).items() if role in (*SPELLINGS, "start")}
         self.special: Mapping[str, int] = said
         self._beside = beside
-        self.digest = hashlib.sha256(json.dumps([definition, eos_token, *self._unusual()]).encode()).hexdigest()
+        unlike = [*self._unusual(), *["special"] * special]
+        self.digest = hashlib.sha256(json.dumps([definition, eos_token, *unlike]).encode()).hexdigest()
 
     def _unusual(self) -> list[dict[str, int]]:
         """Return the ids that files beside the definition say and its spellings would not have given."""
@@ -204,6 +216,10 @@ class JsonTokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
+
+    def with_special(self) -> "JsonTokenizer":
+        how = self._definition, self._eos_token, self._place, self._bos_token, self._beside
+        return JsonTokenizer(*how, special=True)
 
     def token_id(self, token: str) -> int | None:
         return self._vocabulary.get(token)
@@ -293,13 +309,25 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return load_file(Path(folder) / FILE)
 
 
-def load_file(path: str | Path) -> Tokenizer:
-    """Load a tokenizer from the path of its `tokenizer.json`; see `load_tokenizer`."""
+def definition_files(path: str | Path) -> list[Path]:
+    """Return the files that `load_file` reads for a path.
+
+    Raises:
+      DataError: there is no tokenizer.
+    """
     path = Path(path).expanduser()
     if path.is_dir():
-        raise DataError(f"{path} is a folder: give the path of its {FILE}")
+        if not (path / FILE).is_file():
+            raise DataError(f"the folder {path} has no {FILE}: give the folder or the path of one")
+        path = path / FILE
     if not path.is_file():
         raise DataError(f"there is no tokenizer at {path}")
+    return [file for file in (path, path.with_name(CONFIG_FILE)) if file.is_file()]
+
+
+def load_file(path: str | Path) -> Tokenizer:
+    """Load a tokenizer from the path of its `tokenizer.json`, or of the folder of that; see `load_tokenizer`."""
+    path = definition_files(path)[0]
     try:
         definition = path.read_bytes().decode()
         content = json.loads(definition)

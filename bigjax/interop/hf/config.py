@@ -171,7 +171,7 @@ def _read(architecture: Architecture, settings: Settings, values: Mapping[str, A
     try:
         fields |= architecture.read(settings, fields)
         unknown = [key for key in settings.rest() if not _without_effect(key)]
-        model = strict.from_dict(ModelConfig, fields)
+        model = strict.from_dict(ModelConfig, strict.nested(fields))
     except ConfigError as error:
         raise HuggingFaceError(f"{place} describes no model that can be built:\n{error}") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -212,7 +212,7 @@ def export_config(model: ModelConfig, first: Architecture | None = None) -> tupl
     Raises:
       HuggingFaceError: none does; naming the fields in which the nearest differs.
     """
-    if model.family == "rnn":
+    if model.kind == "rnn":
         raise HuggingFaceError("model.family='rnn': transformers has no such model")
     nearest: tuple[list[str], Architecture] | None = None
     for architecture in (*([first] if first else []), *ARCHITECTURES):
@@ -232,7 +232,8 @@ def export_config(model: ModelConfig, first: Architecture | None = None) -> tupl
 
 def _write(architecture: Architecture, model: ModelConfig) -> dict[str, Any]:
     values = dict(architecture.required)
-    values |= {key: getattr(model, name) for name, (key, _) in architecture.fields.items()}
+    here = {leaf.path: leaf.value for leaf in strict.leaves(model)}
+    values |= {key: here[path] for path, (key, _) in architecture.fields.items() if path in here}
     return values | architecture.write(model)
 
 

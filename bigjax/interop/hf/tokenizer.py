@@ -143,7 +143,7 @@ def _complete(path: Path, tokenizer: Tokenizer, special: Special, cfg: ModelConf
     backend = Backend.from_file(str(path))
     if all(tokenizer.token_id(name) is None for names in SPELLINGS.values() for name in names):
         after = [names[0] for names in SPELLINGS.values()]
-        after += [f"<extra_id_{number}>" for number in range(SENTINELS)] if cfg.family == "encdec" else []
+        after += [f"<extra_id_{number}>" for number in range(SENTINELS)] if cfg.kind == "encdec" else []
         backend.add_special_tokens(after[: cfg.vocab_size - tokenizer.vocab_size])
     named = {role: backend.id_to_token(id_) for role, id_ in special.roles.items()}
     spelled = [[backend.id_to_token(id_) for id_ in ids] for ids in special.around]

@@ -157,7 +157,7 @@ def of_folder(folder: str | Path, cfg: Config) -> tuple[Config, dict[str, np.nda
     )
     train = {"global_batch_size": ROWS, "microbatches": 1, "loss_chunks": 1}
     length = min(model.max_seq_len, MAX_TOKENS)
-    written = {"target_len": length} if model.family == "encdec" else {}
+    written = {"target_len": length} if model.kind == "encdec" else {}
     cfg = replace(cfg, data={"seq_len": length, **written}, train=train)
     return cfg, {name: w.astype(np.float32) for name, w in params.names(weights).items()}
 

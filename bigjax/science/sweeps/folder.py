@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bigjax.config import Config
+from bigjax.config import Config, strict
 from bigjax.errors import UserError
 from bigjax.run import lease
 from bigjax.run.folder import RunFolder
@@ -79,6 +79,18 @@ class SweepFolder:
             if fingerprint and (fingerprint not in found or (run.complete and not found[fingerprint].complete)):
                 found[fingerprint] = run
         return found
+
+    def check_text(self, points: Sequence[Point]) -> None:
+        """Make sure that runs in here whose config is that of a point are of the text that its files hold now.
+
+        Raises:
+          UserError: one is of another, naming the files and both hashes.
+        """
+        runs = self.runs()
+        new = {strict.fingerprint(point.cfg): point for point in points if point.fingerprint not in runs}
+        for run in runs.values() if new else ():
+            if point := new.get(strict.fingerprint(run.load_config())):
+                run.check(point.cfg)
 
     def place(self, point: Point) -> RunFolder:
         """Return the run folder of a point, ready to be trained in: its config is that of the point, plumbing too."""
