@@ -29,7 +29,9 @@ INSIDE = (
     "data/sources",  # of (name, path) pairs that the library found itself
     "data/tokens/cache.py",
     "data/tokens/shards.py",
+    "data/tokens/text_bytes.py",
     "data/cutting.py",
+    "data/text_data.py",
     "preflight",
     "run/children.py",
     "run/heartbeat.py",

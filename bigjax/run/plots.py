@@ -19,14 +19,14 @@ def plot_loss(metrics_jsonl: str | Path, out: str | Path) -> None:
     train, evaluation = _curve(metrics_jsonl, "train/loss"), _curve(metrics_jsonl, "eval/loss")
     if not len(train):
         raise UserError(f"{metrics_jsonl} has no row with train/loss to plot")
-    title = metrics_jsonl.absolute().parent.name
+    title = Path(metrics_jsonl).absolute().parent.name
     if len(evaluation):
         title += f": final eval loss {evaluation[-1][1]:.3f}"
     draw_loss(out, train, evaluation, title)
 
 
 def draw_loss(
-    out: Path, train: Sequence[tuple[int, float]], evaluation: Sequence[tuple[int, float]] = (), title: str = ""
+    out: str | Path, train: Sequence[tuple[int, float]], evaluation: Sequence[tuple[int, float]] = (), title: str = ""
 ) -> None:
     """Draw a loss curve to the picture `out`: the pairs of step and loss in `train`, and those in `evaluation`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
