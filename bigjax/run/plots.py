@@ -76,6 +76,6 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     return np.where(counted, (sums[last] - sums[first]) / np.maximum(counted, 1), np.nan)
 
 
-def _curve(metrics_jsonl: Path, name: str) -> list[tuple[int, float]]:
+def _curve(metrics_jsonl: str | Path, name: str) -> list[tuple[int, float]]:
     """Return steps and values of one metric."""
     return [(row["step"], row[name]) for row in read_rows(metrics_jsonl) if name in row]
