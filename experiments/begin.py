@@ -15,7 +15,8 @@ from bigjax.run import RunFolder, Throughput, say
 from bigjax.run.heartbeat import Pulse
 from bigjax.sharding import Layout
 from bigjax.train import continuation, flops, rollback, step
-from experiments import finish, trained
+
+from . import finish, trained
 
 
 def is_complete(cfg: Config, folder: RunFolder) -> bool:
@@ -92,13 +93,14 @@ def throughput(cfg: Config, model: Model) -> Throughput:
 
 
 def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
-    """Write what the run is into its folder: config, environment, the batches that are left out, data, tokenizer."""
+    """Write what the run is into its folder: config, environment, data and what is left out of it, tokenizer, code."""
     folder.open(cfg, continuation.LENGTHS)
     rollback.note(folder, text.train.left_out)
     if jax.process_index() == 0:
         data.save_tokenizer(text.tokenizer, folder.path)
         origin.keep(origin.start_of(cfg), folder.path)
         folder.write_data(text.describe())
+        folder.keep_code(cfg)
 
 
 def banner(

@@ -35,20 +35,21 @@ from bigjax.config import Config
 from bigjax.data import identity
 from bigjax.errors import UserError
 from bigjax.train import rollback
-from experiments import cli, plan
-from experiments.processes import distributed
+
+from . import cli, plan
+from .processes import distributed
 
 Witness = Callable[[int, Any, Any], None]
 """`witness(step, batch, state)` sees the state that training starts from, with None for the batch, and after each step
 the batch and the state that came of it."""
 
 EXAMPLES = (
-    "python -m experiments.train --config=configs/quickstart.py",
-    "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=quickstart",
+    "python -m experiments.train --config=gpt:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
     "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
-    "python -m experiments.train --config=configs/quickstart.py --plan",
-    "python -m experiments.train --config=configs/quickstart.py --print_config",
-    "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
+    "python -m experiments.train --config=quickstart --plan",
+    "python -m experiments.train --config=quickstart --print_config",
+    "python -m experiments.train --config=quickstart --diff=runs/quickstart",
 )
 
 
@@ -99,7 +100,8 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
     from bigjax.evaluate import scoring
     from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, heartbeat, lock, say
     from bigjax.train import continuation, guard, optimizers, step
-    from experiments import begin, finish
+
+    from . import begin, finish
 
     # ---- Mesh, model, data -----------------------------------------------------------------------------------------
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
@@ -184,7 +186,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
                 # Save: in the background, but for the last one, which is whole before the run is called complete.
                 if saving:
                     pulse.phase("save", done)
-                    saves.save(done, state, text.train.state(done), folder.identity(cfg), last=ending)
+                    saves.save(done, state, text.train.state(done), folder.signature(cfg), last=ending)
                     if news := saves.news():
                         writer.write(done, news)
                 if stopping:

@@ -116,7 +116,7 @@ class OptimConfig:
     its last `decay`. `constant` and `inverse_sqrt` do not read it.
     """
 
-    name: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
+    name: str = named_field("adamw", named.OPTIMIZERS)
     lr: float = bounded(1e-3, above=0)
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
     warmup: float = bounded(0.0, minimum=0)

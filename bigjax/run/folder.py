@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, replaced, strict
+from bigjax.config.named import own_files
 from bigjax.data import identity
 from bigjax.data.identity import Contents
 from bigjax.errors import ConfigError, UserError, named
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
+from bigjax.version import __version__
 
 PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers")
 """The packages whose versions a run records."""
@@ -108,6 +110,11 @@ class RunFolder:
         return self.path / "left_out.json"
 
     @property
+    def code(self) -> Path:
+        """The user's own code that the config names, as it was: a file a module."""
+        return self.path / "code"
+
+    @property
     def profile(self) -> Path:
         """Traces of the steps chosen with --profile."""
         return self.path / "profile"
@@ -159,7 +166,7 @@ class RunFolder:
         cfg, text = self._load()
         return identity.fingerprint(cfg, text or {})
 
-    def identity(self, config: Config) -> dict[str, Any]:
+    def signature(self, config: Config) -> dict[str, Any]:
         """Return `{"config", "fingerprint"}`, by which a checkpoint of the run here says whose it is."""
         return {"config": strict.to_dict(config), "fingerprint": self.fingerprint}
 
@@ -213,6 +220,20 @@ class RunFolder:
             write_json(self.data, described)
         except OSError as error:
             raise UserError(f"{self.data} cannot be written to: {error.strerror}") from error
+
+    def keep_code(self, config: Config) -> None:
+        """Copy the user's own code that a config names to `code/`, a file a module.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        files = {module: file for name in strict.code_of(config).values() for module, file in own_files(name).items()}
+        try:
+            for module, file in files.items():
+                self.code.mkdir(exist_ok=True)
+                (self.code / f"{module}.py").write_bytes(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{self.code} cannot be written to: {error.strerror}") from error
 
     def load_config(self) -> Config:
         """Return the config of the run.
@@ -297,7 +318,7 @@ def describe_session() -> dict[str, Any]:
         "argv": sys.argv,
         "git": git_revision(),
         "python": platform.python_version(),
-        "packages": versions(PACKAGES),
+        "packages": versions(PACKAGES) | {"bigjax": __version__},
         "devices": {
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
@@ -309,12 +330,15 @@ def describe_session() -> dict[str, Any]:
 
 def git_revision() -> dict[str, Any] | None:
     """Return the commit of the code and whether the files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
+    folder, name = Path(__file__).resolve().parent, Path(__file__).name
 
     def git(*arguments: str) -> str:
-        return subprocess.run(("git", *arguments), cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ("git", *arguments), cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", name)  # installed inside somebody else's checkout, it is not of it
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None

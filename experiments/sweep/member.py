@@ -19,8 +19,9 @@ from bigjax.run.folder import RunFolder
 from bigjax.science.sweeps import Point
 from bigjax.train import guard, rollback, step
 from bigjax.train import optimizers as optim
-from experiments import finish
-from experiments.sweep.launch import Outcome, outcome_of
+
+from .. import finish
+from .launch import Outcome, outcome_of
 
 
 class Alone:
@@ -98,7 +99,7 @@ class Member:
 
     def save(self, done: int, state: step.TrainState) -> None:
         """Save the checkpoint that a run by itself would have."""
-        self._checkpoints.save(done, state, self._stream.state(done), self.folder.identity(self.cfg))
+        self._checkpoints.save(done, state, self._stream.state(done), self.folder.signature(self.cfg))
 
     def finish(self, alone: Alone, weights: Any, scores: dict[str, float], tokens_per_s: float | None) -> None:
         """Write what a run leaves at its end, once its last checkpoint is whole."""

@@ -22,9 +22,10 @@ from bigjax.science.sweeps import Point, without_scalars
 from bigjax.science.sweeps import stacked as sweeps_stacked
 from bigjax.science.sweeps.stacked import Stack
 from bigjax.train import flops
-from experiments.sweep.launch import Launch, Outcome
-from experiments.sweep.local import WAIT_S
-from experiments.sweep.member import Alone, Member
+
+from .launch import Launch, Outcome
+from .local import WAIT_S
+from .member import Alone, Member
 
 
 def run(launch: Launch, limit: int, tick: Callable[[], None]) -> None:

@@ -195,7 +195,8 @@ def _configs(nested: list[Any]) -> list[dict[str, Any]]:
     except UserError:
         defaults = {leaf.path: leaf.value for leaf in strict.leaves(Config())}
         return [defaults | _flat(config) if isinstance(config, dict) else {} for config in nested]
-    return [{path: flat[path] for path in ORDER if path in flat} for flat in map(_flat, schema)]
+    flats = [_flat(config) for config in schema]  # with the fields of families and tasks behind those of all
+    return [{path: flat[path] for path in dict.fromkeys((*ORDER, *flat)) if path in flat} for flat in flats]
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -234,8 +235,10 @@ def _command(folder: RunFolder) -> tuple[str, str | None]:
     sessions = _json(folder.environment).get("sessions") if folder.environment.is_file() else None
     argv = sessions[0].get("argv") if isinstance(sessions, list) and sessions else None
     if not argv:
-        return f"python -m experiments.train --config={shlex.quote(str(folder.path))} --workdir=NEW", None
-    match = re.search(r"(?:^|/)experiments/(\w+)\.py$", argv[0])
-    program = ["python", "-m", f"experiments.{match[1]}"] if match else ["python", argv[0]]
+        return f"python -m bigjax train --config={shlex.quote(str(folder.path))} --workdir=NEW", None
+    match = re.search(r"(?:^|/)(bigjax/)?experiments/(\w+)\.py$", argv[0])
+    program = ["python", argv[0]]
+    if match:
+        program = ["bigjax", match[2]] if match[1] else ["python", "-m", f"experiments.{match[2]}"]
     sources = [word.partition("=")[2] for word in argv if word.startswith(("--config=", "-config="))]
     return shlex.join([*program, *argv[1:]]), sources[-1].partition(":")[0] if sources else None
