@@ -1,11 +1,13 @@
 """Runs made longer in their folders, and runs that branch off others, are the straight runs bit for bit; or it is said
 why not, and what to set."""
 
+import contextlib
 import dataclasses
 import json
 import random
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,18 @@ from bigjax.config import (
     TrainConfig,
     replace,
 )
+from bigjax.config.strict import to_config_dict
 from bigjax.errors import UserError
+from bigjax.run import runtime
 from bigjax.run.folder import RunFolder
+from bigjax.science.sweeps import SweepError, branches, resolve, stacked
+from bigjax.science.sweeps.folder import SweepFolder
+from bigjax.science.sweeps.stacked import StackError
 from bigjax.train import continuation, optimizers, rollback
 from experiments import train
+from experiments.sweep import inline
+from experiments.sweep.__main__ import check_branches
+from experiments.sweep.launch import Launch
 from tests.commands import read, rows
 from tests.finished_runs import last_checkpoint
 from tests.saved_state import saved_state
@@ -72,15 +82,22 @@ def config(text: str, start: Any = None, **sections: dict[str, Any]) -> Config:
     return replace(base, **sections)
 
 
+@contextlib.contextmanager
+def on_devices(count: int) -> Iterator[None]:
+    """Have runs make their meshes of the first devices only."""
+    meshes = sharding.make_mesh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda mesh, _=None: meshes(mesh, jax.devices()[:count]))
+        yield
+
+
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory) -> Run:
     """Train a config on so many devices, in a folder of its own unless one is given."""
-    meshes = sharding.make_mesh
 
     def run(cfg: Config, folder: Path | None = None, devices: int = 1) -> Path:
         folder = folder or tmp_path_factory.mktemp("run") / "run"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sharding, "make_mesh", lambda mesh, _=None: meshes(mesh, jax.devices()[:devices]))
+        with on_devices(devices):
             assert train.run(cfg, folder) == 0
         return folder
 
@@ -129,9 +146,16 @@ def assert_same(run: Path, straight: Path, after: int = 0) -> None:
     assert here == there and here["steps"] == 30
 
 
-def test_a_constant_run_branched_into_a_decay_is_the_straight_run(launch, text, steady, decayed, capsys):
-    branch = launch(config(text, f"{steady}@20", optim=WSD))
-    assert f"branching off {steady}@20" in capsys.readouterr().err
+def test_a_constant_run_branched_into_a_decay_is_the_straight_run(text, steady, decayed, tmp_path, monkeypatch, capsys):
+    """The branch is a point of a sweep."""
+    monkeypatch.setattr(runtime, "configure_jax", lambda: None)
+    (point,) = resolve(branches(str(steady), [30], decay=1 / 3), to_config_dict(config(text)))
+    assert point.cfg == config(text, f"{steady}@20", optim=WSD)
+    sweep = Launch(SweepFolder(tmp_path / "sweep"), [point])
+    with on_devices(1):
+        inline.run(sweep)
+    assert "finished" in capsys.readouterr().out
+    branch = sweep.folder.runs()[point.fingerprint].path
     state = last_checkpoint(decayed).state
     assert state.ema is not None and state.watch is not None
     assert_same(branch, decayed, after=20)
@@ -218,6 +242,43 @@ def test_a_branch_of_other_text_is_refused(launch, text, steady, tmp_path):
     with pytest.raises(UserError, match="the data is not that of the checkpoint at step 20: the tokens of 'jsonl:"):
         launch(config(f"jsonl:{other}", f"{steady}@20"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_branches_of_a_run_are_points_by_their_total_length(text, steady, tmp_path):
+    points = resolve(branches(str(steady), (12, 25, 1000)), to_config_dict(config(text)))
+    assert [(point.name, point.cfg.init_state, point.cfg.optim.decay) for point in points] == [
+        ("steps=12", f"{steady}@10", 2),
+        ("steps=25", f"{steady}@20", 5),
+        ("steps=1000", f"{steady}@800", 200),
+    ]
+    check_branches(SweepFolder(tmp_path), points[:2])
+    with pytest.raises(
+        SweepError, match=r"point 3 of 3 \(steps=1000\): .* no checkpoint of step 800, only of 10, 20:"
+    ):
+        check_branches(SweepFolder(tmp_path), points)
+    RunFolder(tmp_path / "begun").write_config(points[2].cfg)
+    check_branches(SweepFolder(tmp_path), points)  # what has begun has its own checkpoints
+
+
+@pytest.mark.parametrize(
+    ("steps", "decay", "message"),
+    [
+        ([10], 1, "decay=1) needs a share of each length"),
+        ([], 0.2, "branches has no value for train.steps"),
+        (10, 0.2, "branches needs a list of values for train.steps"),
+        ([1], 0.2, "whole numbers of steps above 1, not 1"),
+        ([10.5], 0.2, "whole numbers of steps above 1, not 10.5"),
+        ([2], 0.9, "leaves none of 2 steps before the decay"),
+    ],
+)
+def test_branches_that_make_no_sense_are_named(steps, decay, message):
+    with pytest.raises(SweepError, match=re.escape(message)):
+        branches("runs/a", steps, decay)
+
+
+def test_a_program_of_many_points_branches_off_none(text):
+    with pytest.raises(StackError, match="init_state='runs/a@20': a program of many points starts afresh"):
+        stacked.check(config(text, "runs/a@20"))
 
 
 def test_the_same_text_may_lie_elsewhere(text, steady, tmp_path):
