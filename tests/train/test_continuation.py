@@ -252,9 +252,7 @@ def test_branches_of_a_run_are_points_by_their_total_length(text, steady, tmp_pa
         ("steps=1000", f"{steady}@800", 200),
     ]
     check_branches(SweepFolder(tmp_path), points[:2])
-    with pytest.raises(
-        SweepError, match=r"point 3 of 3 \(steps=1000\): .* no checkpoint of step 800, only of 10, 20:"
-    ):
+    with pytest.raises(SweepError, match=r"point 3 of 3 \(steps=1000\): .* no checkpoint of step 800, only of 10, 20:"):
         check_branches(SweepFolder(tmp_path), points)
     RunFolder(tmp_path / "begun").write_config(points[2].cfg)
     check_branches(SweepFolder(tmp_path), points)  # what has begun has its own checkpoints
