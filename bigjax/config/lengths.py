@@ -1,16 +1,13 @@
 """The lengths of a schedule: shares of the run, or steps. Nothing here imports JAX."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bigjax.config.run import Config, OptimConfig
+from typing import Any
 
 DECAYING = ("linear", "cosine", "wsd")
 """The schedules that read `optim.decay`."""
 
 
-def lengths(cfg: "OptimConfig", steps: int) -> tuple[int, int]:
+def lengths(cfg: Any, steps: int) -> tuple[int, int]:
     """Return the steps of warm-up and of decay in a run of `steps`; where its batch grows, all count full batches.
 
     A share is rounded to whole steps, and is one at least. A share of decay gives way where rounding would have it fill
@@ -26,7 +23,7 @@ def _in_steps(length: float, steps: int) -> int:
     return max(round(length * steps), 1) if 0 < length < 1 else int(length)
 
 
-def problems(cfg: "Config") -> Iterator[str]:
+def problems(cfg: Any) -> Iterator[str]:
     """Yield one sentence for every length that cannot be, or does not fit into the run."""
     optim = cfg.optim
     for name in ("warmup", "decay"):
@@ -46,7 +43,7 @@ def problems(cfg: "Config") -> Iterator[str]:
         )
 
 
-def too_long(cfg: "OptimConfig", steps: int, room: str) -> Iterator[str]:
+def too_long(cfg: Any, steps: int, room: str) -> Iterator[str]:
     """Yield a sentence if warm-up and decay do not fit into `steps`, which are called `room`."""
     given = {"optim.warmup": cfg.warmup} | ({"optim.decay": cfg.decay} if cfg.schedule in DECAYING else {})
     taken = sum(lengths(cfg, steps)[: len(given)])
@@ -58,7 +55,7 @@ def too_long(cfg: "OptimConfig", steps: int, room: str) -> Iterator[str]:
         yield f"{room} has no room for {said}, {taken} steps: set {longest} to a share of the run, as {longest}=0.1"
 
 
-def notes(cfg: "Config") -> Iterator[str]:
+def notes(cfg: Any) -> Iterator[str]:
     """Yield one sentence for every length that is not read."""
     if cfg.optim.decay and cfg.optim.schedule not in DECAYING:
         yield f"optim.decay={cfg.optim.decay:g} is not read by optim.schedule={cfg.optim.schedule!r}"

@@ -243,7 +243,7 @@ KILLED = """
 import sys, os, signal
 import jax, jax.numpy as jnp
 from pathlib import Path
-from bigjax.checkpoint import Checkpoints
+from bigjax.checkpoint.saving import Checkpoints
 from bigjax.config import CheckpointConfig
 
 checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig())

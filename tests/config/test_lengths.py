@@ -1,4 +1,4 @@
-"""bigjax.lengths: shares of the run or steps, what does not fit, and the names that these fields had before."""
+"""bigjax.config.lengths: shares of the run or steps, what does not fit, and the names that these fields had before."""
 
 import json
 

@@ -278,7 +278,7 @@ def test_fingerprint_leaves_out_what_is_at_its_default():
 
 
 def test_fingerprint_is_the_same_in_another_process():
-    code = "from bigjax import strict; from bigjax.config import Config; print(strict.fingerprint(Config()))"
+    code = "from bigjax.config import Config, strict; print(strict.fingerprint(Config()))"
     command = [sys.executable, "-W", "error", "-R", "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == strict.fingerprint(
         Config()

@@ -98,8 +98,8 @@ KILLED = """
 import os, shutil, signal, sys
 import jax.numpy as jnp
 from pathlib import Path
-from bigjax import checkpoint_digests
-from bigjax.checkpoint import Checkpoints
+from bigjax.checkpoint import digests as checkpoint_digests
+from bigjax.checkpoint.saving import Checkpoints
 from bigjax.config import CheckpointConfig
 
 checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig(keep_last=1))

@@ -32,7 +32,7 @@ def test_signal_sets_the_flag_once(monkeypatch, number, code):
 
 STUCK = """
 import ctypes
-from bigjax import interrupt
+from bigjax.run import interrupt
 
 interrupt.REPEAT_S = 0.0
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)

@@ -23,7 +23,7 @@ def test_an_encoder_decoder_steps_again_and_again_on_tensor_and_fsdp():
 def test_what_a_step_frees_is_not_mapped_anew():
     program = """
 import resource
-from bigjax import runtime
+from bigjax.run import runtime
 runtime.configure_jax()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: (jnp.sin(x), x.sum()))  # a buffer of 64 MiB

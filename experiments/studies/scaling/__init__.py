@@ -1,0 +1,1 @@
+"""The scaling study: which learning rate transfers, where compute is best spent, and how far the fit predicts."""
