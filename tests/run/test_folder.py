@@ -38,7 +38,7 @@ def test_same_maths_resumes_and_records_the_start(tmp_path):
     assert run.load_config() == moved
     first, second = json.loads(run.environment.read_text())["sessions"]
     assert first["changed"] == {}
-    assert second["changed"] == {"mesh.data": [-1, 4], "mesh.tensor": [1, 2], "log.every_steps": [10, 1]}
+    assert second["changed"] == {"mesh.data": [0, 4], "mesh.tensor": [1, 2], "log.every_steps": [10, 1]}
 
 
 def test_other_maths_is_refused_by_name(tmp_path):
