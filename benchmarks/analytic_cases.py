@@ -54,11 +54,11 @@ T5: dict[str, Any] = {
     "norm": "rmsnorm",
     "activation": "relu",
     "bias": "none",
-    "scale_logits": True,
+    "encdec": {"scale_logits": True},
     "attn_scale": 1.0,
     "init": "fan_in",
 }
-T5_V1_1 = {**T5, "activation": "geglu", "tie_embeddings": False, "scale_logits": False}
+T5_V1_1 = {**T5, "activation": "geglu", "tie_embeddings": False, "encdec": {}}
 TRANSFORMER: dict[str, Any] = {
     "family": "encdec",
     "num_heads": 8,
@@ -159,7 +159,7 @@ READ: dict[str, Config] = {
     "t5 full adafactor": _t5(16, target_len=256, optim="adafactor"),
     "rnn lstm none": _rnn(64),
     "rnn lstm full": _rnn(128, "full"),
-    "rnn gru none": _rnn(64, cell="gru"),
+    "rnn gru none": _rnn(64, rnn={"cell": "gru"}),
     "rnn lstm none data8": _rnn(512, mesh={"data": 8}),
     "rnn lstm none fsdp8": _rnn(512, mesh={"fsdp": 8}),
     "rnn lstm none tensor4 data2": _rnn(128, mesh={"tensor": 4, "data": 2}),
@@ -252,9 +252,9 @@ HELD_OUT: dict[str, Config] = {
         train={"loss_chunks": 4},
         mesh={"fsdp": 4, "tensor": 2},
     ),
-    "rnn gru full chunked data8": _rnn(1024, "full", cell="gru", train={"loss_chunks": 8}, mesh={"data": 8}),
+    "rnn gru full chunked data8": _rnn(1024, "full", rnn={"cell": "gru"}, train={"loss_chunks": 8}, mesh={"data": 8}),
     "t5 v1_1 none data8": _t5(64, "none", shape=T5_V1_1, seq_len=256, target_len=128, num_layers=6, mesh={"data": 8}),
-    "rnn gru dots tensor2 data4": _rnn(256, "dots", cell="gru", mesh={"data": 4, "tensor": 2}),
+    "rnn gru dots tensor2 data4": _rnn(256, "dots", rnn={"cell": "gru"}, mesh={"data": 4, "tensor": 2}),
     "t5 gshard full chunked data2 expert4": _t5(
         128,
         shape={**T5_V1_1, "d_ff": 2048},

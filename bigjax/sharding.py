@@ -79,14 +79,16 @@ def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     sizes = cfg.sizes
     fixed = prod(size for size in sizes.values() if size != -1)
     rest = next((axis for axis, size in sizes.items() if size == -1), None)
-    given = " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)) or "the mesh"
+    given = [f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)]
+    at_hand = "device" if num_devices == 1 else "devices"
     if rest is not None:
         if num_devices % fixed:
-            raise ShardingError(f"{given} = {fixed} does not divide the {num_devices} devices at hand")
+            raise ShardingError(f"{_product(given, fixed)} does not divide the {num_devices} {at_hand} at hand")
         sizes[rest] = num_devices // fixed
     elif fixed != num_devices:
         raise ShardingError(
-            f"{given} = {fixed}, but there are {num_devices} devices; set one axis to -1 to use the rest"
+            f"{_product(given, fixed) if given else 'every axis of the mesh is 1'}, but there are {num_devices} "
+            f"{at_hand}; set one axis to -1 to use the rest"
         )
     return sizes
 
@@ -128,12 +130,14 @@ class Layout:
       sizes: devices along each mesh axis; empty when there is no mesh.
       params, activations: logical axis -> mesh axes of size above 1.
       notes: one sentence for every axis that a rule left whole.
+      rest: the mesh axis that was given as -1 and takes all the remaining devices, if there is one.
     """
 
     sizes: Mapping[str, int]
     params: Mapping[str, tuple[str, ...]]
     activations: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
+    rest: str | None = None
 
     def param(self, spec: ParamSpec) -> P | None:
         """Return where a parameter is stored."""
@@ -192,12 +196,12 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
       PaddingError: for an axis that does not divide a dimension.
       ReplicationError: for a parameter above 1 MiB that `fsdp` leaves whole on every device.
     """
-    sizes = dict(mesh.shape)
+    sizes, rest = dict(mesh.shape), next((axis for axis, size in cfg.sizes.items() if size == -1), None)
     splitting = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
     for axis in ("stage", "expert", "context"):
         if sizes[axis] > 1 and axis not in (*supported, *splitting):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
-    for name in set(cfg.allow_replicated) - {*PARAM_RULES, *names(specs)}:
+    for name in sorted({*cfg.allow_replicated} - {*PARAM_RULES, *names(specs)}):  # the first of several is no chance
         near = difflib.get_close_matches(name, [*PARAM_RULES, *names(specs)], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ShardingError(
@@ -216,14 +220,14 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
                 )
             if length % prod(sizes[mesh_axis] for mesh_axis in rules[axis]) == 0:
                 continue
-            clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(rules[axis], sizes)}"
+            clash = f"{name}: axis {axis} of size {length} is not divisible by {_describe(rules[axis], sizes, rest)}"
             if axis not in REPLICATE_IF_INDIVISIBLE and axis not in cfg.allow_replicated:
                 raise PaddingError(
                     f"{clash}; change the mesh or the size, or leave it whole with mesh.allow_replicated=('{axis}',)"
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")
             rules[axis] = activations[axis] = ()
-    resolved = Layout(sizes, rules, activations)
+    resolved = Layout(sizes, rules, activations, rest=rest)
     notes += _check_replication(cfg, resolved, specs)
     return replace(resolved, notes=tuple(notes))
 
@@ -249,8 +253,14 @@ def _present(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]
     return tuple(axis for axis in axes if sizes[axis] > 1)
 
 
-def _describe(axes: tuple[str, ...], sizes: Mapping[str, int]) -> str:
-    return " * ".join(f"mesh.{axis}={sizes[axis]}" for axis in axes)
+def _describe(axes: tuple[str, ...], sizes: Mapping[str, int], rest: str | None) -> str:
+    """Return the axes with their sizes, and their product if they are several; `rest` was -1, given or not."""
+    given = [f"mesh.{axis}={sizes[axis]}" + " (-1: all the remaining devices)" * (axis == rest) for axis in axes]
+    return _product(given, prod(sizes[axis] for axis in axes))
+
+
+def _product(factors: list[str], value: int) -> str:
+    return factors[0] if len(factors) == 1 else f"{' * '.join(factors)} = {value}"
 
 
 def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> list[str]:
@@ -276,9 +286,11 @@ def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> 
     ways = prod(resolved.sizes[axis] for axis in BATCH_AXES)
     rows = global_batch_size // microbatches
     if rows % ways:
+        over = _describe(_present(BATCH_AXES, resolved.sizes), resolved.sizes, resolved.rest)
+        near = max(round(rows / ways), 1) * ways * microbatches
         raise ShardingError(
             f"train.global_batch_size={global_batch_size} in train.microbatches={microbatches} gives {rows} rows, "
-            f"not divisible by {_describe(_present(BATCH_AXES, resolved.sizes), resolved.sizes)} = {ways}"
+            f"not divisible by {over}: set train.global_batch_size={near}"
         )
 
 

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from bigjax import config
 from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig, strict
 from bigjax.config.strict import ConfigError
+from bigjax.models.rnn import RATES
 from bigjax.science.variational import weight_decay
 
 PTB_TOKENS = 929_589
@@ -33,8 +34,8 @@ SHAKESPEARE_BYTES = 4_744_475
 """Tokens of the packaged training text in bytes."""
 
 ABLATION = {
-    "variational": {"dropout": 0.1, "dropout_kind": "variational"},
-    "naive": {"dropout": 0.1, "dropout_kind": "naive"},
+    "variational": {"dropout": 0.1, "rnn.dropout_kind": "variational"},
+    "naive": {"dropout": 0.1, "rnn.dropout_kind": "naive"},
     "none": {"dropout": 0.0},
 }
 SIZES = ("medium", "large")
@@ -70,10 +71,7 @@ def penn_treebank(width: int, init: float, clip: float, epochs: tuple[int, int],
             vocab_size=10_000,
             tie_embeddings=False,
             init_std=init / 3**0.5,  # uniform from -init to init
-            word_dropout=rates[0],
-            input_dropout=rates[1],
-            recurrent_dropout=rates[2],
-            output_dropout=rates[3],
+            rnn=dict(zip(RATES, rates, strict=True)),
         ),
         data=DataConfig(tokenizer="bpe:10000", seq_len=tokens, order="contiguous", document_mask=False),
         train=TrainConfig(steps=steps, global_batch_size=20),

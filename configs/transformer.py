@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/transformer.py:base --config.data.sources='tsv:de-en/*.tsv' \
         --config.data.text_key=en --config.data.target_key=de
 
-`base` and `big` have 63,082,496 and 214,245,376 parameters with the shared vocabulary of 37,000: the table's 65 and 213
+`base` and `big` have 63,045,632 and 214,171,648 parameters with the shared vocabulary of 37,000: the table's 65 and 213
 million. Batches of section 5.1 are about 25,000 tokens on either side: 256 rows of up to 100. Adam with b2 = 0.98,
 eps = 1e-9, 4,000 steps of warm-up, then the inverse square root (section 5.3), 100,000 and 300,000 steps, label
 smoothing 0.1, dropout 0.1 and 0.3. No weight decay and no clipping.
@@ -39,6 +39,7 @@ def model(d_model: int, d_ff: int, num_heads: int, dropout: float, vocab_size: i
         positions="sinusoidal",
         norm_placement="post",
         activation="relu",
+        bias="mlp",
         scale_embeddings=True,
         dropout=dropout,
         init_std=d_model**-0.5,

@@ -122,13 +122,13 @@ def _finetuning(source: str, folder: Path) -> Config:
     length = min(model.max_seq_len, 1024)
     data = DataConfig(
         seq_len=length,
-        target_len=length // 4 if model.family == "encdec" else 0,
+        target_len=length // 4 if model.kind == "encdec" else 0,
         tokenizer=f"hf:{tokenizer}" if tokenizer.is_file() else "bytes",
         doc_stride=min(DataConfig().doc_stride, max(1, length // 2 - 1)),
         classes=hf_config.class_names(folder) if model.num_classes else (),
     )
     optim = OptimConfig(lr=2e-5, warmup=0.03, weight_decay=0.0)
-    if model.family == "encdec":
+    if model.kind == "encdec":
         optim = OptimConfig(name="adafactor", lr=1e-3, schedule="constant", weight_decay=0.0, grad_clip=None)
     return Config(
         model=dataclasses.replace(model, head=head),

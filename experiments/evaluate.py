@@ -14,13 +14,13 @@ Without --sources the run's own held-out text is scored. Overrides change the re
 --config.mesh.fsdp=4. With --mc_dropout=K the model predicts the mean of K passes with dropout on.
 """
 
-import json
 import sys
 from typing import Any
 
 from absl import flags
 
 from bigjax.errors import UserError
+from bigjax.run.json_files import dumps
 from experiments import cli
 from experiments.processes import distributed
 
@@ -84,7 +84,7 @@ def main(flag_values: flags.FlagValues) -> int:
             scorer = likelihood.Scorer(cfg, run.model, run.weights, tokenizer, run.layout)
             scores |= tasks.measure(asked, scorer)
     if jax.process_index() == 0:
-        print(json.dumps(scores))
+        print(dumps(scores))
     return 0
 
 
@@ -143,6 +143,7 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues, names: tup
 
     import jax
 
+    from bigjax.data import text_data
     from bigjax.data.sources import opening as sources
     from bigjax.evaluate import writing
 
@@ -150,12 +151,15 @@ def _answers(run: Any, tokenizer: Any, flag_values: flags.FlagValues, names: tup
     if flag_values.sources:
         sides = [sources.SplitSource(sources.open_source(s, data.text_key), "eval", "all") for s in flag_values.sources]
     else:
-        training, held_out = sources.split_sources(data.sources, data.eval_sources, data.holdout, data.text_key)
+        training, held_out = text_data.sides_of(cfg)
         sides = held_out if flag_values.split == "eval" else training
     limit = flag_values.batches * cfg.train.global_batch_size or None
-    texts, wanted = map(list, zip(*islice(writing.pairs(cfg, sides), limit), strict=True))
+    asked = list(islice(writing.pairs(cfg, sides), limit))
+    if not asked:
+        raise UserError("there is no text to answer: set data.holdout above 0, or name --sources")
+    texts, wanted = map(list, zip(*asked, strict=True))
     how = {"beams": flag_values.beams, "length_penalty": flag_values.length_penalty, "layout": run.layout}
-    written = writing.answer(cfg, run.model, run.weights, tokenizer, texts, **how)
+    written = writing.answer(cfg, run.model, run.weights, text_data.for_text(cfg, tokenizer), texts, **how)
     if jax.process_index() == 0:
         print(writing.peek(written, texts, wanted), file=sys.stderr)
     return writing.score(written, wanted, names)

@@ -1,10 +1,11 @@
 """Write the weights of a trained run as a folder that another library reads, and check what that library makes of it.
 
 --format=hf writes config.json, safetensors files (several with an index above --max_shard_gb), the run's tokenizer and
-generation_config.json (that of the folder it started from, if any), for from_pretrained of transformers' class for such
-a model and of AutoTokenizer. Weights are those of the newest checkpoint, the averaged ones if the run keeps them, in
-float32 or in --dtype. Where PyTorch is installed the folder is loaded with transformers and its logits are compared
-with ours; bigjax_export.json in the folder says what came out, or that there was no PyTorch.
+generation_config.json, for from_pretrained of transformers' class for such a model and of AutoTokenizer. Where the run
+started from a Hugging Face folder, its settings, special tokens and chat template are carried along.
+Weights are those of the newest checkpoint, the averaged ones if the run keeps them, in float32 or in --dtype. Where
+PyTorch is installed the folder is loaded with transformers and its logits are compared with ours; bigjax_export.json in
+the folder says what came out, or that there was no PyTorch.
 
 Exit status: 0 exported; 1 a bug; 2 bad input, such as a model that no covered architecture holds; 4 transformers
 computes something else from the folder.
@@ -42,10 +43,11 @@ def main(flag_values: flags.FlagValues) -> None:
 
     runtime.configure_jax()
     from bigjax.interop import hf
-    from bigjax.interop.hf import config as hf_config
+    from bigjax.interop.hf import origin as hf_origin
     from experiments import trained
 
-    hf.check_exportable(cfg.model, out)
+    origin = hf_origin.origin_of(flag_values.workdir)
+    hf.check_exportable(cfg.model, out, origin)
     run = trained.load(flag_values.workdir, cfg)
     report = hf.export_checkpoint(
         run.weights,
@@ -53,7 +55,7 @@ def main(flag_values: flags.FlagValues) -> None:
         out,
         dtype=flag_values.dtype,
         tokenizer_from=run.folder.path,
-        started_from=hf_config.folder_of(cfg.init_from),
+        started_from=origin,
         classes=run.cfg.data.classes,
         max_shard_bytes=int(flag_values.max_shard_gb * 1e9),
     )

@@ -35,7 +35,11 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )
     flags.DEFINE_enum(
-        "flops", "6ND", ("6ND", "recorded"), "6ND, or as recorded by the runs or the CSV", flag_values=flag_values
+        "flops",
+        None,
+        ("6ND", "recorded"),
+        "6ND, or as recorded by the runs or the CSV; if absent, recorded for a CSV with the column flops, else 6ND",
+        flag_values=flag_values,
     )
     flags.DEFINE_boolean(
         "recompute", False, "count the forward pass twice: a third more FLOPs", flag_values=flag_values

@@ -57,12 +57,14 @@ def main(flag_values: flags.FlagValues) -> int:
     from bigjax import data, models
     from bigjax.evaluate import beam_search, generation, writing
     from bigjax.interop.hf import config as hf_config
+    from bigjax.interop.hf import origin as hf_origin
     from experiments import trained
 
     tokenizer = data.load_tokenizer(trained.folder_of(flag_values.workdir))
-    settings = _settings(flag_values, tokenizer)
-    foreign = hf_config.end_ids(folder) if (folder := hf_config.folder_of(flag_values.workdir)) else []
-    ids, ends = writing.prompt_of(cfg, tokenizer, prompt)
+    asking = tokenizer.with_special()  # of which a chat is made up
+    settings = _settings(flag_values, asking)
+    foreign = hf_config.end_ids(folder) if (folder := hf_origin.origin_of(flag_values.workdir)) else []
+    ids, ends = writing.prompt_of(cfg, asking, prompt)
     prompts, model = [ids] * flag_values.num_samples, models.build(cfg.model)
     # Loading takes long: what can be wrong with the flags is found out first.
     if flag_values.beams:

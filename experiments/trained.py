@@ -1,6 +1,7 @@
 """A trained run, ready to be used: what the commands that read a run folder share."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import jax
 from bigjax import models, sharding
 from bigjax.checkpoint import reading as checkpoint_reading
 from bigjax.checkpoint import saving as checkpoint
-from bigjax.config import Config, replace, strict
-from bigjax.data import Tokenizer, load_tokenizer
+from bigjax.config import Config, ModelConfig, replace, strict
+from bigjax.data import TextData, Tokenizer, load_tokenizer
 from bigjax.errors import UserError
 from bigjax.interop.hf import config as hf_config
+from bigjax.interop.hf import labels as hf_labels
 from bigjax.models import Model
 from bigjax.params import names
 from bigjax.run.folder import RunFolder
@@ -57,6 +59,8 @@ def load(workdir: str, cfg: Config) -> Trained:
         from bigjax.interop import hf
 
         weights = hf.load_params(folder.path, cfg.model, abstract.params)
+        if cfg.data.classes:
+            hf_labels.check_order(workdir, hf_config.class_names(folder.path), cfg.data.classes, chosen=True)
         return Trained(cfg, folder, mesh, model, layout, 0, weights)
     part = "params" if abstract.ema is None else "ema"
     found, weights = checkpoint.restore_part(folder.checkpoints, part, getattr(abstract, part))
@@ -74,14 +78,16 @@ def folder_of(workdir: str) -> Path:
     return hf_config.folder_of(workdir) or Path(workdir)
 
 
-def initial_params(cfg: Config, abstract: dict, tokenizer: Tokenizer) -> dict:
+def initial_params(cfg: Config, abstract: dict, text: TextData) -> dict:
     """Return the parameters that `cfg.init_from` names, of a run folder or `hf:PATH`, placed as `abstract` says.
 
     Where they had a head for another task, what this one cannot use of it is left out.
 
     Raises:
-      UserError: there are none, or they are of another model, or were trained with another tokenizer.
+      UserError: there are none, or they are of another model, or were trained with another tokenizer, or with the
+        classes of `text` in another order.
     """
+    tokenizer = text.tokenizer
     folder = folder_of(str(cfg.init_from))
     foreign = hf_config.folder_of(cfg.init_from) is not None
     before = None if foreign else RunFolder(folder).load_config().model
@@ -90,14 +96,28 @@ def initial_params(cfg: Config, abstract: dict, tokenizer: Tokenizer) -> dict:
     if before is None:
         from bigjax.interop import hf
 
+        if cfg.model.num_classes and (there := hf_config.import_config(folder).model).num_classes:
+            _check_classes(cfg, there, hf_config.class_names(folder), text)
         loaded = hf.load_params(folder, cfg.model, abstract, new_head=True)
         anew = [name for name in names(abstract) if name not in names(loaded)]
         if anew and jax.process_index() == 0:
             print(f"note: {folder} is trained up to its head: {', '.join(anew)} start anew", file=sys.stderr)
+        if (moe := hf_config.import_config(folder).model.moe).num_experts and jax.process_index() == 0:
+            said = f"one that adds those of the layers, with model.moe.aux_loss={moe.aux_loss:g} for the same"
+            print(f"note: {folder} balances experts by one loss of all layers, bigjax by {said}", file=sys.stderr)
         return loaded
-    same_head = (before.head, before.num_classes) == (cfg.model.head, cfg.model.num_classes)
-    without = () if same_head else ("head",)
-    return checkpoint.restore_part(RunFolder(folder).checkpoints, "params", abstract, without)[1]
+    without = () if hf_labels.same_head(before, cfg.model) else ("head",)
+    found, params = checkpoint.restore_part(RunFolder(folder).checkpoints, "params", abstract, without)
+    if cfg.model.num_classes:
+        _check_classes(cfg, before, _classes(RunFolder(folder), found), text)
+    return params
+
+
+def _check_classes(cfg: Config, there: ModelConfig, classes: Sequence[str], text: TextData) -> None:
+    """Raise UserError where a head is kept whose classes are in another order than those of the data."""
+    if hf_labels.same_head(there, cfg.model):
+        ours = text.train.sources[0].identity["classes"]
+        hf_labels.check_order(str(cfg.init_from), classes, ours, chosen=bool(cfg.data.classes))
 
 
 def _check_tokenizer(cfg: Config, folder: Path, tokenizer: Tokenizer) -> None:

@@ -39,16 +39,18 @@ class StepReport:
         return f"step {self.step}: {'; '.join(said) or 'sound'}"
 
 
-def verify(checkpoints: Path) -> list[StepReport]:
+def verify(checkpoints: str | Path) -> list[StepReport]:
     """Check every step folder in `checkpoints`, newest first, reading every byte; what was set aside is not looked at.
 
     Changes nothing. A missing folder has no steps. A step that is being saved meanwhile has no digests yet.
     """
+    checkpoints = Path(checkpoints)
     return [verify_step(checkpoints, step) for step in reversed(all_steps(checkpoints))]
 
 
-def verify_step(checkpoints: Path, step: int) -> StepReport:
+def verify_step(checkpoints: str | Path, step: int) -> StepReport:
     """Check one step folder, reading every byte of it; what cannot be read is a problem, not an exception."""
+    checkpoints = Path(checkpoints)
     folder = checkpoints / str(step)
     path = folder / DIGESTS
     if not path.is_file():
@@ -74,12 +76,13 @@ def verify_step(checkpoints: Path, step: int) -> StepReport:
     return StepReport(step, tuple(problems))
 
 
-def newest_sound(checkpoints: Path, steps: list[int]) -> tuple[int, list[StepReport]]:
+def newest_sound(checkpoints: str | Path, steps: list[int]) -> tuple[int, list[StepReport]]:
     """Return the newest of the ascending `steps` that is sound, and the reports of those newer than it.
 
     Raises:
         UserError: none is; the message lists what is wrong with each.
     """
+    checkpoints = Path(checkpoints)
     unsound = []
     for step in reversed(steps):
         report = verify_step(checkpoints, step)
@@ -95,31 +98,35 @@ def newest_sound(checkpoints: Path, steps: list[int]) -> tuple[int, list[StepRep
     )
 
 
-def all_steps(checkpoints: Path) -> list[int]:
+def all_steps(checkpoints: str | Path) -> list[int]:
     """Return the steps that have a folder under their final name, complete or not, ascending."""
+    checkpoints = Path(checkpoints)
     if not checkpoints.is_dir():
         return []
     return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
-def complete_steps(checkpoints: Path) -> list[int]:
+def complete_steps(checkpoints: str | Path) -> list[int]:
     """Return the steps whose folder has its digests, ascending; no digest is compared."""
+    checkpoints = Path(checkpoints)
     return [step for step in all_steps(checkpoints) if (checkpoints / str(step) / DIGESTS).is_file()]
 
 
-def write_digests(checkpoints: Path, step: int) -> None:
+def write_digests(checkpoints: str | Path, step: int) -> None:
     """Make the step folder complete: write the digests of all its files, whole or not at all.
 
     Raises:
         OSError: a file cannot be read, or the digests cannot be written.
     """
+    checkpoints = Path(checkpoints)
     folder = checkpoints / str(step)
     files = {name: _entry(path) for name, path in sorted(_files(folder).items())}
     write_json(folder / DIGESTS, {"step": step, "files": files})
 
 
-def set_aside(checkpoints: Path, step: int) -> Path:
+def set_aside(checkpoints: str | Path, step: int) -> Path:
     """Rename a step folder so that nothing takes it for a checkpoint any more, and return its new path."""
+    checkpoints = Path(checkpoints)
     target, count = checkpoints / f"{step}{SET_ASIDE}", 1
     while target.exists():
         count += 1

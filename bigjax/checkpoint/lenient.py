@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from bigjax.checkpoint.failures import reason_of
 from bigjax.checkpoint.saving import Checkpoints
-
-MAX_REASON = 300
-"""The most characters of an error of the file system that a sentence quotes."""
 
 
 class LenientSaves:
@@ -23,22 +21,31 @@ class LenientSaves:
         """How many saves have failed; of an asynchronous one it is known after the next `save` or `wait`."""
         self.last_failed = False
         """Whether the newest save failed, as far as is known."""
+        self._told_failures = 0
 
-    def save(self, step: int, state: Any, data_state: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Note how the save before ended, then save as `Checkpoints.save` does."""
+    def save(
+        self, step: int, state: Any, data_state: dict[str, Any], identity: dict[str, Any], *, last: bool = False
+    ) -> None:
+        """Note how the save before ended, then save as `Checkpoints.save` does; wait for that if it is the `last`."""
         self.wait()
         self._step, self.last_failed = step, False
         self._attempt(lambda: self._checkpoints.save(step, state, data_state, identity))
+        if last:
+            self.wait()
 
     def wait(self) -> None:
         """Block until the last save is complete or has failed."""
         self._attempt(self._checkpoints.wait)
+
+    def news(self) -> dict[str, float]:
+        """Return the metric `checkpoint/failed_saves` if more saves have failed than at the last call, else nothing."""
+        known, self._told_failures = self._told_failures, self.failures
+        return {"checkpoint/failed_saves": self.failures} if self.failures > known else {}
 
     def _attempt(self, act: Callable[[], None]) -> None:
         try:
             act()
         except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore make of a full disk
             self.failures, self.last_failed = self.failures + 1, True
-            reason = next(iter(str(error).splitlines()), "") or repr(error)
-            self._tell(f"warning: the checkpoint of step {self._step} could not be saved: {reason[:MAX_REASON]}")
+            self._tell(f"warning: the checkpoint of step {self._step} could not be saved: {reason_of(error)}")
             self._checkpoints.recover()

@@ -61,12 +61,13 @@ class Saved:
     identity: dict[str, Any]
 
 
-def read_metadata(path: Path) -> Saved:
+def read_metadata(path: str | Path) -> Saved:
     """Return what the step folder `path` holds, without loading any array.
 
     Raises:
       UnreadableCheckpoint: Orbax cannot read it.
     """
+    path = Path(path)
     from orbax.checkpoint import v1 as ocp
 
     found, logged = _read(path, lambda: ocp.checkpointables_metadata(str(path)))
@@ -80,24 +81,26 @@ def read_metadata(path: Path) -> Saved:
     return Saved(state, beside["data_state"], beside["identity"])
 
 
-def load_state(path: Path, abstract: State) -> State:
+def load_state(path: str | Path, abstract: State) -> State:
     """Load a whole state. A field that is None takes nothing, so it may have been unknown when the state was saved.
 
     Raises:
       UnreadableCheckpoint: Orbax cannot read it.
     """
+    path = Path(path)
     names = [field.name for field in dataclasses.fields(abstract)] if dataclasses.is_dataclass(abstract) else []
     wanted = {name: getattr(abstract, name) for name in names if getattr(abstract, name) is not None}
     loaded: Any = load_part(path, wanted or abstract)
     return dataclasses.replace(cast(Any, abstract), **loaded) if wanted else loaded
 
 
-def load_part(path: Path, abstract: Any) -> Any:
+def load_part(path: str | Path, abstract: Any) -> Any:
     """Load those arrays of the step folder `path` that `abstract` has, onto its shardings.
 
     Raises:
       UnreadableCheckpoint: Orbax cannot read them.
     """
+    path = Path(path)
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
@@ -106,8 +109,9 @@ def load_part(path: Path, abstract: Any) -> Any:
         return _read(path, lambda: ocp.load_checkpointables(str(path), {"state": abstract})["state"])[0]
 
 
-def read_data_state(folder: Path, step: int) -> dict[str, Any]:
+def read_data_state(folder: str | Path, step: int) -> dict[str, Any]:
     """Return where the data stood at checkpoint `step`, without loading any array; no digest is compared."""
+    folder = Path(folder)
     return read_metadata(Path(folder, str(step)).absolute()).data_state
 
 
@@ -172,7 +176,7 @@ def _shortened(reason: str) -> str:
     return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}..."
 
 
-def require_match(path: Path, saved: Any, wanted: Any) -> None:
+def require_match(path: str | Path, saved: Any, wanted: Any) -> None:
     """Raise CheckpointMismatch unless two trees have the same paths, shapes and dtypes."""
     lines = _differences(_arrays(saved), _arrays(wanted))
     if len(lines) > MAX_LINES:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import jax
 
 from bigjax.checkpoint import digests
+from bigjax.checkpoint.failures import reason_of
 from bigjax.checkpoint.reading import load_part, load_state, read_metadata, require_match
 from bigjax.config import CheckpointConfig
 from bigjax.errors import UserError
@@ -46,7 +47,8 @@ class Checkpoints:
     set aside by the next `restore` or `save`: renamed to `<step>.damaged`, never deleted.
     """
 
-    def __init__(self, folder: Path, cfg: CheckpointConfig):
+    def __init__(self, folder: str | Path, cfg: CheckpointConfig):
+        folder = Path(folder)
         self.folder = Path(folder).absolute()
         self._cfg = cfg
         self._writer: ocp.training.Checkpointer | None = None
@@ -62,7 +64,7 @@ class Checkpoints:
             return
         # The error under way is the one to show, and the other processes may not get here to be waited for.
         if self._pending is not None and (failed := self._pending.exception()):
-            _warn(f"the last checkpoint could not be saved: {failed}")
+            _warn(f"the last checkpoint could not be saved: {reason_of(failed)}")
         self.recover()
         self._background.shutdown()
 
@@ -226,7 +228,7 @@ class Checkpoints:
         return None
 
 
-def restore_part(folder: Path, part: str, abstract: Any, without: tuple[str, ...] = ()) -> tuple[int, Any]:
+def restore_part(folder: str | Path, part: str, abstract: Any, without: tuple[str, ...] = ()) -> tuple[int, Any]:
     """Load one field of the train state, such as `params`, from the newest sound checkpoint in `folder`, of any run.
 
     Returns its step and the field's value on the shardings of `abstract`; of a dict, not the keys in `without`. Writes
@@ -238,6 +240,7 @@ def restore_part(folder: Path, part: str, abstract: Any, without: tuple[str, ...
       CheckpointMismatch: a path, shape or dtype differs.
       UnreadableCheckpoint: its digests agree and Orbax cannot read it.
     """
+    folder = Path(folder)
     folder = Path(folder).absolute()
     step, unsound = digests.newest_sound(folder, digests.complete_steps(folder))
     for report in unsound:

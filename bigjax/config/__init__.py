@@ -20,6 +20,7 @@ from bigjax.config.run import (
     OptimConfig,
     TrainConfig,
     replace,
+    replaced,
 )
 from bigjax.errors import ConfigError
 
@@ -40,4 +41,5 @@ __all__ = [
     "RopeConfig",
     "TrainConfig",
     "replace",
+    "replaced",
 ]

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from math import gcd
 from typing import Any
 
-from bigjax.config import encdec as config_encdec
 from bigjax.config import lengths
 from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
-from bigjax.config import rnn as config_rnn
 
 SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
 """The activations of a block that `model.remat` may name."""
@@ -32,7 +30,7 @@ OBJECTIVES = {
 def _objective_problems(cfg: Any) -> Iterator[str]:
     model, train = cfg.model, cfg.train
     families, head = OBJECTIVES[train.objective]
-    if model.family not in families:
+    if model.kind not in families:
         yield (
             f"train.objective={train.objective!r} trains model.family={' or '.join(map(repr, families))}, "
             f"not {model.family!r}"
@@ -44,14 +42,14 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
             f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
             "more, other heads 0"
         )
-    if model.token_types and model.family != "encoder":
+    if model.token_types and model.kind != "encoder":
         yield f"model.token_types={model.token_types} is for model.family='encoder', not {model.family!r}"
     yield from _pair_problems(cfg)
     if families == ("encoder",) and train.loss_chunks > 1:
         yield f"train.loss_chunks={train.loss_chunks} is not for train.objective={train.objective!r}"
     if train.objective != "causal_lm" and cfg.log.sample_tokens:
         yield f"log.sample_tokens={cfg.log.sample_tokens} needs train.objective='causal_lm', not {train.objective!r}"
-    if model.family == "encoder" and cfg.data.seq_len < 3:
+    if model.kind == "encoder" and cfg.data.seq_len < 3:
         yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"
 
 
@@ -76,7 +74,7 @@ def _pair_problems(cfg: Any) -> Iterator[str]:
 def problems(cfg: Any) -> Iterator[str]:
     """Yield one sentence for every pair of fields that contradict each other."""
     model, data, train, optim, mesh = cfg.model, cfg.data, cfg.train, cfg.optim, cfg.mesh
-    if model.family != "rnn" and model.num_heads % model.num_kv_heads:
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         yield (
             f"model.num_heads={model.num_heads} is not a multiple of model.num_kv_heads={model.num_kv_heads}: set "
             f"model.num_kv_heads={gcd(model.num_heads, model.num_kv_heads)}, or 0 for as many as heads"
@@ -102,7 +100,7 @@ def problems(cfg: Any) -> Iterator[str]:
             f"model.sliding_window={model.sliding_window} and model.layer_windows={model.layer_windows} both set the "
             "windows: leave one of them out"
         )
-    if model.family in ("encoder", "encdec") and (windows := model.layer_windows or model.sliding_window):
+    if model.kind in ("encoder", "encdec") and (windows := model.layer_windows or model.sliding_window):
         yield (
             f"model.family={model.family!r} attends to whole rows, windows only look back: leave out "
             f"sliding_window or layer_windows ({windows})"
@@ -111,10 +109,10 @@ def problems(cfg: Any) -> Iterator[str]:
         yield f"model.rope.scaling={model.rope.scaling!r} needs model.positions='rotary', not {model.positions!r}"
     yield from _rope_problems(model.rope)
     stacks = {"model.num_layers data.seq_len": (model.num_layers, data.seq_len)}
-    if model.family == "encdec":
-        stacks["model.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
+    if model.kind == "encdec":
+        stacks["model.encdec.num_decoder_layers data.target_len"] = (model.num_decoder_layers, data.target_len)
     yield from model.moe.clashes(stacks)
-    if model.moe.num_experts and model.family not in ("decoder", "encdec"):
+    if model.moe.num_experts and model.kind not in ("decoder", "encdec"):
         yield (
             f"model.moe.num_experts={model.moe.num_experts} needs model.family='decoder' or 'encdec', not "
             f"{model.family!r}: its objectives do not add the experts' losses"
@@ -125,7 +123,7 @@ def problems(cfg: Any) -> Iterator[str]:
             f"train.microbatches={train.microbatches}: set train.microbatches="
             f"{gcd(train.global_batch_size, train.microbatches)}"
         )
-    if model.family != "encdec" and data.seq_len % train.loss_chunks:
+    if model.kind != "encdec" and data.seq_len % train.loss_chunks:
         yield (
             f"data.seq_len={data.seq_len} is not divisible by train.loss_chunks={train.loss_chunks}: set "
             f"train.loss_chunks={gcd(data.seq_len, train.loss_chunks)}"
@@ -139,9 +137,10 @@ def problems(cfg: Any) -> Iterator[str]:
     yield from _start_problems(cfg)
     yield from _remat_problems(model.remat)
     yield from _objective_problems(cfg)
-    yield from config_rnn.problems(cfg)
-    yield from config_encdec.problems(cfg)
+    yield from _order_problems(cfg)
+    yield from _writing_problems(cfg)
     yield from config_mup.problems(cfg)
+    yield from model.named_family.problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"
     if len(set(data.classes)) < len(data.classes) or not all(name.strip() for name in data.classes):
@@ -159,6 +158,33 @@ def problems(cfg: Any) -> Iterator[str]:
             "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1: set mesh.tensor=2, or "
             "mesh.shard_sequence=False"
         )
+
+
+def _order_problems(cfg: Any) -> Iterator[str]:
+    """Yield what the contiguous order, in which batches go on row by row, cannot be with."""
+    if cfg.data.order != "contiguous":
+        return
+    if cfg.train.objective != "causal_lm":
+        yield f"data.order='contiguous' needs train.objective='causal_lm', not {cfg.train.objective!r}"
+    if cfg.data.weights:
+        yield (
+            f"data.weights={cfg.data.weights} mix shuffled rows, but data.order='contiguous' reads every source from "
+            "end to end: leave one of them out"
+        )
+
+
+def _writing_problems(cfg: Any) -> Iterator[str]:
+    """Yield what positions ask of the width, and what only a model that reads one row and writes another has."""
+    model, target_len = cfg.model, cfg.data.target_len
+    if model.positions == "sinusoidal" and model.d_model % 2:
+        yield (
+            f"model.d_model={model.d_model} is odd, but model.positions='sinusoidal' pairs a sine with each cosine: "
+            f"set model.d_model={model.d_model + 1}"
+        )
+    if model.kind != "encdec" and target_len:
+        yield f"data.target_len={target_len} is for model.family='encdec', not {model.family!r}: set it to 0"
+    if model.kind != "encdec" and model.positions == "relative":
+        yield f"model.positions='relative' is for model.family='encdec', not {model.family!r}: take another"
 
 
 def _near(count: int, step: int) -> str:
@@ -218,7 +244,7 @@ def _remat_problems(remat: str) -> Iterator[str]:
         return
     if kind not in ("save", "offload"):
         yield f"model.remat={remat!r} is not 'none', 'dots', 'full', 'save:NAMES' or 'offload:NAMES'"
-    for name in set(listed.split(",")) - set(SAVEABLE) if kind in ("save", "offload") else ():
+    for name in sorted({*listed.split(",")} - {*SAVEABLE}) if kind in ("save", "offload") else ():
         near = difflib.get_close_matches(name, SAVEABLE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         yield f"model.remat={remat!r} names {name!r}, which is not one of {', '.join(SAVEABLE)}{hint}"

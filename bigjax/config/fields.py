@@ -42,6 +42,11 @@ def plumbing(
     return dataclasses.field(default=default, metadata={**inner.metadata, "plumbing": True})
 
 
+def named_field(default: str, known: Mapping[str, str]) -> Any:
+    """Declare a field that names one of `known`, or the user's own as `module.path:NAME` (`config.named`)."""
+    return dataclasses.field(default=default, metadata={"named": tuple(known)})
+
+
 @functools.cache
 def field_paths(cls: type) -> dict[str, tuple[Any, Mapping[str, Any]]]:
     """Return the annotation and metadata of every field of `cls` that is not a section, by dotted path."""
@@ -71,6 +76,8 @@ def unknown_field(cls: type, path: str) -> str:
     """
     if path in (renamed := getattr(cls, "RENAMED", {})):
         return f"{path} is now {renamed[path]}"
+    if said := getattr(cls, "elsewhere", lambda path: None)(path):
+        return said
     section, _, name = path.rpartition(".")
     anywhere, here = ("", 0.0), ("", 0.0)
     for candidate in [*field_paths(cls), *sections(cls)]:
@@ -131,6 +138,8 @@ def describe(annotation: Any, metadata: Mapping[str, Any]) -> str:
     inner, optional = unwrap_optional(annotation)
     if typing.get_origin(inner) is Literal:
         text = "one of " + ", ".join(map(repr, typing.get_args(inner)))
+    elif "named" in metadata:
+        text = f"one of {', '.join(map(repr, metadata['named']))}, or your own as 'module.path:NAME'"
     elif typing.get_origin(inner) is tuple:
         text = f"a tuple of {typing.get_args(inner)[0].__name__}"
     else:

@@ -1,12 +1,20 @@
 """The shape of a model, of whatever family: the `model` section of a config."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import gcd, lcm
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bigjax.config import rnn as config_rnn
+from bigjax.config import named, sections
+from bigjax.config.fields import fields, named_field
 from bigjax.config.moe import MoeConfig
+from bigjax.config.mup import MupConfig
 from bigjax.config.strict import ConfigError, bounded, plumbing
+
+
+def is_on(rate: Any) -> bool:
+    """Return whether anything is dropped at a rate. It is at one that is an array: one program then runs at many."""
+    return rate is not None and (not isinstance(rate, (int, float)) or rate > 0)
 
 
 @dataclass(frozen=True)
@@ -26,33 +34,30 @@ class RopeConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     """A transformer: a `decoder` predicts the next token, an `encoder` sees whole rows, an `encdec` reads a row with
-    `num_layers` and writes another with `num_decoder_layers`. Or an `rnn` of LSTMs or GRUs.
+    `num_layers` and writes another. Or an `rnn` of LSTMs or GRUs, or the user's own family, `module.path:NAME`.
 
-    Zero in `num_kv_heads`, `head_dim`, `d_ff` or, of an `encdec`, `num_decoder_layers` means: derive it.
+    What only one family reads is a section of its name, as `rnn.cell`; it is there where `family` names that family. A
+    section can be given as a mapping, `ModelConfig(family="rnn", rnn={"cell": "gru"})`.
 
-    `relative` positions are a learned bias on scores for each of `relative_buckets` ranges of distances, the last from
-    `relative_max_distance` on; `scale_logits` divides the logits by sqrt(d_model); `init` `fan_in` draws matrices with
-    a standard deviation of 1 / sqrt(fan-in), and only token tables with `init_std`: all as in T5 (Raffel et al. 2020).
+    Zero in `num_kv_heads`, `head_dim` or `d_ff` means, of a transformer: derive it.
+
+    `init` `fan_in` draws matrices with a standard deviation of 1 / sqrt(fan-in), and only token tables with `init_std`,
+    as in T5 (Raffel et al. 2020).
 
     `layer_windows` are the sliding windows of successive layers, repeated over the depth; 0 is full attention. Gemma 2
     has `(4096, 0)`, banded and dense attention in turn (Child et al. 2019).
+    `bias` says what has one: `qkv` queries, keys and values alone (Qwen2), `mlp` MLPs and layer norms but no attention
+    (Vaswani et al. 2017, section 3.2.2 against 3.3).
     `rmsnorm_unit_offset` scales by one plus its parameter, and `scale_embeddings` multiplies what is looked up by
     sqrt(d_model), both as in Gemma (Gemma Team 2024).
     `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
     but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated
     `config_checks.SAVEABLE`.
 
-    `mup` (Yang et al. 2022) keeps what is learned per step the same at every width: hyperparameters are those of
-    the shape `mup_base_...`, of which 0 means: heads of `head_dim`, the rest in proportion to `mup_base_d_model`. Where
-    `mup_base_num_layers` is set, also at every depth: blocks add (layers / base) ** -`mup_depth_alpha` of their output
-    to the residual stream, 1 for CompleteP (Dey et al. 2025), 0.5 for depth-muP (Yang et al. 2023).
-
-    An `rnn` reads `cell` and what follows it. Dropout is `variational`, the same at every time step, on word types, on
-    the inputs of each layer, on the recurrent state and on the output, at rates that are `dropout` where they are None
-    (Gal & Ghahramani 2016); or `naive`, drawn anew at every step, on inputs and output only (Zaremba et al. 2014).
+    With `parametrization` `mup` the hyperparameters are those of the base shape `mup`.
     """
 
-    family: Literal["decoder", "encoder", "encdec", "rnn"] = "decoder"
+    family: str = named_field("decoder", named.FAMILIES)
     head: Literal[
         "lm",
         "lm_next_sentence",
@@ -66,7 +71,6 @@ class ModelConfig:
     token_types: int = bounded(0, minimum=0)
     vocab_size: int = bounded(256, minimum=2)
     num_layers: int = bounded(4, minimum=1)
-    num_decoder_layers: int = bounded(0, minimum=0)
     d_model: int = bounded(256, minimum=1)
     num_heads: int = bounded(4, minimum=1)
     num_kv_heads: int = bounded(0, minimum=0)
@@ -74,17 +78,14 @@ class ModelConfig:
     d_ff: int = bounded(0, minimum=0)
     max_seq_len: int = bounded(1024, minimum=1)
     positions: Literal["learned", "rotary", "sinusoidal", "relative", "none"] = "learned"
-    relative_buckets: int = bounded(32, minimum=4)
-    relative_max_distance: int = bounded(128, minimum=2)
     rope: RopeConfig = field(default_factory=RopeConfig)
     norm: Literal["layernorm", "rmsnorm", "rmsnorm_unit_offset"] = "layernorm"
     norm_eps: float = bounded(1e-5, above=0)
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "relu_squared"] = "gelu_tanh"
-    bias: Literal["all", "qkv", "none"] = "all"
+    bias: Literal["all", "qkv", "mlp", "none"] = "all"
     tie_embeddings: bool = True
     scale_embeddings: bool = False
-    scale_logits: bool = False
     qk_norm: bool = False
     attn_scale: float | None = bounded(None, above=0)
     attn_softcap: float | None = bounded(None, above=0)
@@ -92,49 +93,73 @@ class ModelConfig:
     sliding_window: int | None = bounded(None, minimum=1)
     layer_windows: tuple[int, ...] = bounded((), minimum=0)
     moe: MoeConfig = field(default_factory=MoeConfig)
-    cell: Literal["lstm", "gru"] = "lstm"
     dropout: float = bounded(0.0, minimum=0, below=1)
-    dropout_kind: Literal["variational", "naive"] = "variational"
-    word_dropout: float | None = bounded(None, minimum=0, below=1)
-    input_dropout: float | None = bounded(None, minimum=0, below=1)
-    recurrent_dropout: float | None = bounded(None, minimum=0, below=1)
-    output_dropout: float | None = bounded(None, minimum=0, below=1)
     init: Literal["normal", "fan_in"] = "normal"
     init_std: float = bounded(0.02, above=0)
     parametrization: Literal["standard", "mup"] = "standard"
-    mup_base_d_model: int = bounded(0, minimum=0)
-    mup_base_num_heads: int = bounded(0, minimum=0)
-    mup_base_num_kv_heads: int = bounded(0, minimum=0)
-    mup_base_head_dim: int = bounded(0, minimum=0)
-    mup_base_d_ff: int = bounded(0, minimum=0)
-    mup_base_num_layers: int = bounded(0, minimum=0)
-    mup_depth_alpha: float = bounded(1.0, minimum=0.5, maximum=1)
+    mup: MupConfig = field(default_factory=MupConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
     layers: Literal["scan", "unroll"] = plumbing("scan")
     remat: str = plumbing("none")
 
+    if TYPE_CHECKING:  # which section a family adds is not for a type checker to know
+
+        def __init__(self, **fields: Any) -> None: ...
+
+    def __new__(cls, *args: Any, **values: Any) -> "ModelConfig":
+        """Return a model of the class that has the section of its family."""
+        family = values.get("family", args[0] if args else "decoder")
+        own = named.load("model.family", family, named.FAMILIES).fields
+        return sections.create(ModelConfig, extended_model(family, own), cls, values)
+
+    @classmethod
+    def schema_of(cls, mapping: Mapping[str, Any]) -> "type[ModelConfig]":
+        """Return the class of the model that a mapping of fields describes, with the section of its family.
+
+        What is wrong with the name of the family is said where the fields are converted.
+        """
+        try:
+            family = mapping["family"]
+            return extended_model(family, named.load("model.family", family, named.FAMILIES).fields)
+        except (KeyError, TypeError, AttributeError, ConfigError):
+            return ModelConfig
+
+    def __reduce__(self) -> Any:
+        return sections.rebuild, (ModelConfig, sections.given(self))
+
     def __post_init__(self):
-        if self.family == "rnn":
-            if self.positions == "learned":  # the default
-                object.__setattr__(self, "positions", "none")
-            return
-        if self.num_heads and not self.head_dim:
-            if self.d_model % self.num_heads:
-                raise ConfigError(
-                    f"model.d_model={self.d_model} is not divisible by model.num_heads={self.num_heads}: set "
-                    f"{other_heads(self)}, or model.head_dim"
-                )
-            object.__setattr__(self, "head_dim", self.d_model // self.num_heads)
-        object.__setattr__(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
-        object.__setattr__(self, "d_ff", self.d_ff or 4 * self.d_model)
-        if self.family == "encdec":
-            object.__setattr__(self, "num_decoder_layers", self.num_decoder_layers or self.num_layers)
+        for name, given in sections.given(self).items():
+            if isinstance(given, Mapping):
+                object.__setattr__(self, name, fields(type(self))[name][0](**given))
+        for name, value in self.named_family.derive(self).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def named_family(self) -> Any:
+        """The `models.Family` that `family` names."""
+        return named.load("model.family", self.family, named.FAMILIES)
+
+    @property
+    def kind(self) -> str:
+        """The built-in family whose tasks train this model: its own, or the one that the user's own is `like`."""
+        return self.named_family.like or self.family
+
+    @property
+    def own(self) -> Any:
+        """The section of the family's own fields; None where it has none."""
+        return getattr(self, named.section(self.family), None)
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """The layers that write, of an encoder-decoder; 0 for others."""
+        layers = getattr(self.own, "num_decoder_layers", None)
+        return 0 if layers is None else layers or self.num_layers
 
     @property
     def random(self) -> bool:
         """Whether training draws random numbers."""
-        return self.moe.random or any(config_rnn.is_on(getattr(self, name)) for name in ("dropout", *config_rnn.RATES))
+        return self.moe.random or is_on(self.dropout) or bool(getattr(self.own, "random", False))
 
     @property
     def period(self) -> int:
@@ -146,6 +171,36 @@ class ModelConfig:
         """The sliding window of each layer, None for full attention."""
         pattern = [window or None for window in self.layer_windows] or [self.sliding_window]
         return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+
+def transformer_shape(model: ModelConfig) -> dict[str, int]:
+    """Return the sizes of a transformer that are derived where they are 0: heads that share the width, an MLP of 4 D.
+
+    Raises:
+      ConfigError: the heads do not divide the width.
+    """
+    head_dim = model.head_dim
+    if model.num_heads and not head_dim:
+        if model.d_model % model.num_heads:
+            raise ConfigError(
+                f"model.d_model={model.d_model} is not divisible by model.num_heads={model.num_heads}: set "
+                f"{other_heads(model)}, or model.head_dim"
+            )
+        head_dim = model.d_model // model.num_heads
+    kv_heads = model.num_kv_heads or model.num_heads
+    return {"head_dim": head_dim, "num_kv_heads": kv_heads, "d_ff": model.d_ff or 4 * model.d_model}
+
+
+def extended_model(family: str, own: type) -> Any:
+    """Return the class of models that has the section of a family, whose own fields are `own`.
+
+    Raises:
+      ConfigError: the section has the name of a field that every model has.
+    """
+    name = named.section(family)
+    if name in ModelConfig.__dataclass_fields__ and own.__dataclass_fields__:
+        raise ConfigError(f"model.family={family!r}: the section model.{name} is taken, give NAME another name")
+    return sections.extended(ModelConfig, ((name, own),))
 
 
 def other_heads(model: ModelConfig) -> str:

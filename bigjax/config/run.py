@@ -6,13 +6,17 @@ A field is *maths* (it changes the numbers a run produces) unless it is declared
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from bigjax.config import checks as config_checks
+from bigjax.config import named, sections
+from bigjax.config.fields import fields, named_field
 from bigjax.config.model import ModelConfig
 from bigjax.config.model import RopeConfig as RopeConfig  # a config file finds every section here
 from bigjax.config.moe import MoeConfig as MoeConfig
+from bigjax.config.mup import MupConfig
 from bigjax.config.strict import ConfigError, bounded, plumbing
 
 MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
@@ -36,7 +40,10 @@ class DataConfig:
     has as much of the context as goes in, and the next row of it starts `doc_stride` tokens later. `target_len` is the
     length of what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by
     `span_corruption` in spans of `mean_span`.
-    A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json`.
+    A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json` or of its
+    folder. Special tokens that a document spells out are letters like any others, unless `special_tokens` is set; in
+    prompts they are special. A share of more than `max_overlap` of the held-out documents that are trained on, too, is
+    refused.
     With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
     the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.
     """
@@ -61,8 +68,10 @@ class DataConfig:
     order: Literal["shuffled", "contiguous"] = "shuffled"
     target_len: int = bounded(0, minimum=0)
     document_mask: bool = True
+    special_tokens: bool = False
     cache_dir: str | None = plumbing(None)
     prefetch: int = plumbing(4, minimum=1)
+    max_overlap: float = plumbing(0.1, minimum=0, maximum=1)
 
 
 @dataclass(frozen=True)
@@ -79,17 +88,7 @@ class TrainConfig:
     ramp_batch_size: int = bounded(0, minimum=0)
     ramp_tokens: int = bounded(0, minimum=0, maximum=2**63 - 1)
     microbatches: int = plumbing(1, minimum=1)
-    objective: Literal[
-        "causal_lm",
-        "masked_lm",
-        "masked_lm_next_sentence",
-        "classification",
-        "token_classification",
-        "question_answering",
-        "seq2seq",
-        "span_corruption",
-        "prefix_lm",
-    ] = "causal_lm"
+    objective: str = named_field("causal_lm", named.TASKS)
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     z_loss: float = bounded(0.0, minimum=0)
     loss_chunks: int = plumbing(1, minimum=1)
@@ -215,6 +214,15 @@ class Config:
         f"optim.{name}_steps": f"optim.{name}: set optim.{name} to the same number, which still means steps, or to a "
         "share of the run, below 1"
         for name in ("warmup", "decay")
+    } | {
+        f"model.{old}": f"model.{new}"
+        for old, new in (
+            *((f"mup_{name}", f"mup.{name}") for name in fields(MupConfig)),
+            *((name, f"encdec.{name}") for name in ("num_decoder_layers", "scale_logits")),
+            *((name, f"encdec.{name}") for name in ("relative_buckets", "relative_max_distance")),
+            *((name, f"rnn.{name}") for name in ("cell", "dropout_kind")),
+            *((f"{name}_dropout", f"rnn.{name}_dropout") for name in ("word", "input", "recurrent", "output")),
+        )
     }
     """What fields of earlier versions are now."""
 
@@ -229,10 +237,44 @@ class Config:
     init_from: str | None = None
     init_state: str | None = None
 
+    def __new__(cls, *args: Any, **values: Any) -> "Config":
+        """Return a run of the class that has the sections of its family and task."""
+        given = dict(zip((each.name for each in dataclasses.fields(cls)), args, strict=False)) | values
+        chosen = _with_sections(type(given.get("model", ModelConfig())), given.get("train", TrainConfig()).objective)
+        return sections.create(Config, chosen, cls, given)
+
+    def __reduce__(self) -> Any:
+        return sections.rebuild, (Config, sections.given(self))
+
+    @classmethod
+    def schema_of(cls, mapping: Mapping[str, Any]) -> "type[Config]":
+        """Return the class of the run that a mapping of fields describes, with the sections of its family and task.
+
+        What is wrong with their names is said where the fields are converted.
+        """
+        model = ModelConfig.schema_of(mapping["model"]) if "model" in mapping else ModelConfig
+        try:
+            return _with_sections(model, mapping["train"]["objective"])
+        except (KeyError, TypeError, ConfigError):
+            return _with_sections(model, "causal_lm")
+
+    @classmethod
+    def elsewhere(cls, path: str) -> str | None:
+        """Return the sentence on a field that there is for another family, None if `path` is no such field."""
+        section, _, rest = path.partition(".")
+        other, _, name = rest.partition(".")
+        if section != "model" or other not in named.FAMILIES or other in fields(ModelConfig):
+            return None
+        own = named.load("model.family", other, named.FAMILIES).fields
+        if name and name not in fields(own):
+            has = ", ".join(fields(own)) or "no fields of its own"
+            return f"{path} is not a field of model.family={other!r}, which has {has}"
+        return f"{path} is for model.family={other!r}: set model.family={other!r}, or leave it out"
+
     @property
     def carries_state(self) -> bool:
         """Whether the model goes on, in every batch, from the state in which the one before left it."""
-        return self.model.family == "rnn" and self.data.order == "contiguous"
+        return self.model.kind == "rnn" and self.data.order == "contiguous"
 
     def __post_init__(self):
         problems = list(config_checks.problems(self))
@@ -240,8 +282,26 @@ class Config:
             raise ConfigError("\n".join(problems))
 
 
-def replace(cfg: Config, **sections: dict) -> Config:
-    """Return `cfg` with fields changed, e.g. `replace(cfg, optim=dict(lr=1e-3), train=dict(steps=5))`."""
-    return dataclasses.replace(
-        cfg, **{name: dataclasses.replace(getattr(cfg, name), **fields) for name, fields in sections.items()}
-    )
+def _with_sections(model: type, objective: str) -> Any:
+    del objective
+    return sections.extended(Config, (("model", model),))
+
+
+def replace(cfg: Config, **changes: Mapping[str, Any]) -> Config:
+    """Return `cfg` with fields changed, e.g. `replace(cfg, optim={"lr": 1e-3}, model={"rnn.cell": "gru"})`."""
+    flat = {f"{section}.{path}": value for section, paths in changes.items() for path, value in paths.items()}
+    return replaced(cfg, flat)
+
+
+def replaced(section: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a section with fields changed by their paths in it; all at once, as they must suit each other."""
+    inner: dict[str, dict[str, Any]] = {}
+    values = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    values |= {name: replaced(getattr(section, name), paths) for name, paths in inner.items()}
+    return dataclasses.replace(section, **values)

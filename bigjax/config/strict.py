@@ -37,6 +37,7 @@ __all__ = [
     "from_dict",
     "leaves",
     "maths",
+    "nested",
     "plumbing",
     "to_config_dict",
     "to_dict",
@@ -76,6 +77,8 @@ def from_dict(cls: type[T], mapping: "Mapping[str, Any] | ConfigDict") -> T:
             once, each with the path, the value, what was expected and the nearest name), or fields clash.
     """
     problems: list[str] = []
+    if hasattr(cls, "schema_of"):  # some sections depend on what other fields name
+        cls = cls.schema_of(mapping)  # pyright: ignore[reportAttributeAccessIssue]
     cfg = _build(cls, mapping, "", cls, problems)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -115,22 +118,41 @@ def fingerprint(cfg: Any) -> str:
 
     Fields at their default are left out, so that a new field does not change the identity of what ran before it.
     """
-    defaults = {leaf.path: leaf.value for leaf in leaves(type(cfg)())}
+    defaults = _defaults(type(cfg))
     changed = [leaf for leaf in leaves(cfg) if not leaf.plumbing and leaf.value != defaults[leaf.path]]
     canonical = json.dumps(_nest(changed), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def _defaults(cls: type) -> dict[str, Any]:
+    """Return the value of every field of a default object, and of every section that such an object has not."""
+    default = cls()
+    found = {leaf.path: leaf.value for leaf in leaves(default)}
+    for path, section in sections(cls).items():
+        found = {f"{path}.{leaf.path}": leaf.value for leaf in leaves(section())} | found
+    return found
+
+
 def diff(a: Any, b: Any) -> list[Difference]:
-    """Return the fields in which two configs of one class differ, in the order of the schema.
+    """Return the fields in which two configs differ, in the order of the schema; None for a field that one has not.
 
     Raises:
-        TypeError: the two are of different classes.
+        TypeError: the two are no configs of one kind.
     """
-    if type(a) is not type(b):
+    if type(a).__name__ != type(b).__name__:
         raise TypeError(f"cannot compare a {type(a).__name__} with a {type(b).__name__}")
-    pairs = zip(leaves(a), leaves(b), strict=True)
-    return [Difference(x.path, x.value, y.value, x.plumbing) for x, y in pairs if x.value != y.value]
+    ours, theirs = ({leaf.path: leaf for leaf in leaves(cfg)} for cfg in (a, b))
+    found = []
+    for path, leaf in (theirs | ours).items():
+        values = [side[path].value if path in side else None for side in (ours, theirs)]
+        if values[0] != values[1]:
+            found.append(Difference(path, values[0], values[1], leaf.plumbing))
+    return found
+
+
+def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields given by dotted path as the nested mapping that `from_dict` reads."""
+    return _nest(Leaf(path, value, False) for path, value in fields.items())
 
 
 def leaves(cfg: Any) -> list[Leaf]:
@@ -191,8 +213,9 @@ def _convert(annotation: Any, metadata: Mapping[str, Any], value: Any, path: str
     if origin is tuple and isinstance(value, (tuple, list)):
         element = typing.get_args(inner)[0]
         return tuple(_convert(element, metadata, x, f"{path}[{i}]", problems) for i, x in enumerate(value))
-    if origin is Literal and isinstance(value, str):
-        if value in (choices := typing.get_args(inner)):
+    choices = typing.get_args(inner) if origin is Literal else metadata.get("named")
+    if choices and isinstance(value, str):
+        if value in choices or ("named" in metadata and ":" in value):
             return value
         near = difflib.get_close_matches(value, choices, n=1)
         problems.append(f"{path}={value!r} is not {wanted}" + (f": did you mean {near[0]!r}?" if near else ""))

@@ -1,5 +1,6 @@
 """From one side of a source to the rows that an objective trains on."""
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from bigjax.data.sources.opening import Document, SplitSource
 from bigjax.data.sources.readers import OPTIONAL
 from bigjax.data.tokens.shards import Shard, Side, tokenize
 from bigjax.data.tokens.special import sentinel_ids, special_ids
+from bigjax.data.tokens.text_bytes import bytes_at
 from bigjax.data.tokens.tokenizers import Tokenizer
 
 Cut = Callable[[SplitSource], Rows]
@@ -42,8 +44,14 @@ def _packed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Sp
     _check_vocabulary(cfg, tokenizer)
     data = cfg.data
     how = (data.seq_len, data.document_mask, data.order == "contiguous")
-    # As in transformers, a text that is continued starts with what the tokenizer puts before it.
-    return lambda side: PackedText(side.source.spec, _shard(side, tokenizer, root, tokenizer.opening), *how)
+
+    def cut(side: SplitSource) -> Rows:
+        # As in transformers, a text that is continued starts with what the tokenizer puts before it.
+        shard = _shard(side, tokenizer, root, tokenizer.opening)
+        count = functools.partial(bytes_at, side, tokenizer, root, shard, tokenizer.opening)
+        return PackedText(side.source.spec, shard, *how, count)
+
+    return cut
 
 
 def _masked(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
@@ -121,9 +129,13 @@ def _prefixed(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[
 
 
 def ends_of(tokenizer: Tokenizer) -> Ends:
-    """Return the ids around an encoder-decoder's rows: as in T5, what is written starts after padding."""
+    """Return the ids around an encoder-decoder's rows: as in T5, what is written starts after padding, if no file says.
+
+    By the model's `config.json` beside the tokenizer it may start after another token.
+    """
     special = special_ids(tokenizer, ("pad", "sep"))
-    return Ends(special["pad"], special["sep"] if tokenizer.eos_id is None else tokenizer.eos_id, special["pad"])
+    end = special["sep"] if tokenizer.eos_id is None else tokenizer.eos_id
+    return Ends(tokenizer.special.get("start", special["pad"]), end, special["pad"])
 
 
 @dataclass(frozen=True)

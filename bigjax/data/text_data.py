@@ -13,6 +13,7 @@ from bigjax.data.batches.order import build_order
 from bigjax.data.batches.stream import TrainStream
 from bigjax.data.errors import DataError
 from bigjax.data.rows.packed import PackedText, Rows
+from bigjax.data.sources import duplicates
 from bigjax.data.sources.opening import Split, SplitSource, open_source, split_sources
 from bigjax.data.tokens.bpe import build_tokenizer
 from bigjax.data.tokens.cache import cache_folder
@@ -28,12 +29,16 @@ class TextData:
       eval: the held-out documents; None when nothing is held out.
       tokenizer: of both.
       cache: the cache folder.
+      duplicates: how many documents stand twice; see `sources.duplicates.count`.
+      notes: what is to be said of the sources before they are trained on.
     """
 
     train: TrainStream
     eval: EvalSet | None
     tokenizer: Tokenizer
     cache: Path
+    duplicates: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def score_set(self, split: Split) -> EvalSet:
         """Return the rows of a split, once and in order, for scoring.
@@ -46,7 +51,7 @@ class TextData:
                 raise DataError("nothing is held out: set data.holdout above 0, or data.eval_sources")
             return self.eval
         train = self.train
-        return _eval_set(train.sources, train.rows, train.global_batch_size, self.tokenizer)
+        return _eval_set(train.sources, train.rows, train.global_batch_size)
 
     def describe(self) -> dict[str, Any]:
         """Return what the data consists of, as JSON-able values: sizes by split and source, and the cache folder."""
@@ -56,6 +61,8 @@ class TextData:
             "eval": [_describe(source) for source in held_out.sources] if held_out else [],
             "rows_per_epoch": sum(train.order.rows),
             "steps_per_epoch": sum(train.order.rows) / train.global_batch_size,
+            "duplicates": self.duplicates,
+            "notes": list(self.notes),
             "vocab_size": self.tokenizer.vocab_size,
             "cache": str(self.cache),
         }
@@ -79,10 +86,12 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     if rows.step not in (None, 1) or rows.start is None or not 0 <= rows.start < rows.stop <= batch_size:
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
-    train_sides, eval_sides = split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg))
+    train_sides, eval_sides = sides_of(cfg, root)
+    found = duplicates.count(_found_elsewhere(train_sides), _found_elsewhere(eval_sides), root)
+    duplicates.check(found, data.max_overlap)
     if tokenizer is None:
         tokenizer = build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root, cfg.model.vocab_size)
-    cut = cutting.cutter(cfg, tokenizer, root, train_sides)
+    cut = cutting.cutter(cfg, for_text(cfg, tokenizer), root, train_sides)
     train_rows, eval_rows = tuple(map(cut, train_sides)), tuple(map(cut, eval_sides))
     counts = [len(source) for source in train_rows]
     if sum(counts) < batch_size:
@@ -107,8 +116,39 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         microbatches=cfg.train.microbatches,
         held_out=tuple(source.digest for source in eval_rows),
     )
-    held_out = _eval_set(eval_rows, rows, batch_size, tokenizer) if eval_rows else None
-    return TextData(train, held_out, tokenizer, root)
+    if not EvalSet(train_rows, rows, batch_size).predicts():
+        raise DataError(
+            f"there is nothing to predict in {_some(data.sources)}: documents of one token have no next one; give "
+            "longer documents"
+        )
+    held_out = _eval_set(eval_rows, rows, batch_size) if eval_rows else None
+    if held_out and not held_out.predicts(cfg.train.eval_batches):
+        raise DataError(
+            f"there is nothing to predict in what is held out of {_some(data.eval_sources or data.sources)}: set "
+            "data.eval_sources to longer documents, or hold nothing out (data.holdout=0)"
+        )
+    notes = dict.fromkeys(note for side in (*train_sides, *eval_sides) for note in side.source.notes)
+    return TextData(train, held_out, tokenizer, root, found, (*notes, *duplicates.told(found)))
+
+
+WHOLE = ("classification", "token_classification", "question_answering", "seq2seq")
+"""Objectives whose documents cannot be cut in two."""
+
+
+def sides_of(cfg: Config, root: Path | None = None) -> tuple[list[SplitSource], list[SplitSource]]:
+    """Return what a run trains on and what it holds out; see `sources.opening.split_sources`."""
+    data, whole = cfg.data, cfg.train.objective in WHOLE
+    return split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg), root, whole=whole)
+
+
+def for_text(cfg: Config, tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer as it reads documents."""
+    return tokenizer.with_special() if cfg.data.special_tokens else tokenizer
+
+
+def _found_elsewhere(sides: list[SplitSource]) -> list[SplitSource]:
+    """Return the sides of texts that are not made up, of which copies are no wonder."""
+    return [side for side in sides if not side.source.spec.startswith("copy:")]
 
 
 def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer: Tokenizer) -> EvalSet:
@@ -119,19 +159,26 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
     """
     data, root = cfg.data, cache_folder(cfg.data.cache_dir)
     columns = cutting.columns(cfg)
-    sides = [SplitSource(open_source(spec, columns), "eval", "all") for spec in sources]
+    sides = [SplitSource(open_source(spec, columns, root), "eval", "all") for spec in sources]
     # Only where nobody names the classes are they taken from what was trained on.
     unnamed = cfg.model.num_classes and not data.classes
-    training = split_sources(data.sources, data.eval_sources, data.holdout, columns)[0] if unnamed else []
-    cut = cutting.cutter(cfg, tokenizer, root, training)
-    return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size, tokenizer)
+    training = sides_of(cfg, root)[0] if unnamed else []
+    cut = cutting.cutter(cfg, for_text(cfg, tokenizer), root, training)
+    return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size)
 
 
-def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int, tokenizer: Tokenizer) -> EvalSet:
+def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int) -> EvalSet:
     """Return the evaluation set of some sources; only where all of a text is predicted do its bytes count."""
-    whole_text = all(isinstance(source, PackedText) for source in sources)
-    contiguous = all(isinstance(source, PackedText) and source.contiguous for source in sources)
-    return EvalSet(sources, rows, batch_size, tokenizer.token_bytes if whole_text else None, contiguous)
+    texts = [source for source in sources if isinstance(source, PackedText)]
+    if len(texts) < len(sources):
+        return EvalSet(sources, rows, batch_size)
+    contiguous = all(source.contiguous for source in texts)
+    return EvalSet(tuple(source.scored() for source in texts), rows, batch_size, contiguous)
+
+
+def _some(specs: tuple[str, ...]) -> str:
+    """Return the first few of some sources, to be named in a sentence."""
+    return ", ".join(map(repr, specs[:3])) + (f" and {len(specs) - 3} more" if len(specs) > 3 else "")
 
 
 def _describe(source: Rows) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def begin(model: Model, params: Any, tokens_BS, starts_B, room: int, start_id: A
     The cache has room for `room` new tokens. `start_id` is what an encoder-decoder writes after.
     """
     tokens_BS, starts_B = layout.place(tokens_BS, "batch", "seq"), layout.place(starts_B, "batch")
-    if model.cfg.family == "encdec":
+    if model.cfg.kind == "encdec":
         return model.family.prefill(params, tokens_BS, starts_B, room, model.cfg, layout, start_id=start_id)
     x_BSD, cache = model.family.prefill(params, tokens_BS, starts_B, tokens_BS.shape[1] + room, model.cfg, layout)
     return x_BSD[:, -1:], cache

@@ -170,7 +170,7 @@ def check(
 ) -> None:
     """Raise the GenerationError that `generate` would raise for these arguments."""
     cfg = model.cfg
-    if cfg.family == "encoder":
+    if cfg.kind == "encoder":
         raise GenerationError("model.family='encoder' writes no text: take a decoder or an encoder-decoder")
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise GenerationError("a prompt is empty: it must have at least one token")
@@ -200,5 +200,5 @@ def check(
 
 def check_start(model: Model, start_id: int | None) -> None:
     """Raise GenerationError unless there is a token to start with exactly where the family needs one."""
-    if (model.cfg.family == "encdec") != (start_id is not None):
+    if (model.cfg.kind == "encdec") != (start_id is not None):
         raise GenerationError(f"start_id={start_id}, but model.family={model.cfg.family!r}: an encdec needs one")

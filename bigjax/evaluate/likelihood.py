@@ -6,7 +6,7 @@ Legend: B batch, S what is read, T what is scored, D model, V vocab.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from bigjax.config import Config, ModelConfig
 from bigjax.data import Tokenizer
 from bigjax.data.cutting import ends_of
+from bigjax.data.text_data import for_text
 from bigjax.errors import UserError
 from bigjax.evaluate.decoding import LayoutKey, bucket, pad_left
 from bigjax.models import Model
@@ -54,13 +55,26 @@ class Scorer:
     def __post_init__(self):
         check(self.cfg.model)
 
+    @cached_property
+    def _prompts(self) -> Tokenizer:
+        """The tokenizer of questions, in which a special token that is spelled out is one, as for transformers."""
+        return self.tokenizer.with_special()
+
     @property
     def prefix_id(self) -> int:
-        """The token before a text: its start, the end of another one, or a line end where the tokenizer has neither."""
+        """The token before a text: its start, the end of another one, or a line end where the tokenizer has neither.
+
+        Raises:
+          LikelihoodError: it has none of these.
+        """
         for id_ in (self.tokenizer.bos_id, self.tokenizer.eos_id):
             if id_ is not None:
                 return id_
-        return int(self.tokenizer.encode("\n")[-1])
+        if not len(found := self.tokenizer.encode("\n")):
+            raise LikelihoodError(
+                "the tokenizer has no token to start a text with: name an eos_token in its tokenizer_config.json"
+            )
+        return int(found[-1])
 
     def after(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """Return the likelihood of each second text after the first, which may be empty.
@@ -82,20 +96,21 @@ class Scorer:
         Raises:
           LikelihoodError: an encoder-decoder predicts no text by itself.
         """
-        if self.cfg.model.family == "encdec":
+        if self.cfg.model.kind == "encdec":
             raise LikelihoodError("model.family='encdec' writes one text for another: it predicts none by itself")
-        rows = [list(windows(self.tokenizer.encode(t).tolist(), self.prefix_id, self.cfg.data.seq_len)) for t in texts]
+        tokenizer = for_text(self.cfg, self.tokenizer)
+        rows = [list(windows(tokenizer.encode(t).tolist(), self.prefix_id, self.cfg.data.seq_len)) for t in texts]
         scored = iter(self._score([pair for pairs in rows for pair in pairs]))
         return [sum(next(scored).log_prob for _ in pairs) for pairs in rows]
 
     def _encode(self, context: str, text: str) -> tuple[list[int], list[int]]:
         """Return both as ids, as lm-evaluation-harness splits them (`TemplateLM._encode_pair`)."""
-        encode = lambda text: self.tokenizer.encode(text).tolist()  # noqa: E731
+        encode = lambda text: self._prompts.encode(text).tolist()  # noqa: E731
         kept = context.rstrip()
         context, text = kept, context[len(kept) :] + text
         if not text:
             raise LikelihoodError(f"there is nothing to score after {context[-40:]!r}")
-        if self.cfg.model.family == "encdec":
+        if self.cfg.model.kind == "encdec":
             first, second, room = encode(context), encode(text), self.cfg.data.target_len
             first = [*first[-(self.cfg.data.seq_len - 1) :], ends_of(self.tokenizer).end]
         else:
@@ -118,7 +133,7 @@ class Scorer:
         return [scored[i] for i in range(len(pairs))]
 
     def _score_batch(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[Likelihood]:
-        encdec = self.cfg.model.family == "encdec"
+        encdec = self.cfg.model.kind == "encdec"
         length = self.cfg.data.seq_len
         rows = [list(context) if encdec else [*context, *text][:-1][-length:] for context, text in pairs]
         tokens_BS, starts_B, _ = pad_left(rows, self.layout)
@@ -137,7 +152,7 @@ class Scorer:
 
 def check(cfg: ModelConfig) -> None:
     """Raise LikelihoodError if such a model predicts no next token."""
-    if cfg.family == "encoder":
+    if cfg.kind == "encoder":
         raise LikelihoodError("model.family='encoder' predicts no next token: take a decoder or an encoder-decoder")
 
 
@@ -156,7 +171,7 @@ def windows(ids: Ids, prefix_id: int, length: int) -> Iterator[tuple[Ids, Ids]]:
 def _forward(cfg: ModelConfig) -> ModelConfig:
     """Return the same model for rows of any length: capacities and some attention kernels depend on it."""
     moe = dataclasses.replace(cfg.moe, capacity_factor=None, group_size=0)
-    attention = "blocked" if cfg.family == "decoder" else "reference"
+    attention = "blocked" if cfg.kind == "decoder" else "reference"
     return dataclasses.replace(cfg, moe=moe, attention=attention)
 
 
@@ -171,7 +186,7 @@ def _program(model: Model, shared: LayoutKey) -> Callable[..., tuple[jax.Array, 
         positions_BS = jnp.maximum(jnp.arange(S) - starts_B[:, None], 0)
         segments_BS = (jnp.arange(S) >= starts_B[:, None]).astype(jnp.int32)
         how = {"positions_BS": positions_BS, "segments_BS": segments_BS, "layout": layout}
-        if cfg.family == "encdec":
+        if cfg.kind == "encdec":
             first_B1 = jnp.full_like(targets_BT[:, :1], start_id)
             how["inputs_BT"] = jnp.concatenate([first_B1, targets_BT[:, :-1]], axis=1)
             return family.apply(params, tokens_BS, cfg, **how)[0]
@@ -185,7 +200,7 @@ def _program(model: Model, shared: LayoutKey) -> Callable[..., tuple[jax.Array, 
         x_BTD = hidden(params, tokens_BS, starts_B, targets_BT, start_id)
         logits_BTV = family.logits(params, x_BTD, cfg, layout)
         places_T = jnp.arange(targets_BT.shape[1])
-        from_the_end = places_T if cfg.family == "encdec" else places_T[::-1]
+        from_the_end = places_T if cfg.kind == "encdec" else places_T[::-1]
         scored_BT = from_the_end < lengths_B[:, None]
         log_prob_B = -jnp.sum(jnp.where(scored_BT, losses.token_nll(logits_BTV, targets_BT), 0), axis=1)
         greedy_B = jnp.all((jnp.argmax(logits_BTV, axis=-1) == targets_BT) | ~scored_BT, axis=1)

@@ -25,12 +25,13 @@ class Question:
     answer: int
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: str | Path) -> list[Question]:
     """Read a JSONL of objects with `question`, `choices` and `answer`, the place of the right choice or its text.
 
     Raises:
       UserError: there is no such file, it is not UTF-8, or a line is not such an object; names the line.
     """
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path} of questions")
     text = decode(path.read_bytes(), str(path))  # of which JSON ends a line at "\n" only

@@ -7,8 +7,32 @@ from typing import Any
 import jax
 
 from bigjax import sharding
-from bigjax.data import Batch
+from bigjax.config import Config
+from bigjax.data import Batch, EvalSet
+from bigjax.errors import UserError
+from bigjax.models import Model
 from bigjax.run import metrics
+from bigjax.sharding import Layout
+from bigjax.train import step
+
+
+def evaluator(
+    cfg: Config, model: Model, layout: Layout, held_out: EvalSet | None
+) -> Callable[[step.TrainState], dict[str, float]]:
+    """Return the function from a train state to the `score` of its weights on `held_out`, empty if that is None.
+
+    It scores `train.eval_batches` batches. Programs are compiled when they are first needed.
+    """
+    eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
+    fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
+
+    def evaluate(state: step.TrainState) -> dict[str, float]:
+        if held_out is None:
+            return {}
+        batches = held_out.batches(cfg.train.eval_batches)
+        return score(eval_step, state.weights, batches, cfg.train.global_batch_size, fresh())
+
+    return evaluate
 
 
 def score(
@@ -26,20 +50,31 @@ def score(
 
     Args:
       eval_step: as `step.make_eval_step` makes it. carried: what it starts from, `step.fresh`.
+
+    Raises:
+      UserError: the batches hold nothing to predict.
     """
     mesh = jax.sharding.get_mesh()
     totals: metrics.Sums | None = None
     for batch in batches:
         sums, carried = eval_step(params, sharding.put_batch(batch.arrays, mesh, global_batch_size), carried)
         totals = sums if totals is None else metrics.add(totals, sums)
-    if totals is None:
-        return {}
-    return scores_of(totals)
+    return scores_of(totals or {})
 
 
 def scores_of(totals: metrics.Sums) -> dict[str, float]:
-    """Return what `score` does of the sums over all batches."""
-    means = metrics.means(totals)
+    """Return what `score` does of the sums over all batches; what is counted in none of them is left out.
+
+    Raises:
+      UserError: there is nothing to predict in them.
+    """
+    counted = {name: sums for name, sums in jax.device_get(dict(totals)).items() if sums[1] > 0}
+    if "nll" not in counted:
+        raise UserError(
+            "nothing to evaluate: the batches hold no token, row or word to predict; score longer documents, or more "
+            "batches"
+        )
+    means = metrics.means(counted)
     loss = means["nll"]
     scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(totals["nll"][1])}
     if "nll_per_byte" in means:

@@ -19,11 +19,12 @@ from bigjax.sharding import Layout
 def prompt_of(cfg: Config, tokenizer: Tokenizer, text: str) -> tuple[list[int], Ends | None]:
     """Return the ids that a model is given for a text, and what is around an encoder-decoder's rows.
 
-    A decoder continues the text, after what its tokenizer puts before one; an encoder-decoder reads it as in training,
-    cut off at `data.seq_len`, with its end.
+    Whether a special token that the text spells out is one is up to the tokenizer: `Tokenizer.with_special` is for what
+    a user writes, and data are read as in training. A decoder continues the text, after what its tokenizer puts before
+    one; an encoder-decoder reads it as in training, cut off at `data.seq_len`, with its end.
     """
     ids = tokenizer.encode(text).tolist()
-    if cfg.model.family != "encdec":
+    if cfg.model.kind != "encdec":
         return [*tokenizer.opening, *ids], None
     ends = ends_of(tokenizer)
     return [*ids[: cfg.data.seq_len - 1], ends.end], ends

@@ -1,15 +1,15 @@
-"""Model families. Each is a module with `specs`, `apply`, `logits` and what its objective needs."""
+"""Model families: one file each, which declares its parameters, its functions and its own part of a config.
+
+Read `family` first, then `decoder`; `parts` is what families are made of, `attention` and `moe` two rooms of their own.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 from typing import Any
 
-from bigjax.config import ModelConfig
-from bigjax.models import decoder, encdec, encoder, rnn
+from bigjax.config import ModelConfig, named
+from bigjax.models.family import Family
 from bigjax.models.parts import mup
-
-FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder, "encdec": encdec, "rnn": rnn}
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Model:
     """A family's functions together with the configuration they take."""
 
     cfg: ModelConfig
-    family: ModuleType
+    family: Family
 
     @cached_property
     def specs(self) -> Any:
@@ -30,4 +30,4 @@ class Model:
 
 def build(cfg: ModelConfig) -> Model:
     """Return the model that `cfg.family` names."""
-    return Model(cfg, FAMILIES[cfg.family])
+    return Model(cfg, named.load("model.family", cfg.family, named.FAMILIES))

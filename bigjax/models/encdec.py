@@ -3,16 +3,22 @@
 Legend: B batch, S sequence that is read, T sequence that is written, D model, H heads, G kv heads, K head dim, V vocab.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from math import gcd
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import normal
 
-from bigjax.config import ModelConfig
+from bigjax.config import Config, ModelConfig
+from bigjax.config.fields import bounded
+from bigjax.config.model import transformer_shape
 from bigjax.models.attention import backends as attention
 from bigjax.models.attention.backends import Mask
+from bigjax.models.family import Family
 from bigjax.models.moe import layers as moe
 from bigjax.models.parts import blocks, layers, stacks
 from bigjax.models.parts import positions as relative_positions
@@ -20,9 +26,57 @@ from bigjax.models.parts.heads import head_pieces, head_specs, logits, next_logi
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
 
-__all__ = ["apply", "decode", "encode", "head_pieces", "logits", "next_logits", "prefill", "specs", "unembedding"]
-
 Params = Any
+
+POSITIONS = ("sinusoidal", "relative", "none")
+"""The positions that an encoder-decoder can have."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The layers that write, 0 for as many as read, and what T5 has of its own (Raffel et al. 2020).
+
+    `relative` positions are a learned bias on scores for each of `relative_buckets` ranges of distances, the last from
+    `relative_max_distance` on; `scale_logits` divides the logits by sqrt(d_model).
+    """
+
+    num_decoder_layers: int = bounded(0, minimum=0)
+    relative_buckets: int = bounded(32, minimum=4)
+    relative_max_distance: int = bounded(128, minimum=2)
+    scale_logits: bool = False
+
+
+def problems(cfg: Config) -> Iterator[str]:
+    """Yield one sentence for every field that contradicts the family."""
+    model, data, train = cfg.model, cfg.data, cfg.train
+    if model.positions not in POSITIONS:
+        yield f"model.family='encdec' has model.positions={' or '.join(map(repr, POSITIONS))}, not {model.positions!r}"
+    if not data.target_len:
+        yield "data.target_len=0: model.family='encdec' needs the length of the rows that it writes"
+    elif data.target_len % train.loss_chunks:
+        yield (
+            f"data.target_len={data.target_len} is not divisible by train.loss_chunks={train.loss_chunks}: set "
+            f"train.loss_chunks={gcd(data.target_len, train.loss_chunks)}"
+        )
+    if min(data.seq_len, data.target_len or 2) < 2:
+        yield f"data.seq_len={data.seq_len} or data.target_len={data.target_len} has no room for a token before the end"
+    if model.positions == "relative":
+        yield from _bucket_problems(model.own.relative_buckets, model.own.relative_max_distance)
+    if model.parametrization == "mup" and model.own.scale_logits:
+        yield (
+            "model.parametrization='mup' sets the multipliers itself: model.encdec.scale_logits=True, a power of the "
+            "width, must be False"
+        )
+
+
+def _bucket_problems(buckets: int, longest: int) -> Iterator[str]:
+    if buckets % 2:
+        yield f"model.encdec.relative_buckets={buckets} is odd, but half of them are for the keys after a query"
+    if longest <= buckets // 2:
+        yield (
+            f"model.encdec.relative_max_distance={longest} must be above half of "
+            f"model.encdec.relative_buckets={buckets}, the distances that have buckets of their own"
+        )
 
 
 def specs(cfg: ModelConfig) -> dict:
@@ -191,7 +245,7 @@ def _bias(stack: Params, length: int, cfg: ModelConfig, layout: Layout, *, causa
 
 def _final(stack: Params, x_BTD: jax.Array, cfg: ModelConfig) -> jax.Array:
     x_BTD = blocks.final_norm(stack, x_BTD, cfg)
-    return x_BTD * jnp.asarray(cfg.d_model**-0.5, x_BTD.dtype) if cfg.scale_logits else x_BTD
+    return x_BTD * jnp.asarray(cfg.d_model**-0.5, x_BTD.dtype) if cfg.own.scale_logits else x_BTD
 
 
 class Cache(NamedTuple):
@@ -280,3 +334,19 @@ def decode(
         kept.append(kv)
     k, v = zip(*kept, strict=True)
     return _final(stack, x_B1D, cfg), cache._replace(k=k, v=v, length=index + 1)
+
+
+FAMILY = Family(
+    specs=specs,
+    apply=apply,
+    logits=logits,
+    unembedding=unembedding,
+    head_pieces=head_pieces,
+    next_logits=next_logits,
+    prefill=prefill,
+    decode=decode,
+    encode=encode,
+    fields=Fields,
+    derive=transformer_shape,
+    problems=problems,
+)

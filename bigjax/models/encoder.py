@@ -11,6 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, zeros
 
 from bigjax.config import ModelConfig
+from bigjax.config.model import transformer_shape
+from bigjax.models.family import Family
 from bigjax.models.parts import blocks, layers, mup, stacks
 from bigjax.models.parts.heads import head_specs, unembedding
 from bigjax.params import ParamSpec
@@ -169,3 +171,15 @@ def class_logits(
     if cfg.parametrization == "mup":  # as `unembedding`
         out = out / mup.width(cfg)
     return checkpoint_name(out + p["classes_bias"].astype(jnp.float32), "logits")
+
+
+FAMILY = Family(
+    specs=specs,
+    apply=apply,
+    unembedding=unembedding,
+    masked_logits=masked_logits,
+    masked_states=masked_states,
+    pooled=pooled,
+    class_logits=class_logits,
+    derive=transformer_shape,
+)

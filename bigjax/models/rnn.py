@@ -4,14 +4,18 @@ dropout (Gal & Ghahramani 2016), whose state can go on from one segment of a tex
 Legend: B batch, S sequence (time), D model, E the same at the other end of a matrix, G gates, V vocab, L layers.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import zeros
 
-from bigjax.config import ModelConfig
-from bigjax.config.rnn import is_on
+from bigjax.config import Config, ModelConfig
+from bigjax.config.fields import bounded
+from bigjax.config.model import is_on
+from bigjax.models.family import Family
 from bigjax.models.parts import blocks, layers, stacks
 from bigjax.models.parts.heads import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.models.parts.recurrence import CELLS, through_time
@@ -22,18 +26,67 @@ Params = Any
 State = dict[str, jax.Array]
 """What a model knows of the text so far, float32 `(B, L, D)`: `h` and, of an LSTM, the cell `c`."""
 
-__all__ = [  # with what it shares with other language models
-    "apply",
-    "apply_segment",
-    "decode",
-    "head_pieces",
-    "initial_state",
-    "logits",
-    "next_logits",
-    "prefill",
-    "specs",
-    "unembedding",
-]
+RATES = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
+"""The rates of a recurrent model, each None for `model.dropout`."""
+
+SHARED = ("family", "head", "num_classes", "vocab_size", "num_layers", "d_model", "tie_embeddings", "final_softcap")
+SHARED += ("dropout", "init_std", "dtype", "layers", "remat", "bias", "positions", "rnn")
+"""The fields of `model` that a recurrent model reads; `bias` and `positions` have checks of their own."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The cell, and dropout.
+
+    It is `variational`, the same at every time step, on word types, on the inputs of each layer, on the recurrent state
+    and on the output, at rates that are `model.dropout` where they are None (Gal & Ghahramani 2016); or `naive`, drawn
+    anew at every step, on inputs and output only (Zaremba et al. 2014).
+    """
+
+    cell: Literal["lstm", "gru"] = "lstm"
+    dropout_kind: Literal["variational", "naive"] = "variational"
+    word_dropout: float | None = bounded(None, minimum=0, below=1)
+    input_dropout: float | None = bounded(None, minimum=0, below=1)
+    recurrent_dropout: float | None = bounded(None, minimum=0, below=1)
+    output_dropout: float | None = bounded(None, minimum=0, below=1)
+
+    @property
+    def random(self) -> bool:
+        """Whether a rate of its own drops anything in training."""
+        return any(is_on(getattr(self, name)) for name in RATES)
+
+
+def derive(cfg: ModelConfig) -> Mapping[str, Any]:
+    """Leave out positions, which learned ones are by default: tokens are read in order."""
+    return {"positions": "none"} if cfg.positions == "learned" else {}
+
+
+def problems(cfg: Config) -> Iterator[str]:
+    """Yield one sentence for every field that the family does not read, or that contradicts another."""
+    model = cfg.model
+    for name in _changed(model):
+        yield f"model.{name}={getattr(model, name)!r} is not for model.family='rnn', which has no such thing"
+    if model.positions != "none":
+        yield f"model.positions={model.positions!r} is not for model.family='rnn', which reads tokens in order"
+    if model.bias not in ("all", "none"):
+        yield f"model.bias={model.bias!r} is not for model.family='rnn': take 'all' or 'none'"
+    if model.remat not in ("none", "dots", "full"):
+        yield f"model.remat={model.remat!r} is not for model.family='rnn': take 'none', 'dots' or 'full'"
+    if model.own.dropout_kind == "naive":
+        for name in ("word_dropout", "recurrent_dropout"):
+            if getattr(model.own, name):
+                rate = getattr(model.own, name)
+                yield f"model.rnn.{name}={rate} needs model.rnn.dropout_kind='variational', not 'naive'"
+
+
+def _changed(model: ModelConfig) -> Iterator[str]:
+    """Yield the names of fields that the family does not read and that are not at their default."""
+    for declared in sorted(fields(model), key=lambda field: field.name):
+        factory: Any = declared.default_factory
+        default = declared.default if factory is MISSING else factory()
+        if declared.name not in SHARED and getattr(model, declared.name) != default:
+            yield declared.name
+
 
 GATES = {name: len(cell.from_input) for name, cell in CELLS.items()}
 
@@ -49,12 +102,12 @@ def specs(cfg: ModelConfig) -> dict:
 
     An LSTM has one bias for the two that PyTorch adds up; a GRU needs both where the candidate state is formed.
     """
-    L, D, G, init = cfg.num_layers, cfg.d_model, GATES[cfg.cell], uniform(cfg.init_std)
+    L, D, G, init = cfg.num_layers, cfg.d_model, GATES[cfg.own.cell], uniform(cfg.init_std)
     matrix = ParamSpec((L, D, G, D), ("layers", "embed", "gates", "mlp"), "matrix", init, ("embed",))
     stacked = {"input": matrix, "recurrent": matrix}
     if cfg.bias == "all":
         stacked["bias"] = ParamSpec((L, G, D), ("layers", "gates", "mlp"), "bias", zeros)
-        if cfg.cell == "gru":
+        if cfg.own.cell == "gru":
             stacked["candidate_bias"] = ParamSpec((L, D), ("layers", "mlp"), "bias", zeros)
     table = ParamSpec((cfg.vocab_size, D), ("vocab", "embed"), "embedding", init)
     return {"embed": {"tokens": table}, "blocks": stacked, **head_specs(cfg, init)}
@@ -63,7 +116,7 @@ def specs(cfg: ModelConfig) -> dict:
 def initial_state(cfg: ModelConfig, batch_size: int, layout: Layout = UNSHARDED) -> State:
     """Return the state before any text: zeros."""
     zero = layout.place(jnp.zeros((batch_size, cfg.num_layers, cfg.d_model), jnp.float32), "batch", "layers", "vector")
-    return {"h": zero, "c": jnp.copy(zero)} if cfg.cell == "lstm" else {"h": zero}
+    return {"h": zero, "c": jnp.copy(zero)} if cfg.own.cell == "lstm" else {"h": zero}
 
 
 def apply(
@@ -143,7 +196,7 @@ def _through_time(cfg, x_BSD, p: dict, state: State, starts_BS, mask_BD, layout:
     if "bias" in p:
         inputs_SBGE = inputs_SBGE + p["bias"]
     starts_SB, matrix, bias_E = jnp.swapaxes(starts_BS, 0, 1), p["recurrent"], p.get("candidate_bias")
-    out_SBD, after = through_time(CELLS[cfg.cell], matrix, bias_E, inputs_SBGE, state, mask_BD, starts_SB, layout)
+    out_SBD, after = through_time(CELLS[cfg.own.cell], matrix, bias_E, inputs_SBGE, state, mask_BD, starts_SB, layout)
     return jnp.swapaxes(out_SBD, 0, 1), after
 
 
@@ -163,12 +216,12 @@ class _Drops(NamedTuple):
     @property
     def _steps(self) -> tuple[int, ...]:
         """The axes of `(B, S, D)` along which a mask is the same."""
-        return (1,) if self.cfg.dropout_kind == "variational" else ()
+        return (1,) if self.cfg.own.dropout_kind == "variational" else ()
 
     def words(self, x_BSD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
         """Drop word types: in each row all occurrences of a token, or none (section 4.2)."""
-        rate = self.cfg.dropout if self.cfg.word_dropout is None else self.cfg.word_dropout
-        if self.key is None or self.rows_B is None or not is_on(rate) or self.cfg.dropout_kind == "naive":
+        rate = self.cfg.dropout if self.cfg.own.word_dropout is None else self.cfg.own.word_dropout
+        if self.key is None or self.rows_B is None or not is_on(rate) or self.cfg.own.dropout_kind == "naive":
             return x_BSD
         key = jax.random.fold_in(self.key, _PLACES.index("words"))
 
@@ -181,12 +234,12 @@ class _Drops(NamedTuple):
 
     def inputs(self, x_BSD: jax.Array, index: Any) -> jax.Array:
         """Drop features of a layer's inputs, for all gates alike (tied weights, equation 7)."""
-        return self._draw(x_BSD, self.cfg.input_dropout, "inputs", index, same_along=self._steps)
+        return self._draw(x_BSD, self.cfg.own.input_dropout, "inputs", index, same_along=self._steps)
 
     def recurrent(self, batch_size: int, index: Any, cfg: ModelConfig) -> jax.Array | None:
         """Return what multiplies a layer's state at every step, `(B, D)`, or None."""
-        rate = cfg.dropout if cfg.recurrent_dropout is None else cfg.recurrent_dropout
-        if self.key is None or not is_on(rate) or cfg.dropout_kind == "naive":
+        rate = cfg.dropout if cfg.own.recurrent_dropout is None else cfg.own.recurrent_dropout
+        if self.key is None or not is_on(rate) or cfg.own.dropout_kind == "naive":
             return None
         assert self.rows_B is not None
         ones = jnp.broadcast_to(jnp.ones_like(self.rows_B, jnp.float32)[:, None], (batch_size, cfg.d_model))
@@ -194,7 +247,7 @@ class _Drops(NamedTuple):
 
     def output(self, x_BSD: jax.Array) -> jax.Array:
         """Drop features of what the last layer writes."""
-        return self._draw(x_BSD, self.cfg.output_dropout, "output", same_along=self._steps)
+        return self._draw(x_BSD, self.cfg.own.output_dropout, "output", same_along=self._steps)
 
 
 _PLACES = ("words", "inputs", "recurrent", "output")
@@ -224,3 +277,20 @@ def decode(
 ) -> tuple[jax.Array, State]:
     """Read the next token of each row; return hidden states `(B, 1, D)` and the new state."""
     return apply_segment(params, tokens_B1, cache, cfg, layout=layout)
+
+
+FAMILY = Family(
+    specs=specs,
+    apply=apply,
+    logits=logits,
+    unembedding=unembedding,
+    head_pieces=head_pieces,
+    next_logits=next_logits,
+    prefill=prefill,
+    decode=decode,
+    apply_segment=apply_segment,
+    initial_state=initial_state,
+    fields=Fields,
+    derive=derive,
+    problems=problems,
+)

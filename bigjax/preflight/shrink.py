@@ -3,8 +3,8 @@
 import dataclasses
 from math import ceil, gcd, lcm
 
-from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig
-from bigjax.config.mup import BASE_SIZES, base_sizes
+from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig, named
+from bigjax.config.mup import BASE_SIZES, MupConfig, base_sizes
 from bigjax.data.batches import ramp
 
 DEVICES = 8
@@ -110,7 +110,7 @@ def _target_len(cfg: Config, chunks: int) -> int:
 
 def _model(cfg: Config, seq_len: int) -> ModelConfig:
     model = cfg.model
-    if model.family == "rnn":
+    if model.kind == "rnn":
         return dataclasses.replace(
             model,
             vocab_size=_small(model.vocab_size, 64),
@@ -133,7 +133,6 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
         model,
         vocab_size=_small(model.vocab_size, 64),
         num_layers=min(model.num_layers, (least := model.period * ceil(2 / model.period))),
-        num_decoder_layers=min(model.num_decoder_layers, least),
         d_model=d_model,
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -145,22 +144,27 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
         moe=_moe(cfg, d_model, seq_len),
         layer_windows=tuple(_part(window, share) for window in model.layer_windows),
     )
-    return small if model.parametrization == "standard" else dataclasses.replace(small, **_mup_base(model, small))
+    if model.kind == "encdec":
+        written = min(model.num_decoder_layers, least)
+        own = dataclasses.replace(model.own, num_decoder_layers=written)
+        small = dataclasses.replace(small, **{named.section(model.family): own})
+    return small if model.parametrization == "standard" else dataclasses.replace(small, mup=_mup_base(model, small))
 
 
-def _mup_base(model: ModelConfig, small: ModelConfig) -> dict[str, int]:
+def _mup_base(model: ModelConfig, small: ModelConfig) -> MupConfig:
     """Return the base shape of a small model, in whole numbers: of odd sizes nothing grew."""
     before, sizes = base_sizes(model), {}
-    for name in BASE_SIZES:
+    for name in filter(before.__contains__, BASE_SIZES):
         old, new, size = before[name], getattr(model, name), getattr(small, name)
         sizes[name] = size if old == new else 2 * size if old > new else size // 2 if size % 2 == 0 else size
-    if sizes["num_heads"] % sizes["num_kv_heads"]:
+    if model.head_dim and sizes["num_heads"] % sizes["num_kv_heads"]:
         sizes["num_heads"], sizes["num_kv_heads"] = small.num_heads, small.num_kv_heads
-    if model.mup_base_num_layers:
-        grown = model.num_layers / model.mup_base_num_layers
+    if model.mup.base_num_layers:
+        grown = model.num_layers / model.mup.base_num_layers
         depth = small.num_layers
         sizes["num_layers"] = depth if grown == 1 else 2 * depth if grown < 1 else max(depth // 2, 1)
-    return {f"mup_base_{name}": size for name, size in sizes.items()}
+    bases = {f"base_{name}": size for name, size in sizes.items()}
+    return dataclasses.replace(model.mup, **bases)
 
 
 def _moe(cfg: Config, d_model: int, seq_len: int) -> MoeConfig:

@@ -17,7 +17,8 @@ import optax
 
 from bigjax import models, params
 from bigjax.config import Config, replace
-from bigjax.config.mup import BASE_FIELDS
+from bigjax.config.mup import MupConfig
+from bigjax.config.named import section
 from bigjax.data.random_batch import random_batch
 from bigjax.errors import ConfigError
 from bigjax.preflight.shrink import shrink
@@ -28,7 +29,7 @@ TOLERANCE = 0.25
 """Rules are powers of sqrt(size): a wrong one moves some exponent by 1/2 or more. This is half of that."""
 
 HEAD_DIM = 8
-"""Where heads grow in number. Where they grow in size, as `model.mup_base_head_dim` says, there are 4."""
+"""Where heads grow in number. Where they grow in size, as `model.mup.base_head_dim` says, there are 4."""
 
 LR = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3, "muon": 3e-3}
 """Rates at which a few steps change small models visibly, and none beyond what their first updates say."""
@@ -102,7 +103,7 @@ def over_depths(
     """
     small = (at_depth(cfg, depth, min(depths), width, parametrization) for depth in depths)
     sizes = [_by_kind(sizes_at(one, steps=steps, seeds=seeds)) for one in small]
-    return dataclasses.replace(_fitted(parametrization, "depth", depths, sizes), lazy=cfg.model.mup_depth_alpha - 1)
+    return dataclasses.replace(_fitted(parametrization, "depth", depths, sizes), lazy=cfg.model.mup.depth_alpha - 1)
 
 
 def _by_kind(sizes: dict[str, Size]) -> dict[str, Size]:
@@ -122,8 +123,9 @@ def _fitted(parametrization: str, along: str, values: Sequence[int], sizes: Sequ
     return Growth(parametrization, along, tuple(values), tuple(sizes), slopes)
 
 
-def draw(growths: Sequence[Growth], title: str, path: Path) -> None:
+def draw(growths: Sequence[Growth], title: str, path: str | Path) -> None:
     """Draw every size against the width or depth, at the start and as it has changed, a column a growth."""
+    path = Path(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(growths), 7.5), layout="constrained")
@@ -158,12 +160,12 @@ def at_width(cfg: Config, width: int, base: int, parametrization: str) -> Config
     Raises:
       ConfigError: there is no rule for something in it.
     """
-    unset = dict.fromkeys(BASE_FIELDS, 0) | {"parametrization": "standard", "mup_depth_alpha": 1.0}
+    unset = {"parametrization": "standard", "mup": MupConfig()}
     small = shrink(replace(cfg, model=unset))
     if not small.model.num_kv_heads:
         raise ConfigError(f"model.parametrization='mup' has no rules for model.family={cfg.model.family!r}")
     group, ratio = small.model.num_heads // small.model.num_kv_heads, small.model.d_ff / small.model.d_model
-    in_size = cfg.model.mup_base_head_dim != 0
+    in_size = cfg.model.mup.base_head_dim != 0
     heads = 4 if in_size else width // HEAD_DIM
     experts = small.model.moe
     sizes: dict[str, Any] = {
@@ -174,9 +176,9 @@ def at_width(cfg: Config, width: int, base: int, parametrization: str) -> Config
         "d_ff": max(round(ratio * base), 1) * width // base,
         "moe": dataclasses.replace(experts, d_ff=experts.d_ff * width // base),
     }
-    mup = {"parametrization": "mup", "mup_base_d_model": base}
+    mup = {"parametrization": "mup", "mup.base_d_model": base}
     if in_size:
-        mup |= {"mup_base_head_dim": base // heads}
+        mup |= {"mup.base_head_dim": base // heads}
     plain = {"dtype": "float32", "dropout": 0.0, "attention": "reference", "remat": "none", "layers": "unroll"}
     rate = {"lr": LR.get(cfg.optim.name, cfg.optim.lr), "muon_lr": MUON_LR}
     return replace(
@@ -196,9 +198,9 @@ def at_depth(cfg: Config, depth: int, base: int, width: int, parametrization: st
     small = at_width(cfg, width, width, parametrization)
     fields: dict[str, Any] = {"num_layers": depth}
     if small.model.num_decoder_layers:
-        fields["num_decoder_layers"] = depth
+        fields[f"{section(small.model.family)}.num_decoder_layers"] = depth
     if parametrization == "mup":
-        fields |= {"mup_base_num_layers": base, "mup_depth_alpha": cfg.model.mup_depth_alpha}
+        fields |= {"mup.base_num_layers": base, "mup.depth_alpha": cfg.model.mup.depth_alpha}
     return replace(small, model=fields)
 
 

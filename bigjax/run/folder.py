@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bigjax.config import Config, strict
+from bigjax.config import Config, replaced, strict
+from bigjax.data import identity
 from bigjax.errors import ConfigError, UserError, named
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
@@ -24,14 +25,17 @@ PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoi
 """The packages whose versions a run records."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunFolder:
     """Paths in the folder of one run. Only process 0 writes; every JSON file is whole or absent."""
 
     path: Path
 
+    def __init__(self, path: str | Path):
+        object.__setattr__(self, "path", Path(path))
+
     @classmethod
-    def existing(cls, path: Path) -> "RunFolder":
+    def existing(cls, path: str | Path) -> "RunFolder":
         """Return the folder of a run that was started before.
 
         Raises:
@@ -44,13 +48,18 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """`{"config": the resolved config, "fingerprint": of its maths fields}`."""
+        """`{"config": the resolved config, "fingerprint": of its maths and its text, "text": what its files hold}`."""
         return self.path / "config.json"
 
     @property
     def environment(self) -> Path:
         """`{"sessions": [...]}`: where, when and with what the run was started, once for every start."""
         return self.path / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        """What the run trains on and holds out: sizes, hashes and duplicates."""
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:
@@ -127,6 +136,32 @@ class RunFolder:
             raise UserError(f"{self.path} is not empty and not the folder of a run: choose another --workdir")
         return {}
 
+    def check_text(self, config: Config) -> None:
+        """Make sure that a run here which `config` names is of the text that the files hold now; write nothing.
+
+        Raises:
+            UserError: it is of another, naming the files and both hashes.
+        """
+        if self.config.is_file() and not any(not found.plumbing for found in strict.diff(self.load_config(), config)):
+            self.check(config)
+
+    def is_of(self, config: Config) -> bool:
+        """Whether the run here is that of `config`, whose text may lie elsewhere now."""
+        stored, before = self._load()
+        if before is None:  # it has no files, or an earlier version did not write down what they hold
+            return strict.fingerprint(stored) == strict.fingerprint(config)
+        return self.fingerprint == identity.fingerprint(config)
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity that the run recorded, or that its config has without any."""
+        cfg, text = self._load()
+        return identity.fingerprint(cfg, text or {})
+
+    def identity(self, config: Config) -> dict[str, Any]:
+        """Return `{"config", "fingerprint"}`, by which a checkpoint of the run here says whose it is."""
+        return {"config": strict.to_dict(config), "fingerprint": self.fingerprint}
+
     def open(self, config: Config, changing: Collection[str] = ()) -> bool:
         """Create the folder for `config`, or find that it already belongs to it; return whether it did.
 
@@ -163,7 +198,20 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, {"config": strict.to_dict(config), "fingerprint": strict.fingerprint(config)})
+        text = identity.contents_of(config)
+        record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
+        write_json(self.config, record | ({"text": text} if text else {}))
+
+    def write_data(self, described: dict[str, Any]) -> None:
+        """Write `data.json`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            write_json(self.data, described)
+        except OSError as error:
+            raise UserError(f"{self.data} cannot be written to: {error.strerror}") from error
 
     def load_config(self) -> Config:
         """Return the config of the run.
@@ -171,22 +219,27 @@ class RunFolder:
         Raises:
             UserError: there is no readable `config.json`, or its config does not fit this version of the schema.
         """
+        return self._load()[0]
+
+    def _load(self) -> tuple[Config, identity.Contents | None]:
+        """Return the config of the run and what the files of its text held; None where nobody wrote that down."""
         self.existing(self.path)
         try:
             record = json.loads(self.config.read_text())
             cfg = strict.from_dict(Config, record["config"])
+            text = record.get("text")
+            fingerprint = identity.fingerprint(cfg, text or {})
         except ConfigError as error:
             raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{self.config} cannot be read: {named(error)}") from error
-        fingerprint = strict.fingerprint(cfg)
         if record.get("fingerprint", fingerprint) != fingerprint:
             print(
                 f"note: {self.config} records fingerprint {record['fingerprint']}, this version of the schema gives "
                 f"{fingerprint}",
                 file=sys.stderr,
             )
-        return cfg
+        return cfg, text
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`, which declares the run finished; NaN and infinities become strings."""
@@ -203,19 +256,30 @@ class RunFolder:
 
     def _changed(self, config: Config, changing: Collection[str]) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the fields that differ from the stored config, all of which may."""
-        differences = strict.diff(self.load_config(), config)
+        stored, before = self._load()
+        differences, now = strict.diff(stored, config), identity.contents_of(config)
+        known = now if before is None else before  # an earlier version did not write it down
         maths = [found for found in differences if not found.plumbing and found.path not in changing]
-        if maths:
-            listed = "\n".join(f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in maths)
-            raise UserError(f"{self.path} belongs to another run; choose another --workdir. It differs in\n{listed}")
+        values = {leaf.path: leaf.value for leaf in strict.leaves(config)}
+        aligned = replaced(stored, {path: values[path] for path in changing})
+        if before is None or identity.fingerprint(aligned, known) != identity.fingerprint(config, now):
+            lines = [f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in maths]
+            lines += [f"  {line}" for line in identity.changes(known, now)]
+            if lines:
+                listed = "\n".join(lines)
+                whose = "run" if maths else "text"
+                raise UserError(
+                    f"{self.path} belongs to another {whose}; choose another --workdir. It differs in\n{listed}"
+                )
         return {found.path: [found.a, found.b] for found in differences}
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a `metrics.jsonl` in order, with the strings for NaN and infinities turned back into floats.
 
     A last line that a crash cut short is left out.
     """
+    path = Path(path)
     with reading(path), path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):

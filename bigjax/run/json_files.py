@@ -23,8 +23,9 @@ def dumps(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: str | Path) -> Iterator[None]:
     """Make whatever is wrong with a file that is read and taken apart here a UserError that names it."""
+    path = Path(path)
     try:
         yield
     except UserError:
@@ -34,17 +35,19 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {reason}; put the file back") from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, whole or not at all.
 
     Raises:
         TypeError: as in `dumps`; the file is left as it was.
     """
+    path = Path(path)
     write_text(path, json.dumps(_finite(value), allow_nan=False, indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all: a reader, or a crash, meets the old file or the new one."""
+    path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

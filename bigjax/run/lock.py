@@ -18,7 +18,7 @@ class InUse(UserError):
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: str | Path) -> Iterator[None]:
     """Hold the lock of a run folder, which is made if it is missing and taken away again if nothing is put there.
 
     Process 0 of the run holds it; every process of the run enters together.
@@ -27,6 +27,7 @@ def held(folder: Path) -> Iterator[None]:
       InUse: another trainer has it; names its host, process and start.
       UserError: nothing can be written there.
     """
+    folder = Path(folder)
     import jax
 
     owner, problem = None, None

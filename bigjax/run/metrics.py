@@ -131,8 +131,9 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def truncate_after(path: Path, step: int) -> float:
+def truncate_after(path: str | Path, step: int) -> float:
     """Drop the rows of later steps than `step`, atomically, and return the `time_s` of the last row kept, or 0."""
+    path = Path(path)
     if not path.is_file():
         return 0.0
     kept = [row for row in read_rows(path) if row["step"] <= step]

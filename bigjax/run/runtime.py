@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import os
+import pkgutil
 import platform
 import sys
 import warnings
@@ -11,16 +12,17 @@ from pathlib import Path
 from bigjax.data.errors import DataError
 from bigjax.data.tokens.cache import cache_folder
 
+DEVICES = Path("/dev")
+
 
 def configure_jax() -> None:
-    """Keep compiled programs on disk and, on a CPU, freed memory in the process; keep an unused TPU library quiet.
+    """Keep compiled programs on disk and, on a CPU, freed memory in the process; keep unused TPU and GPU plugins quiet.
 
     The compilation cache lies in the user's cache folder unless `JAX_COMPILATION_CACHE_DIR` says otherwise.
     """
-    if "JAX_PLATFORMS" not in os.environ and _installed("libtpu") and not _has_tpu():
-        # Without a TPU, the library's search for one prints alarming lines at every start.
-        os.environ["JAX_PLATFORMS"] = "cuda,cpu" if _has_cuda_plugin() else "cpu"
-    only_cpus = os.environ.get("JAX_PLATFORMS") == "cpu" or not (_has_tpu() or _has_cuda_plugin())
+    if "JAX_PLATFORMS" not in os.environ and (platforms := _platforms()):
+        os.environ["JAX_PLATFORMS"] = platforms
+    only_cpus = os.environ.get("JAX_PLATFORMS") == "cpu" or not (_has_tpu() or _has_gpu())
     if only_cpus:
         _keep_freed_memory()
     import jax
@@ -83,12 +85,36 @@ def _keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def _platforms() -> str | None:
+    """Return what JAX may look for, where a plugin is installed for a device that this machine does not have.
+
+    On a machine that only plans, the search for one prints alarming lines, or a traceback, at every start. A plugin for
+    anything else may find what we know nothing of: then JAX looks for all.
+    """
+    idle = (_installed("libtpu") and not _has_tpu()) or (_has_cuda_plugin() and not _has_gpu())
+    if not idle or _other_plugins():
+        return None
+    return ",".join([*["tpu"] * _has_tpu(), *["cuda"] * _has_gpu(), "cpu"])
+
+
+def _other_plugins() -> bool:
+    found = importlib.util.find_spec("jax_plugins")
+    folders = found.submodule_search_locations if found else None
+    return any(not module.name.startswith("xla_cuda") for module in pkgutil.iter_modules(folders or []))
+
+
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
 def _has_tpu() -> bool:
-    return any(Path("/dev").glob("accel*")) or any(Path("/dev").glob("vfio/[0-9]*"))
+    return any(DEVICES.glob("accel*")) or any(DEVICES.glob("vfio/[0-9]*"))
+
+
+def _has_gpu() -> bool:
+    """Return whether JAX could use a GPU: the devices of NVIDIA's driver, also under Windows, and JAX's plugin."""
+    found = any(any(DEVICES.glob(name)) for name in ("nvidia[0-9]*", "nvidiactl", "dxg"))
+    return found and _has_cuda_plugin()
 
 
 def _has_cuda_plugin() -> bool:

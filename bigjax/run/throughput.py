@@ -1,6 +1,6 @@
 """How fast a run goes, and a trace of the steps one wants to look into."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -9,16 +9,24 @@ import jax
 
 from bigjax.run.folder import RunFolder
 
+MEASURE_EVERY_S = 60.0
+"""How often the peak of a CPU is measured again: that takes about 0.1 s."""
+
 
 class Throughput:
     """Tokens per second, model FLOPs utilisation and time spent waiting for data, between two readings.
 
     Args:
-      flops_per_token: by `science.flops`. peak_flops: of all devices in FLOP/s, None if unknown.
+      flops_per_token: by `train.flops`. peak_flops: of all devices in FLOP/s, None if unknown.
+      measure: measures the peak again, where it is no figure of a data sheet. Whatever else runs can only lower what is
+        measured, so the highest counts; it is measured at the first reading, too, and then once in `MEASURE_EVERY_S`.
     """
 
-    def __init__(self, flops_per_token: float, peak_flops: float | None):
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+    def __init__(
+        self, flops_per_token: float, peak_flops: float | None, measure: Callable[[], float | None] | None = None
+    ):
+        self._flops_per_token, self._peak_flops, self._measure = flops_per_token, peak_flops, measure
+        self._measured_at: float | None = None
         self._tokens = self._total_tokens = 0
         self._since = perf_counter()
         self._seconds = self._data_wait_s = 0.0
@@ -42,8 +50,14 @@ class Throughput:
         self._total_tokens += tokens
         rate = tokens / seconds
         metrics = {"perf/tokens_per_s": rate, "perf/data_wait_s": waited}
+        if self._measure and (self._measured_at is None or now - self._measured_at >= MEASURE_EVERY_S):
+            self._measured_at = now
+            with self.paused():
+                self._peak_flops = max(self._peak_flops or 0.0, self._measure() or 0.0)
         if self._peak_flops:
             metrics["perf/mfu"] = rate * self._flops_per_token / self._peak_flops
+            if self._measure:
+                metrics["perf/measured_peak_flops"] = self._peak_flops
         return metrics
 
     def average(self) -> float | None:

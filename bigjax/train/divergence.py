@@ -36,7 +36,11 @@ def init(cfg: GuardConfig) -> Watch | None:
 
 
 def judge(
-    cfg: GuardConfig, watch: Watch | None, loss: jax.Array, grad_norm: jax.Array
+    cfg: GuardConfig,
+    watch: Watch | None,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    counted: jax.Array | bool = True,
 ) -> tuple[Watch | None, dict[str, jax.Array]]:
     """Return the watch after a step, and the verdict on it as metrics; none without a watch.
 
@@ -44,7 +48,8 @@ def judge(
     median of the window, once that is full. A finite spike enters the window too: half of the window may be spikes
     before the median moves, and a loss that stays high is the new normal then, instead of a run that skips for ever.
     `dropped`: whether the update must not be made; `skipped`: how many were dropped so far; `skips_in_a_row`; `median`
-    and `deviation` (2,): of loss and gradient norm in the window before.
+    and `deviation` (2,): of loss and gradient norm in the window before. A step that is not `counted`, as nothing was
+    predicted in it, does not enter the window.
     """
     if watch is None:
         return None, {}
@@ -57,7 +62,7 @@ def judge(
     dropped = (~finite & (cfg.on_nonfinite == "skip")) | (spike & (cfg.on_spike == "skip"))
     shifted = jnp.concatenate([watch.recent[:, 1:], values[:, None]], axis=1)
     after = Watch(
-        recent=jnp.where(finite, shifted, watch.recent),
+        recent=jnp.where(finite & counted, shifted, watch.recent),
         skipped=watch.skipped + dropped,
         in_a_row=jnp.where(dropped, watch.in_a_row + 1, 0),
     )

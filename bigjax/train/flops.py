@@ -42,7 +42,7 @@ def model_flops_per_token(
     look-up. None is all. For an encoder-decoder the tokens are those it reads, and each comes with its share of the
     `target_len` tokens that are written for `seq_len` read.
     """
-    if cfg.family == "encdec":
+    if cfg.kind == "encdec":
         return _flops_per_row(cfg, specs, seq_len, target_len) / seq_len
     below = {name: spec for name, spec in specs.items() if name != "head"}
     matmul_params = count(below, LOOKED_UP, experts=cfg.moe.experts_per_token)
@@ -73,7 +73,8 @@ def _flops_per_row(cfg: ModelConfig, specs: Any, seq_len: int, target_len: int) 
 def peak_flops(devices: list[Any]) -> float | None:
     """Return the dense bfloat16 FLOP/s that all `devices` together could reach; None for an unknown chip.
 
-    Virtual CPU devices share one processor, whose float32 matrix-product rate is measured here in about 0.1 s.
+    Virtual CPU devices share one processor, whose float32 matrix-product rate is measured here in about 0.1 s: less
+    than it could reach while anything else runs.
     """
     if devices[0].platform == "cpu":
         return _measured_matmul_flops() * len({device.process_index for device in devices})

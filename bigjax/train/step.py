@@ -16,6 +16,7 @@ from bigjax.config import Config
 from bigjax.models import Model
 from bigjax.sharding import UNSHARDED, Layout, axes_of_entry
 from bigjax.tasks.objectives import OBJECTIVES, Sums, carried_lm, whole_batch
+from bigjax.tasks.sums import mean, per_count
 from bigjax.train import divergence
 
 
@@ -38,6 +39,11 @@ class TrainState:
     ema: Any = None
     watch: Any = None
     carried: Any = None
+
+    @property
+    def weights(self) -> Any:
+        """The parameters that are evaluated and used: the averaged ones if the config asks for them."""
+        return self.params if self.ema is None else self.ema
 
 
 def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout = UNSHARDED) -> TrainState:
@@ -135,10 +141,10 @@ def make_train_step(
     """Return `step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     The gradient is that of the mean loss over the weighted tokens of the whole batch, however many microbatches it is
-    computed in. Metrics are scalars: `loss`, `nll`, `z_loss`, `tokens` (weighted), `grad_norm` (before clipping),
-    `updates` (made before this step), the verdict of `divergence.judge`, and two dicts by parameter: `grad_norms`, and
-    `param_norms` before the step. What the model says of itself may be arrays. Where the verdict is to drop the update,
-    all but the step and the watch stay.
+    computed in; where none has a weight, it is 0, and so is the loss. Metrics are scalars: `loss`, `nll`, `z_loss`,
+    `tokens` (weighted), `grad_norm` (before clipping), `updates` (made before this step), the verdict of
+    `divergence.judge`, and two dicts by parameter: `grad_norms`, and `param_norms` before the step. What the model says
+    of itself may be arrays. Where the verdict is to drop the update, all but the step and the watch stay.
     """
     objective = _objective(cfg, model, layout)
     unrolled = cfg.model.layers == "unroll"
@@ -166,14 +172,16 @@ def make_train_step(
         ema = state.ema
         if cfg.optim.ema_decay is not None:
             ema = optax.incremental_update(params, ema, 1 - cfg.optim.ema_decay)
-        metrics = {name: total / count for name, (total, count) in sums.items()}
+        metrics = {name: mean(total, count) for name, (total, count) in sums.items()}
         squares = _squares(grads)
         metrics["tokens"] = sums["loss"][1]
         metrics["grad_norm"] = jnp.sqrt(sum(squares.values()))
         metrics["grad_norms"] = jax.tree.map(jnp.sqrt, squares)
         metrics["param_norms"] = jax.tree.map(jnp.sqrt, _squares(state.params))
         metrics["updates"] = state.step if state.watch is None else state.step - state.watch.skipped
-        watch, verdict = divergence.judge(cfg.guard, state.watch, metrics["loss"], metrics["grad_norm"])
+        watch, verdict = divergence.judge(
+            cfg.guard, state.watch, metrics["loss"], metrics["grad_norm"], metrics["tokens"] > 0
+        )
         if "skip" in (cfg.guard.on_nonfinite, cfg.guard.on_spike):
             # What comes of reading the batch goes, too: it may not be finite.
             before = (state.params, state.opt_state, state.ema, state.carried)
@@ -221,7 +229,7 @@ def _gradients(
     if microbatches == 1:
         _, pullback, (sums, carried) = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
         # The cotangent carries the division by the token count, which saves a pass over the gradients.
-        return sums, carried, pullback(1 / sums["loss"][1])[0]
+        return sums, carried, pullback(per_count(sums["loss"][1]))[0]
 
     def split(x):
         # Row r goes to microbatch r % microbatches, so every device keeps its own rows.
@@ -246,7 +254,7 @@ def _gradients(
         jax.tree.map(jnp.zeros_like, params),
     )
     (sums, grads), carried = jax.lax.scan(accumulate_if_any if skip_empty else accumulate, zeros, pieces)
-    scale = 1 / sums["loss"][1]
+    scale = per_count(sums["loss"][1])
     return sums, jax.tree.map(join, carried), jax.tree.map(lambda g: g * scale, grads)
 
 

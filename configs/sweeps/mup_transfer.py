@@ -50,5 +50,5 @@ def get_config() -> ConfigDict:
 def sweep(add: Adder) -> None:
     """Add every width at every learning rate, by both parametrizations; those of the base width are the same model."""
     widths = {"model.d_model": WIDTHS, "model.num_heads": tuple(width // HEAD_DIM for width in WIDTHS)}
-    bases = {"model.parametrization": ("standard", "mup"), "model.mup_base_d_model": (0, BASE_WIDTH)}
+    bases = {"model.parametrization": ("standard", "mup"), "model.mup.base_d_model": (0, BASE_WIDTH)}
     add(zip_(widths), zip_(bases), grid({"optim.lr": RATES}))

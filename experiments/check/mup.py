@@ -1,13 +1,13 @@
 """Does a model learn the same at every width, and depth, under muP, as it does not by the standard parametrization?
 
-The config, made small (same code; heads grow in number, or in size where model.mup_base_head_dim is set), takes a few
+The config, made small (same code; heads grow in number, or in size where model.mup.base_head_dim is set), takes a few
 steps of its optimizer on one batch at every width, by both parametrizations, from several initial values. For all that
 the model names on its way, and the logits, the root mean square is fitted as a power of the width: at the start, and
 of what the steps changed (the coordinate check of Yang et al. 2022, appendix D.1). muP says 0 for all exponents, but
 for the logits at the start, which may fall: they come from weights that have not learned yet. A rule that is wrong
 moves some exponent by 1/2 or more; half of that is allowed. Not so attention's 1/d, where heads grow in size: queries
 and keys that have learned for a few steps are hardly aligned, and 1/sqrt(d) looks as flat. Where
-model.mup_base_num_layers is set, or --depths, the same goes for depths, at the base width, and of what all blocks name
+model.mup.base_num_layers is set, or --depths, the same goes for depths, at the base width, and of what all blocks name
 together.
 
 Exit status: 0 flat under muP; 1 a bug; 2 bad input, such as what muP has no rule for; 4 not flat.
@@ -95,7 +95,7 @@ def _depths(texts: list[str] | None, model: Any) -> list[int]:
     """Return the depths to try: those given, by default the smallest four that double, none if depth is not scaled."""
     if texts is None:
         least = model.period * ceil(2 / model.period)
-        return [least * 2**power for power in range(4)] if model.mup_base_num_layers else []
+        return [least * 2**power for power in range(4)] if model.mup.base_num_layers else []
     depths = _sizes("depths", texts, "2,4,8")
     for depth in depths:
         if not depth or depth % model.period:

@@ -54,7 +54,7 @@ def replay(workdir: Path, name: str) -> Replay:
             found = continuation.restore_branch(cfg, abstract)
         state = found.state if found else step.jit_init_state(cfg, model, tx, layout)()
         if not found and cfg.init_from is not None:
-            state = step.with_params(state, trained.initial_params(cfg, abstract.params, text.tokenizer))
+            state = step.with_params(state, trained.initial_params(cfg, abstract.params, text))
         start, metrics = found.step if found else 0, {}
         with stream.batches(start) as batches:
             for _ in range(start, event["step"]):

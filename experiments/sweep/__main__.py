@@ -195,6 +195,7 @@ def _processes(flag_values: flags.FlagValues) -> int:
 
 def explain(folder: SweepFolder, points: Sequence[Point]) -> None:
     """Print for each point what would be done, and for a new one which fields make it new."""
+    folder.check_text(points)
     runs = folder.runs()
     before = {fingerprint: run.load_config() for fingerprint, run in runs.items()}
     width = max(len(point.name) for point in points)

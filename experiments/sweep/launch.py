@@ -73,6 +73,7 @@ class Launch:
         self._mutex, self._starts = threading.RLock(), Counter[str]()
         self._mine: set[Point] = set()
         folder.create()
+        folder.check_text(points)
         runs = folder.runs()
         self._before = {point: _written(runs.get(point.fingerprint)) for point in points}
         self._settled: dict[Point, Status] = {}
@@ -94,6 +95,7 @@ class Launch:
             for known in self.points:
                 if known.fingerprint == point.fingerprint:
                     return known
+            self.folder.check_text([point])
             self._before[point] = _written(self.folder.runs().get(point.fingerprint))
             self.points.append(point)
             return point

@@ -10,7 +10,8 @@ import numpy as np
 
 from bigjax import data, models, sharding
 from bigjax.checkpoint import saving as checkpoint
-from bigjax.config import Config, MeshConfig, strict
+from bigjax.config import Config, MeshConfig
+from bigjax.interop.hf import origin as hf_origin
 from bigjax.run import lock as run_lock
 from bigjax.run import metrics
 from bigjax.run.children import Ended
@@ -72,6 +73,8 @@ class Member:
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
         data.save_tokenizer(self.text.tokenizer, folder.path)
+        hf_origin.keep(cfg.init_from, folder.path)
+        folder.write_data(self.text.describe())
         rollback.note(folder, self._stream.left_out)
         self._guard = guard.Guard(cfg, folder, dataclasses.replace(self.text, train=self._stream), self._say)
         self.batches = self._files.enter_context(self._stream.batches(start))
@@ -85,18 +88,17 @@ class Member:
         except guard.Diverged as error:
             self.outcome = Outcome("diverged", error.exit_code, str(error))
             return
-        if rates is not None:
-            self.writer.write(done, finish.metrics_row(values, self._rate) | rates)
+        if rates is not None or not float(values["tokens"]):
+            self.writer.write(done, finish.metrics_row(values, self._rate) | (rates or {}))
 
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""
         if scores and not (done == self.cfg.train.steps and finish.scored(self.folder, done)):
-            self.writer.write(done, {f"eval/{name}": value for name, value in scores.items()})
+            self.writer.write(done, finish.scores_row(scores))
 
     def save(self, done: int, state: step.TrainState) -> None:
         """Save the checkpoint that a run by itself would have."""
-        identity = {"fingerprint": self.point.fingerprint, "config": strict.to_dict(self.cfg)}
-        self._checkpoints.save(done, state, self._stream.state(done), identity)
+        self._checkpoints.save(done, state, self._stream.state(done), self.folder.identity(self.cfg))
 
     def finish(self, alone: Alone, weights: Any, scores: dict[str, float], tokens_per_s: float | None) -> None:
         """Write what a run leaves at its end, once its last checkpoint is whole."""

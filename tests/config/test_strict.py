@@ -192,9 +192,9 @@ def test_a_clash_between_fields_is_a_config_error():
     assert problems(optim={"nesterov": True}) == [
         "optim.nesterov=True is only read by optim.name='sgd', not 'adamw': set optim.nesterov=False"
     ]
-    assert problems(model={"token_types": 2, "mup_depth_alpha": 0.5}) == [
+    assert problems(model={"token_types": 2, "mup": {"depth_alpha": 0.5}}) == [
         "model.token_types=2 is for model.family='encoder', not 'decoder'",
-        "model.mup_depth_alpha=0.5 is only read by model.parametrization='mup'",
+        "model.mup.depth_alpha=0.5 is only read by model.parametrization='mup'",
     ]
 
 

@@ -115,3 +115,38 @@ def test_the_option_reaches_the_rows(whole):
     assert rows.identity["whole_word_masking"] is whole
     assert (rows.masking.word_starts is not None) is whole
     assert Windows(rows.windows.shard, 7)[0].tolist() == rows.windows.shard.tokens[:7].tolist()
+
+
+ENGLISH = "The quick brown fox jumps over the lazy dog and runs into a large forest at the end of our valley. "
+WITHOUT_SPACES = {
+    "Chinese": "天地玄黃宇宙洪荒日月盈昃辰宿列張寒來暑往秋收冬藏閏餘成歲律呂調陽雲騰致雨露結為霜",
+    "Thai": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+    "DNA": "GATTACACCTGAGGCATTCAGGATCCAAGCTTGCATGCCTGCAGGTCGACTCTAGAGGATC",
+}
+
+
+@pytest.mark.parametrize("length", [30, 126, 510])
+@pytest.mark.parametrize("kind", [*WITHOUT_SPACES, "English", "both"])
+def test_whole_words_are_masked_at_the_same_rate_in_every_script(kind, length):
+    """Devlin et al. 2019, section 3.1, hide 15 % of the tokens "at random", so whatever word they belong to."""
+    foreign = WITHOUT_SPACES.get(kind, WITHOUT_SPACES["Chinese"])
+    text = {"English": ENGLISH, "both": f"{ENGLISH}{foreign}. "}.get(kind, foreign)
+    tokens = ByteTokenizer().encode(text * 20)[:length]
+    starts, most, rows = ByteTokenizer().word_starts[tokens], num_predictions(length + 2, 0.15), 1500
+    counts = np.zeros(length)
+    for row in range(rows):
+        chosen = choose(row_generator(3, row), tokens, 0.15, most, starts)
+        assert 0 < len(chosen) <= num_predictions(length, 0.15)
+        counts[chosen] += 1
+    ascii_only, rates = tokens < 128, counts / rows
+    # Of short rows the number wanted, 4 of 30, is what it is rounded to; what does not fit any more is left out.
+    wanted = num_predictions(length, 0.15) / length
+    for part in (ascii_only, ~ascii_only):
+        if part.any():
+            assert 0.85 * wanted < rates[part].mean() < 1.15 * wanted
+
+
+def test_a_word_as_long_as_the_row_never_leaves_a_row_without_predictions():
+    for length in range(1, 40):
+        chosen = choose(row_generator(4, length), np.zeros(length, np.int32), 0.15, 6, np.arange(length) == 0)
+        assert len(chosen) == min(6, num_predictions(length, 0.15))

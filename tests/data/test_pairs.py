@@ -14,6 +14,7 @@ from bigjax.models import build
 from bigjax.params import names
 from bigjax.train.flops import model_flops_per_token
 from tests.commands import Commands, read, shared_cache
+from tests.models_of import model_of
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf"}
 MODEL = ModelConfig(family="encdec", vocab_size=260, num_layers=1, d_model=32, num_heads=2, positions="sinusoidal")
@@ -107,7 +108,7 @@ def test_scores_by_definition():
 def test_flops_of_a_row():
     """Every matrix by the tokens it sees: keys and values of cross-attention see those that are read."""
     sizes = {"vocab_size": 50, "num_layers": 2, "num_decoder_layers": 3, "d_model": 8, "num_heads": 2, "d_ff": 20}
-    cfg = ModelConfig(family="encdec", positions="none", **sizes)
+    cfg = model_of(family="encdec", positions="none", **sizes)
     S, T, D, F = 7, 5, 8, 20
     encoder = 2 * S * (4 * D * D + 2 * D * F)
     decoder = 3 * (T * (4 * D * D + 2 * D * D + 2 * D * F) + S * 2 * D * D)
@@ -134,7 +135,7 @@ def test_a_table_is_translated(commands, call_command, tmp_path):
         "--config.model.d_model=64",
         "--config.model.d_ff=128",
         "--config.model.num_layers=1",
-        "--config.model.num_decoder_layers=1",
+        "--config.model.encdec.num_decoder_layers=1",
         "--config.model.dropout=0.0",
         "--config.train.steps=150",
         "--config.train.global_batch_size=32",

@@ -259,8 +259,6 @@ def test_bpe_end_to_end_scores_every_byte(make, files):
     [
         ({"batch": 10_000}, r"shorter than one batch: [\d,]+ tokens make \d+ rows .*global_batch_size=10000"),
         ({"vocab": 100}, r"has 256 ids, more than model\.vocab_size=100"),
-        ({"holdout": 1e-9}, r"0 documents with 0 tokens for evaluation .* set data\.eval_sources"),
-        ({"holdout": 0.999999}, r"0 documents with 0 tokens for training .*data\.holdout"),
         ({"rows": slice(4, 12)}, r"rows=slice\(4, 12, None\) is no contiguous part"),
     ],
 )
@@ -269,8 +267,14 @@ def test_errors_give_the_numbers(make, fields, message):
         make(**fields)
 
 
-def test_a_single_document_cannot_be_split(make, tmp_path):
+def test_a_single_document_is_split_and_a_tiny_one_cannot_be(make, tmp_path):
     (tmp_path / "one.txt").write_text("one document " * 200)
+    sizes = make(sources=(f"text:{tmp_path}/one.txt",), holdout=0.05).describe()
+    assert sizes["train"][0]["bytes"] + sizes["eval"][0]["bytes"] == 200 * 13
+    (tmp_path / "tiny.txt").write_text("x")
     with pytest.raises(DataError, match=r"has 0 documents .* set data\.eval_sources"):
-        make(sources=(f"text:{tmp_path}/one.txt",), holdout=0.05)
+        make(sources=(f"text:{tmp_path}/tiny.txt",), holdout=0.05)
+    for holdout, few in ((1e-9, "eval"), (0.999999, "train")):
+        sizes = make(holdout=holdout).describe()
+        assert [source["documents"] for source in sizes[few]] == [1] * len(sizes["train"])
     assert make(sources=(f"text:{tmp_path}/one.txt",), holdout=0.0).eval is None

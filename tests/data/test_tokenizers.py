@@ -143,7 +143,7 @@ def test_the_config_beside_a_file_names_the_end_of_text(bpe_folder, tmp_path):
         ("bpe:256", "too small"),
         ("hf:", "'hf:' is no tokenizer"),
         ("hf:nowhere/tokenizer.json", "no tokenizer at nowhere"),
-        ("hf:.", r"\. is a folder: give the path of its tokenizer\.json"),
+        ("hf:.", r"the folder \. has no tokenizer\.json"),
         ("bpe:5001", "would have more ids than model.vocab_size=5000"),
         ("bpe:99999999999999999999", "would have more ids than model.vocab_size=5000"),
         ("bpe:4000", r"needs more text: the training documents give \d+ tokens"),

@@ -16,13 +16,14 @@ from bigjax.evaluate.beam_search import beam_search
 from bigjax.evaluate.generation import GenerationError, generate
 from bigjax.evaluate.sampling import sample
 from tests.conftest import mesh_of
+from tests.models_of import changed
 
 V, EOS, START = 6, 1, 0
 DECODER = ModelConfig(vocab_size=V, num_layers=1, d_model=16, num_heads=2, max_seq_len=64, init_std=0.5)
-TRANSFORMER = dataclasses.replace(
+TRANSFORMER = changed(
     DECODER, family="encdec", positions="sinusoidal", norm_placement="post", activation="relu", num_decoder_layers=2
 )
-T5 = dataclasses.replace(
+T5 = changed(
     TRANSFORMER,
     positions="relative",
     relative_buckets=8,

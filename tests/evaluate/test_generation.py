@@ -12,6 +12,7 @@ from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, RopeConfig
 from bigjax.evaluate import generation
 from bigjax.evaluate.generation import GenerationError, generate
 from tests.conftest import mesh_of
+from tests.models_of import changed
 
 GENERATE = "experiments.generate"
 V = 61
@@ -28,7 +29,7 @@ LLAMA = dataclasses.replace(
 )
 GEMMA = dataclasses.replace(LLAMA, sliding_window=7, attn_softcap=5.0, final_softcap=3.0, qk_norm=True)
 LSTM = ModelConfig(family="rnn", vocab_size=V, num_layers=2, d_model=32, init_std=0.3)
-GRU = dataclasses.replace(LSTM, cell="gru", tie_embeddings=False)
+GRU = changed(LSTM, cell="gru", tie_embeddings=False)
 GEMMA2 = dataclasses.replace(
     LLAMA,
     norm="rmsnorm_unit_offset",

@@ -62,9 +62,10 @@ MISTAKES = {
     ),
     "batch": (
         ["--config.train.global_batch_size=9"],
-        r"train.global_batch_size=9 in train.microbatches=1 gives 9 rows, not divisible by .*mesh.data=8.* = 8",
+        r"train.global_batch_size=9 in train.microbatches=1 gives 9 rows, not divisible by mesh.data=8 \(-1: all the "
+        r"remaining devices\): set train.global_batch_size=8",
     ),
-    "mesh": (["--config.mesh.fsdp=3"], "mesh.fsdp=3 = 3 does not divide the 8 devices at hand"),
+    "mesh": (["--config.mesh.fsdp=3"], "mesh.fsdp=3 does not divide the 8 devices at hand"),
     "mesh and model": (
         ["--config.mesh.tensor=8"],
         "blocks/attn/.*: axis (kv_)?heads of size 2 is not divisible by mesh.tensor=8; change the mesh or the size.*",
@@ -118,7 +119,7 @@ def test_in_a_process_of_its_own_there_is_no_traceback_but_with_debug(cache, tmp
     mistake = (*TINY, "--config.mesh.fsdp=3", f"--workdir={tmp_path}/run")
     plain = commands.run("experiments.train", *mistake, code=2).stderr
     debug = commands.run("experiments.train", *mistake, "--debug", code=2).stderr
-    error = "error: mesh.fsdp=3 = 3 does not divide the 1 devices at hand\n"
+    error = "error: mesh.fsdp=3 does not divide the 1 device at hand\n"
     first, _, rest = plain.partition("\n")
     assert (first[:12], rest) == ("bigjax: run ", error)
     assert "Traceback (most recent call last)" in debug

@@ -45,7 +45,7 @@ def arguments(tmp_path_factory) -> tuple[str, ...]:
         "--config.model.attention=reference",
         "--config.model.dropout=0.1",
         "--config.model.parametrization=mup",
-        "--config.model.mup_base_d_model=16",
+        "--config.model.mup.base_d_model=16",
         "--config.optim.name=adamw",
         "--config.optim.ema_decay=0.9",
         "--config.train.microbatches=2",

@@ -34,7 +34,7 @@ def test_sizes_that_do_not_multiply_to_the_devices():
     message = "mesh.data=3 * mesh.fsdp=2 = 6, but there are 8 devices; set one axis to -1 to use the rest"
     with fails(message):
         sharding.mesh_shape(MeshConfig(data=3, fsdp=2), 8)
-    with fails("the mesh = 1, but there are 8 devices"):
+    with fails("every axis of the mesh is 1, but there are 8 devices; set one axis to -1"):
         sharding.mesh_shape(MeshConfig(data=1), 8)
     with fails(message):
         mesh_of(data=3, fsdp=2)
@@ -43,6 +43,12 @@ def test_sizes_that_do_not_multiply_to_the_devices():
 def test_the_rest_of_the_devices():
     assert sharding.mesh_shape(MeshConfig(data=-1, tensor=4), 64)["data"] == 16
     assert sharding.mesh_shape(MeshConfig(data=2, fsdp=-1), 2)["fsdp"] == 1
+    with fails("mesh.fsdp=3 does not divide the 8 devices at hand"):
+        sharding.mesh_shape(MeshConfig(data=-1, fsdp=3), 8)
+    with fails("mesh.fsdp=3 does not divide the 1 device at hand"):
+        sharding.mesh_shape(MeshConfig(data=-1, fsdp=3), 1)
+    with fails("mesh.fsdp=3, but there are 2 devices"):
+        sharding.mesh_shape(MeshConfig(data=1, fsdp=3), 2)
     with fails("mesh.fsdp=3 * mesh.tensor=2 = 6 does not divide the 8 devices at hand"):
         sharding.mesh_shape(MeshConfig(data=-1, fsdp=3, tensor=2), 8)
     with pytest.raises(ConfigError, match=r"mesh\.data and mesh\.fsdp are both -1"):
@@ -107,6 +113,9 @@ def test_an_axis_may_stay_whole_by_name():
         "did you mean 'blocks/attn/v'?"
     ):
         layout_of(specs, tensor=2, allow_replicated=("heads", "kv_heads", "blocks/attn/w"))
+    for order in (("nought", "all"), ("all", "nought")):  # the same one of several mistakes, whatever hashes say
+        with fails("mesh.allow_replicated names 'all', which is neither"):
+            layout_of(specs, tensor=2, allow_replicated=order)
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole_and_is_noted():
@@ -181,6 +190,19 @@ def test_a_batch_that_does_not_divide():
     message = "train.global_batch_size=128 in train.microbatches=4 gives 32 rows, not divisible by "
     with fails(message + "mesh.slice=2 * mesh.data=4 * mesh.fsdp=8 = 64"):
         sharding.check_batch(128, 4, resolved)
+    # What nobody has set is named as what it is: all that is left of the devices.
+    rest = "(-1: all the remaining devices)"
+    for axes, num_devices, over, near in (
+        ({}, 3, f"mesh.data=3 {rest}", 9),
+        ({"fsdp": 2}, 6, f"mesh.data=3 {rest} * mesh.fsdp=2 = 6", 6),
+        ({"data": 1, "fsdp": -1}, 5, f"mesh.fsdp=5 {rest}", 10),
+    ):
+        resolved = layout_of({}, num_devices, **axes)
+        with fails(f"train.global_batch_size=8 in train.microbatches=1 gives 8 rows, not divisible by {over}: set "):
+            sharding.check_batch(8, 1, resolved)
+        with fails(f"set train.global_batch_size={near}"):
+            sharding.check_batch(8, 1, resolved)
+        sharding.check_batch(near, 1, resolved)
 
 
 def test_a_sequence_that_does_not_divide():

@@ -131,7 +131,7 @@ def test_the_two_ways_of_saying_v1_1(tmp_path, said):
     export(T5_V1_1, tmp_path)
     edit(tmp_path, lambda tensors: None, **said)
     found = import_config(tmp_path).model
-    assert (found.tie_embeddings, found.scale_logits) == (False, False)
+    assert (found.tie_embeddings, found.own.scale_logits) == (False, False)
 
 
 @pytest.mark.parametrize(("cfg", "copy"), [(BERT, "cls.predictions.decoder.bias"), (T5, "encoder.embed_tokens.weight")])
@@ -228,7 +228,7 @@ def test_a_folder_is_a_config_for_the_task_of_its_head(tmp_path):
         export(model, tmp_path / name, **how)
         cfg = run_of(f"hf:{tmp_path}/{name}")
         assert (cfg.train.objective, cfg.init_from) == (objective, f"hf:{tmp_path}/{name}")
-        assert cfg.data.classes == how.get("classes", ())
+        assert cfg.data.classes == how.get("classes", tuple(f"LABEL_{i}" for i in range(cfg.model.num_classes)))
         assert disagreements(cfg.model, dataclasses.replace(model, head="lm" if name == "bare" else model.head)) == []
     for name in ("bare", "lm"):
         cfg = strict.from_dict(Config, finetune_classification.get_config(f"hf:{tmp_path}/{name}"))

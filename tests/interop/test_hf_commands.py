@@ -1,7 +1,7 @@
 """BERT and T5 by command: a Hugging Face folder is scored, trained on, written from, and left again."""
 
-import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -16,6 +16,7 @@ from configs import finetune_classification
 from experiments import trained
 from tests.commands import Commands, contents, read, rows, shared_cache
 from tests.interop.test_hf_weights import BERT, T5_V1_1, random_params
+from tests.models_of import changed
 
 TRAIN, EVALUATE, GENERATE, EXPORT = (f"experiments.{name}" for name in ("train", "evaluate", "generate", "export"))
 BRIEFLY = (
@@ -81,7 +82,7 @@ def test_bert_is_scored_and_tuned(commands, table, tmp_path):
 
 def test_t5_is_tuned_and_writes(commands, table, tmp_path):
     t5 = folder_of(
-        dataclasses.replace(T5_V1_1, vocab_size=280, num_layers=1, num_decoder_layers=1),
+        changed(T5_V1_1, vocab_size=280, num_layers=1, num_decoder_layers=1),
         lambda to: train_bpe(["the sea"], 258, to),
         tmp_path,
     )
@@ -96,4 +97,4 @@ def test_another_tokenizer_is_refused(tmp_path):
     bert = folder_of(BERT, word_pieces, tmp_path)
     cfg = strict.from_dict(Config, finetune_classification.get_config(f"hf:{bert}"))
     with pytest.raises(UserError, match=r"was trained with another tokenizer than data.tokenizer='hf:"):
-        trained.initial_params(cfg, {}, ByteTokenizer())
+        trained.initial_params(cfg, {}, SimpleNamespace(tokenizer=ByteTokenizer()))

@@ -18,8 +18,9 @@ from bigjax.interop.hf import verify as hf_verify
 from bigjax.interop.hf.architecture import HuggingFaceError
 from bigjax.interop.hf.config import disagreements, end_ids, import_config
 from bigjax.params import names
+from tests.models_of import changed, model_of
 
-GPT2 = ModelConfig(vocab_size=61, num_layers=2, d_model=24, num_heads=3, max_seq_len=40)
+GPT2 = model_of(vocab_size=61, num_layers=2, d_model=24, num_heads=3, max_seq_len=40)
 LLAMA = dataclasses.replace(
     GPT2,
     num_heads=4,
@@ -70,7 +71,7 @@ T5 = dataclasses.replace(
     attn_scale=1.0,
     scale_logits=True,
 )
-T5_V1_1 = dataclasses.replace(T5, activation="geglu", tie_embeddings=False, scale_logits=False)
+T5_V1_1 = changed(T5, activation="geglu", tie_embeddings=False, scale_logits=False)
 YARN = RopeConfig(theta=5e5, scaling="yarn", factor=4.0, original_max_seq_len=16, beta_fast=8.0, beta_slow=2.0)
 LLAMA3 = RopeConfig(theta=5e5, scaling="llama3", factor=8.0, original_max_seq_len=16, low_freq_factor=2.0)
 CASES: dict[str, tuple[str, ModelConfig]] = {
@@ -259,7 +260,7 @@ def test_the_fields_in_which_a_run_differs_are_named(sound):
         ({"rope": RopeConfig(theta=5.0), "positions": "none"}, "model.positions: 'rotary' there, 'none' here"),
         ({"layer_windows": (0, 5)}, "model.layer_windows: [] there, [0, 5] here"),
         # Logits are divided by a width that no config.json says.
-        ({"parametrization": "mup", "mup_base_d_model": 12}, "model.parametrization: 'standard' there, 'mup' here"),
+        ({"parametrization": "mup", "mup.base_d_model": 12}, "model.parametrization: 'standard' there, 'mup' here"),
     ],
     ids=str,
 )

@@ -6,7 +6,7 @@ import pytest
 
 from bigjax import config, params
 from bigjax.config import Config
-from bigjax.config import rnn as config_rnn
+from bigjax.models import rnn
 from bigjax.train import step
 from tests.on_meshes import initial, program, random_batch, shrunk
 
@@ -17,7 +17,7 @@ def learnable(cfg: Config) -> Config:
     """Return a run that learns in so few steps: plain SGD takes longer, and so does a model with half of it dropped."""
     if cfg.optim.name != "sgd":
         return cfg
-    drops = dict.fromkeys(config_rnn.RATES)
+    drops = {f"rnn.{name}": None for name in rnn.RATES} if cfg.model.family == "rnn" else {}
     optimizer = {"name": "adam", "lr": 0.02, "grad_clip": 1.0, "schedule": "constant", "decay": 0}
     return config.replace(cfg, model={"dropout": 0.0, **drops}, optim=optimizer)
 
@@ -60,7 +60,7 @@ def test_every_config_learns_a_batch(name):
     # of up to sqrt(d_model).
     spread = 0.5 if cfg.model.init == "fan_in" else 0.0
     expected = np.log(chances(cfg, batch)).mean() + spread
-    most = max(expected + 0.5, cfg.model.d_model**0.5 if cfg.model.scale_logits else 0)
+    most = max(expected + 0.5, cfg.model.d_model**0.5 if getattr(cfg.model.own, "scale_logits", False) else 0)
     assert expected - 0.5 < losses[0] < most
     assert losses[-1] < label_entropy(batch["targets"], batch["weights"])
     for path, value in params.names(jax.device_get(state.params)).items():

@@ -23,6 +23,7 @@ from bigjax.preflight.plan.analytic import flops as analytic_flops
 from bigjax.preflight.plan.analytic import share as analytic_share
 from bigjax.sharding import UNSHARDED
 from tests.conftest import mesh_of
+from tests.models_of import model_of
 
 S, E = 24, 4
 RNG = np.random.default_rng(0)
@@ -302,11 +303,11 @@ def test_fields_that_clash_are_named(fields, message):
 
 def test_both_stacks_of_an_encoder_decoder_are_checked():
     moe_cfg = MoeConfig(num_experts=4, every=2, group_size=16)
-    model = ModelConfig(family="encdec", positions="none", num_layers=2, num_decoder_layers=3, moe=moe_cfg)
+    model = model_of(family="encdec", positions="none", num_layers=2, num_decoder_layers=3, moe=moe_cfg)
     with pytest.raises(ConfigError) as caught:
         Config(model=model, data=DataConfig(seq_len=32, target_len=24), train=TrainConfig(objective="span_corruption"))
     assert str(caught.value).splitlines() == [
-        "model.num_decoder_layers=3 is not divisible by model.moe.every=2: set model.num_decoder_layers=2",
+        "model.encdec.num_decoder_layers=3 is not divisible by model.moe.every=2: set model.encdec.num_decoder_layers=2",
         "data.target_len=24 is not divisible by model.moe.group_size=16: set model.moe.group_size=8",
     ]
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from bigjax import models, params
-from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, MoeConfig, TrainConfig
 from bigjax.evaluate.generation import generate
 from bigjax.tasks import objectives
 from bigjax.train.flops import model_flops_per_token
 from tests.models.test_moe import quick_jit
+from tests.models_of import model_of
 
 V, S, T, EOS, START = 61, 16, 12, 1, 0
 MOE = MoeConfig(num_experts=4, every=2, router="gshard", capacity_factor=0.5, aux_loss=0.3, z_loss=0.1)
-MODEL = ModelConfig(
+MODEL = model_of(
     family="encdec",
     vocab_size=V,
     num_layers=2,

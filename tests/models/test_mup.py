@@ -13,6 +13,7 @@ from bigjax.config import Config, ModelConfig, OptimConfig, replace, strict
 from bigjax.config.moe import MoeConfig
 from bigjax.models.parts import mup
 from bigjax.train import optimizers as optim
+from tests.models_of import changed
 
 WIDTHS = (64, 256)
 SMALL = ModelConfig(vocab_size=32, num_layers=2, d_model=64, num_heads=4, max_seq_len=16, tie_embeddings=False)
@@ -28,9 +29,9 @@ FAMILIES = {
 def at(width: int, parametrization: str = "mup", *, grow: str = "heads", **fields) -> ModelConfig:
     """Return a model of `width` whose base is 64 wide with 4 heads of 16; heads grow in number or in size."""
     heads = {"num_heads": width // 16, "head_dim": 16} if grow == "heads" else {"num_heads": 4, "head_dim": width // 4}
-    base = {"mup_base_d_model": 64, "mup_base_head_dim": 16} if parametrization == "mup" else {}
+    base = {"mup.base_d_model": 64, "mup.base_head_dim": 16} if parametrization == "mup" else {}
     sizes = {"d_model": width, "d_ff": 4 * width, "num_kv_heads": 0, **heads}
-    return dataclasses.replace(SMALL, parametrization=parametrization, **sizes, **base, **fields)
+    return changed(SMALL, parametrization=parametrization, **sizes, **base, **fields)
 
 
 # At four times the base width; by hand from tables 8 (embedding, head, hidden, bias) and 3 (router).
@@ -106,17 +107,17 @@ def test_scores_are_divided_by_head_dim_where_heads_grow():
 @pytest.mark.parametrize(
     ("model", "changes", "said"),
     [
-        ({"mup_base_d_model": 64}, {"name": "lion"}, "no rule for optim.name='lion'"),
-        ({"mup_base_d_model": 64}, {"name": "sgd"}, "optim.weight_decay=0.1"),
-        ({}, {}, "needs model.mup_base_d_model"),
-        ({"mup_base_d_model": 96}, {}, "model.num_heads=4 would be 1.5 in the base shape"),
-        ({"mup_base_d_model": 64, "d_ff": 1001}, {}, "model.d_ff=1001 would be 250.2 .* set model.mup_base_d_ff"),
-        ({"mup_base_d_model": 64, "num_kv_heads": 2}, {}, "model.num_kv_heads=2 would be 0.5"),
-        ({"mup_base_d_model": 64, "mup_base_num_heads": 3, "mup_base_num_kv_heads": 2}, {}, "3 heads, not a multiple"),
-        ({"mup_base_d_model": 64, "init": "fan_in"}, {}, "leave out model.init='fan_in'"),
-        ({"mup_base_d_model": 64, "scale_embeddings": True}, {}, "model.scale_embeddings=True, a power of the width"),
-        ({"mup_base_d_model": 64, "mup_depth_alpha": 0.5}, {}, "only read with model.mup_base_num_layers"),
-        ({"mup_base_d_model": 64, "mup_base_num_layers": 2, "norm_placement": "post"}, {}, "no rules of depth for"),
+        ({"mup.base_d_model": 64}, {"name": "lion"}, "no rule for optim.name='lion'"),
+        ({"mup.base_d_model": 64}, {"name": "sgd"}, "optim.weight_decay=0.1"),
+        ({}, {}, "needs model.mup.base_d_model"),
+        ({"mup.base_d_model": 96}, {}, "model.num_heads=4 would be 1.5 in the base shape"),
+        ({"mup.base_d_model": 64, "d_ff": 1001}, {}, "model.d_ff=1001 would be 250.2 .* set model.mup.base_d_ff"),
+        ({"mup.base_d_model": 64, "num_kv_heads": 2}, {}, "model.num_kv_heads=2 would be 0.5"),
+        ({"mup.base_d_model": 64, "mup.base_num_heads": 3, "mup.base_num_kv_heads": 2}, {}, "3 heads, not a multiple"),
+        ({"mup.base_d_model": 64, "init": "fan_in"}, {}, "leave out model.init='fan_in'"),
+        ({"mup.base_d_model": 64, "scale_embeddings": True}, {}, "model.scale_embeddings=True, a power of the width"),
+        ({"mup.base_d_model": 64, "mup.depth_alpha": 0.5}, {}, "only read with model.mup.base_num_layers"),
+        ({"mup.base_d_model": 64, "mup.base_num_layers": 2, "norm_placement": "post"}, {}, "no rules of depth for"),
     ],
 )
 def test_what_has_no_rule_is_refused(model, changes, said):
@@ -128,7 +129,7 @@ def test_what_has_no_rule_is_refused(model, changes, said):
 # Adam and Muon of a matrix whose fans grew by (in, out). Muon's update already has norm sqrt(max(1, out / in)).
 UNEVEN = {
     "d_ff fixed": (
-        {"d_ff": 512, "mup_base_d_ff": 512},
+        {"d_ff": 512, "mup.base_d_ff": 512},
         {
             "mlp/up": (1 / 4, 1 / 4, 1 / 4, sqrt(1 / 4) * sqrt(512 / 64) / sqrt(512 / 256)),  # (4, 1)
             "mlp/down": (1, 4, 1, sqrt(4)),  # (1, 4)
@@ -136,11 +137,11 @@ UNEVEN = {
         },
     ),
     "one kv head": (
-        {"num_kv_heads": 1, "mup_base_num_kv_heads": 1},
+        {"num_kv_heads": 1, "mup.base_num_kv_heads": 1},
         {"attn/k": (1 / 4, 1 / 4, 1 / 4, sqrt(1 / 4)), "attn/k_bias": (None, 1, 1, 1), "attn/q": (1 / 2, 1, 1 / 4, 1)},
     ),
     "d_ff twice as wide": (
-        {"d_ff": 512, "mup_base_d_ff": 256},
+        {"d_ff": 512, "mup.base_d_ff": 256},
         {"mlp/down": (1 / sqrt(2), 2, 1 / 2, sqrt(2)), "mlp/up_bias": (None, 2, 1, 1)},  # (2, 4)
     ),
     "a norm that all heads share": ({"qk_norm": True}, {"attn/q_norm": (None, 1, 1, 1)}),
@@ -150,7 +151,7 @@ UNEVEN = {
 @pytest.mark.parametrize("name", UNEVEN)
 def test_each_parameter_scales_by_its_own_fans(name):
     sizes, table = UNEVEN[name]
-    cfg = dataclasses.replace(at(256), **sizes)
+    cfg = changed(at(256), **sizes)
     specs = params.names(models.build(cfg).specs)
     for name, (std, *rates) in table.items():
         spec = specs[f"blocks/{name}"]
@@ -164,7 +165,7 @@ def test_each_parameter_scales_by_its_own_fans(name):
 # 4 ** -alpha, that much more; Muon's updates, like Adam's, have one size.
 @pytest.mark.parametrize(("alpha", "sgd", "adam"), [(1.0, 4, 1), (0.5, 1, 1 / 2)])
 def test_depth_scales_what_stands_in_blocks(alpha, sgd, adam):
-    cfg = dataclasses.replace(at(64), num_layers=8, mup_base_num_layers=2, mup_depth_alpha=alpha)
+    cfg = changed(at(64), num_layers=8, **{"mup.base_num_layers": 2, "mup.depth_alpha": alpha})
     specs = params.names(models.build(cfg).specs)
     assert mup.residual_scale(cfg) == 4**-alpha
     for name, spec in specs.items():
@@ -178,7 +179,7 @@ def test_depth_scales_what_stands_in_blocks(alpha, sgd, adam):
 def test_blocks_of_a_deeper_model_add_a_part_of_their_output():
     """Twice the layers, the second half of which do nothing, are the shallow model where the rest adds its whole."""
     shallow = models.build(at(64))
-    deep = models.build(dataclasses.replace(at(64), num_layers=4, mup_base_num_layers=2))
+    deep = models.build(changed(at(64), num_layers=4, **{"mup.base_num_layers": 2}))
     p = params.init(shallow.specs, jax.random.key(0))
 
     def extended(name, w):
@@ -195,7 +196,7 @@ def test_blocks_of_a_deeper_model_add_a_part_of_their_output():
 def test_epsilon_keeps_its_size_beside_the_gradients(name):
     """With gradients smaller by what muP says they are, and a large epsilon, the direction of the base is scaled."""
     cfg = OptimConfig(name=name, eps=0.1, schedule="constant", weight_decay=0.0, grad_clip=None)
-    grown = models.build(at(256, num_layers=4, mup_base_num_layers=2)).specs
+    grown = models.build(at(256, num_layers=4, **{"mup.base_num_layers": 2})).specs
     plain = jax.tree.map(lambda spec: dataclasses.replace(spec, growth=params.Growth()), grown)
     gradient = params.init(grown, jax.random.key(1))
     small = jax.tree.map(lambda spec, g: g / mup.gradient_scale(spec), grown, gradient)
@@ -216,8 +217,8 @@ def test_biases_of_words_and_classes_do_not_grow():
 
 
 def test_a_base_shape_without_mup_is_refused():
-    with pytest.raises(strict.ConfigError, match=r"model\.mup_base_d_ff=64 is only read by"):
-        replace(Config(), model={"mup_base_d_ff": 64})
+    with pytest.raises(strict.ConfigError, match=r"model\.mup\.base_d_ff=64 is only read by"):
+        replace(Config(), model={"mup.base_d_ff": 64})
 
 
 def test_the_default_has_the_fingerprint_it_had():

@@ -26,13 +26,13 @@ def rotate(x, theta: float):
 class Block(nnx.Module):
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         D, H, G, K = cfg.d_model, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
-        biased = cfg.bias == "all"
+        biased, projected = cfg.bias in ("all", "mlp"), cfg.bias in ("all", "qkv")
         self.cfg = cfg
         self.attn_norm, self.mlp_norm = norm(cfg, D, rngs), norm(cfg, D, rngs)
-        self.q = nnx.LinearGeneral(D, (H, K), use_bias=cfg.bias != "none", rngs=rngs)
-        self.k = nnx.LinearGeneral(D, (G, K), use_bias=cfg.bias != "none", rngs=rngs)
-        self.v = nnx.LinearGeneral(D, (G, K), use_bias=cfg.bias != "none", rngs=rngs)
-        self.o = nnx.LinearGeneral((H, K), D, axis=(-2, -1), use_bias=biased, rngs=rngs)
+        self.q = nnx.LinearGeneral(D, (H, K), use_bias=projected, rngs=rngs)
+        self.k = nnx.LinearGeneral(D, (G, K), use_bias=projected, rngs=rngs)
+        self.v = nnx.LinearGeneral(D, (G, K), use_bias=projected, rngs=rngs)
+        self.o = nnx.LinearGeneral((H, K), D, axis=(-2, -1), use_bias=cfg.bias == "all", rngs=rngs)
         self.up = nnx.Linear(D, cfg.d_ff, use_bias=biased, rngs=rngs)
         self.down = nnx.Linear(cfg.d_ff, D, use_bias=biased, rngs=rngs)
         if cfg.activation == "swiglu":
@@ -100,7 +100,9 @@ class Twin(nnx.Module):
 def norm(cfg: ModelConfig, size: int, rngs: nnx.Rngs) -> nnx.Module:
     if cfg.norm == "rmsnorm":
         return nnx.RMSNorm(size, epsilon=cfg.norm_eps, rngs=rngs)
-    return nnx.LayerNorm(size, epsilon=cfg.norm_eps, use_bias=cfg.bias == "all", use_fast_variance=False, rngs=rngs)
+    return nnx.LayerNorm(
+        size, epsilon=cfg.norm_eps, use_bias=cfg.bias in ("all", "mlp"), use_fast_variance=False, rngs=rngs
+    )
 
 
 def as_ours(pure: dict, cfg: ModelConfig) -> dict:
@@ -125,6 +127,7 @@ SIZES = {"vocab_size": 53, "num_layers": 2, "d_model": 24, "num_heads": 4, "max_
 LLAMA = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": "none", "tie_embeddings": False}
 CONFIGS = {
     "gpt2": SIZES,
+    "gpt2 whose attention has no biases": SIZES | {"bias": "mlp"},
     "llama": SIZES | LLAMA | {"num_kv_heads": 2, "d_ff": 40},
     "window, softcaps, normalised queries, biases": SIZES
     | LLAMA

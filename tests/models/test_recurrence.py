@@ -90,7 +90,8 @@ def test_half_precision_rounds_gradients_no_more_than_its_products():
 
 def traffic(mesh_name: str, cell: str) -> tuple[Config, dict]:
     """Return a small config, and what one device sends in a training step by kind and mesh axes: count and bytes."""
-    model = {"family": "rnn", "cell": cell, "vocab_size": 64, "num_layers": 2, "d_model": 32, "tie_embeddings": False}
+    sizes = {"vocab_size": 64, "num_layers": 2, "d_model": 32, "tie_embeddings": False}
+    model = {"family": "rnn", "rnn": {"cell": cell}, **sizes}
     cfg = Config(
         model=ModelConfig(**model, dropout=0.2),
         data=DataConfig(seq_len=24),

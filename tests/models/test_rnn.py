@@ -22,6 +22,7 @@ from bigjax.train import flops, step
 from bigjax.train import optimizers as optim
 from configs import rnn as rnn_configs
 from tests.conftest import mesh_of
+from tests.models_of import changed
 
 B, S, D, L, V = 8, 12, 16, 2, 11
 MODEL = ModelConfig(family="rnn", vocab_size=V, num_layers=L, d_model=D, init_std=0.4, dropout=0.4)
@@ -79,7 +80,7 @@ def test_word_types_are_dropped_by_token_and_row():
 
 
 def test_naive_masks_differ_between_steps_and_spare_words_and_state():
-    cfg = dataclasses.replace(MODEL, dropout_kind="naive")
+    cfg = changed(MODEL, dropout_kind="naive")
     drop, ones = _Drops(cfg, KEY, ROWS), jnp.ones((B, S, D))
     for mask in (drop.inputs(ones, 0), drop.output(ones)):
         assert len(np.unique(np.asarray(mask).reshape(-1, D), axis=0)) == B * S
@@ -135,7 +136,7 @@ def test_a_pass_with_dropout_is_the_loop_written_out(weights):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_segments_give_what_the_whole_gives(cell):
     """With a document that starts inside a segment, and one that starts with a segment."""
-    cfg = dataclasses.replace(MODEL, cell=cell)
+    cfg = changed(MODEL, cell=cell)
     p = init(rnn.specs(cfg), jax.random.key(0))
     documents = np.ones((B, S), np.int32)
     documents[1, 3:] = 2
@@ -284,9 +285,10 @@ def test_published_sizes(size, width, published):
         ({"model": {"positions": "rotary"}}, "model.positions='rotary' is not for model.family='rnn'"),
         ({"model": {"attention": "splash"}}, "model.attention='splash' is not for model.family='rnn'"),
         ({"model": {"remat": "save:qkv"}}, "model.remat='save:qkv' is not for model.family='rnn'"),
-        ({"model": {"dropout_kind": "naive", "recurrent_dropout": 0.1}}, "model.recurrent_dropout=0.1 needs"),
-        ({"model": {"family": "decoder", "cell": "gru"}}, "model.cell='gru' is for model.family='rnn', not 'decoder'"),
-        ({"model": {"family": "decoder", "word_dropout": 0.1}}, "model.word_dropout=0.1 is for model.family='rnn'"),
+        (
+            {"model": {"rnn.dropout_kind": "naive", "rnn.recurrent_dropout": 0.1}},
+            "model.rnn.recurrent_dropout=0.1 needs",
+        ),
         ({"data": {"weights": (1.0,)}}, "data.weights=(1.0,) mix shuffled rows"),
         ({"train": {"objective": "masked_lm"}}, "data.order='contiguous' needs train.objective='causal_lm'"),
     ],

@@ -79,14 +79,14 @@ def t5_config(cfg: ModelConfig) -> Any:
         num_layers=cfg.num_layers,
         num_decoder_layers=cfg.num_decoder_layers,
         num_heads=cfg.num_heads,
-        relative_attention_num_buckets=cfg.relative_buckets,
-        relative_attention_max_distance=cfg.relative_max_distance,
+        relative_attention_num_buckets=cfg.own.relative_buckets,
+        relative_attention_max_distance=cfg.own.relative_max_distance,
         dropout_rate=0.0,
         layer_norm_epsilon=cfg.norm_eps,
         feed_forward_proj="gated-gelu" if cfg.activation == "geglu" else cfg.activation,
         decoder_start_token_id=0,
     )
-    config.scale_decoder_outputs = cfg.scale_logits
+    config.scale_decoder_outputs = cfg.own.scale_logits
     return config
 
 
@@ -105,6 +105,8 @@ def build(cfg: ModelConfig, seed: int = 0) -> Any:
                 w.copy_(noise * (1.0 if "shared" in name else small))
             else:
                 w.copy_(0.2 * noise + (0.0 if "bias" in name else 1.0))
+            if cfg.bias == "mlp" and "attn" in name and "bias" in name:
+                w.zero_()  # PyTorch's attention and MLPs have biases together or not at all
     return model
 
 

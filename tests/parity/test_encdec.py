@@ -17,6 +17,7 @@ from bigjax.config import ModelConfig  # noqa: E402
 from bigjax.models.parts import positions as relative_positions  # noqa: E402
 from bigjax.params import names  # noqa: E402
 from bigjax.tasks.losses import cross_entropy  # noqa: E402
+from tests.models_of import model_of  # noqa: E402
 from tests.parity import encdec_peers, quick_jit  # noqa: E402
 
 LOGIT_TOLERANCE = 1e-4
@@ -55,6 +56,7 @@ V1_1 = T5 | {"activation": "geglu", "tie_embeddings": False, "scale_logits": Fal
 
 CASES: dict[str, tuple[dict, tuple[int, int, int]]] = {
     "transformer": (TRANSFORMER, (3, 17, 11)),
+    "transformer of the paper": (TRANSFORMER | {"bias": "mlp"}, (3, 17, 11)),
     "transformer, pre-norm": (TRANSFORMER | {"norm_placement": "pre"}, (3, 17, 11)),
     "transformer of one head and token": (TRANSFORMER | {"num_heads": 1, "d_model": 14}, (1, 1, 1)),
     "transformer, more layers that read": (TRANSFORMER | {"num_layers": 3, "num_decoder_layers": 1}, (2, 7, 31)),
@@ -99,7 +101,7 @@ def test_logits_and_gradients(case):
     The floor, a few roundings of the largest of all, is for parameters without effect, such as the bias of the keys.
     """
     fields, shape = CASES[case]
-    cfg = ModelConfig(**fields)
+    cfg = model_of(**fields)
     batch, peer = batch_of(cfg, shape), encdec_peers.build(cfg)
     theirs = their_logits(peer, batch)
     loss = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), torch.from_numpy(batch["targets"]).flatten())
@@ -142,8 +144,8 @@ def logits(plain: ModelConfig, cfg: ModelConfig) -> np.ndarray:
 def test_the_comparison_notices_every_option_of_t5(change):
     """Each moves logits by far more than the tolerance: agreement above is no accident."""
     fields = T5 | {"num_layers": 1, "num_decoder_layers": 1}
-    cfg = ModelConfig(**fields)
-    moved = np.abs(logits(cfg, ModelConfig(**fields | change)) - logits(cfg, cfg)).max()
+    cfg = model_of(**fields)
+    moved = np.abs(logits(cfg, model_of(**fields | change)) - logits(cfg, cfg)).max()
     assert moved > 10 * LOGIT_TOLERANCE
 
 
@@ -152,7 +154,7 @@ def test_the_comparison_notices_every_option_of_t5(change):
 def test_every_distance_is_in_the_bucket_of_transformers(count, longest, causal):
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    cfg = ModelConfig(relative_buckets=count, relative_max_distance=longest)
+    cfg = model_of(family="encdec", relative_buckets=count, relative_max_distance=longest)
     distances = torch.arange(-longest, longest + 1)
     how = {"bidirectional": not causal, "num_buckets": count, "max_distance": longest}
     expected = T5Attention._relative_position_bucket(distances, **how).numpy()
@@ -173,8 +175,8 @@ def gradients(plain: ModelConfig, cfg: ModelConfig) -> dict[str, np.ndarray]:
 )
 @pytest.mark.parametrize("fields", [TRANSFORMER, V1_1], ids=["transformer", "t5 v1.1"])
 def test_gradients_are_the_same_however_it_runs(fields, how):
-    plain = ModelConfig(**fields)
-    expected, actual = gradients(plain, plain), gradients(plain, ModelConfig(**fields | how))
+    plain = model_of(**fields)
+    expected, actual = gradients(plain, plain), gradients(plain, model_of(**fields | how))
     for name, grad in expected.items():
         tolerance = 1e-5 * np.abs(grad).max() + 1e-7
         np.testing.assert_allclose(actual[name], grad, rtol=0, atol=tolerance, err_msg=name)

@@ -78,7 +78,9 @@ def test_a_folder_that_is_another_model_is_found_out(tmp_path, monkeypatch, name
     """What if the table were wrong? Each of these leaves transformers with something that loads, or does not."""
     wrong = {"rms_norm_eps": 0.5, "rope_theta": 3.0, "num_key_value_heads": 4}[name]
     architecture, values = hf.check_exportable(LLAMA, tmp_path)
-    monkeypatch.setattr(hf, "export_config", lambda cfg: (architecture, {**values, "model_type": "llama", name: wrong}))
+    monkeypatch.setattr(
+        hf, "export_config", lambda cfg, first=None: (architecture, {**values, "model_type": "llama", name: wrong})
+    )
     with pytest.raises(VerificationError, match="transformers") as caught:
         hf.export_checkpoint(random_params(LLAMA), LLAMA, tmp_path)
     assert caught.value.exit_code == 4

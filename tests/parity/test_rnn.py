@@ -10,6 +10,7 @@ import pytest
 from bigjax.config import ModelConfig
 from bigjax.models import rnn
 from bigjax.params import init, names
+from tests.models_of import model_of
 
 torch: Any = pytest.importorskip("torch", reason="the oracle is PyTorch")
 
@@ -22,7 +23,7 @@ TOLERANCE = 2e-5
 
 def peer_of(cfg: ModelConfig, params: Any) -> Any:
     """Return the module of PyTorch with the same weights."""
-    kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cfg.cell]
+    kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cfg.own.cell]
     D = cfg.d_model
     peer = kind(D, D, cfg.num_layers, bias=cfg.bias == "all", batch_first=True)
     blocks = jax.tree.map(lambda w: np.array(w), params["blocks"])
@@ -34,7 +35,7 @@ def peer_of(cfg: ModelConfig, params: Any) -> Any:
             if cfg.bias == "all":
                 getattr(peer, f"bias_ih_l{layer}").copy_(torch.tensor(blocks["bias"][layer].reshape(-1)))
                 second = getattr(peer, f"bias_hh_l{layer}").zero_()
-                if cfg.cell == "gru":
+                if cfg.own.cell == "gru":
                     second[2 * D :] = torch.tensor(blocks["candidate_bias"][layer])
     return peer
 
@@ -49,7 +50,7 @@ def gradients_of(peer: Any, cfg: ModelConfig) -> dict[str, np.ndarray]:
         if cfg.bias == "all":
             bias = getattr(peer, f"bias_ih_l{layer}").grad.numpy()
             found.setdefault("blocks/bias", []).append(bias.reshape(-1, cfg.d_model))
-            if cfg.cell == "gru":
+            if cfg.own.cell == "gru":
                 second = getattr(peer, f"bias_hh_l{layer}").grad.numpy()
                 found.setdefault("blocks/candidate_bias", []).append(second[-cfg.d_model :])
     return {name: np.stack(layers) for name, layers in found.items()}
@@ -61,7 +62,7 @@ def gradients_of(peer: Any, cfg: ModelConfig) -> dict[str, np.ndarray]:
 def test_outputs_states_and_gradients(cell, shape, bias):
     B, S, D, L = shape
     layers: Any = "unroll" if L == 3 else "scan"
-    cfg = ModelConfig(
+    cfg = model_of(
         family="rnn", cell=cell, vocab_size=V, num_layers=L, d_model=D, init_std=0.5, bias=bias, layers=layers
     )
     rng = np.random.default_rng(0)

@@ -75,7 +75,7 @@ def real_bytes(tree: Any) -> int:
 FAMILIES: dict[str, Any] = {
     "experts": {"moe": MoeConfig(num_experts=4, capacity_factor=1.0)},
     "encoder": {"family": "encoder", "token_types": 2, "norm_placement": "post"},
-    "encdec": {"family": "encdec", "positions": "relative", "num_decoder_layers": 2},
+    "encdec": {"family": "encdec", "positions": "relative", "encdec": {"num_decoder_layers": 2}},
     "rnn": {"family": "rnn", "num_heads": 4, "max_seq_len": 1024, "tie_embeddings": False},  # the defaults of both
 }
 

@@ -45,7 +45,7 @@ def test_flat_under_mup(family, optimizer):
 def test_heads_that_grow_in_size_have_queries_as_large_as_keys():
     """The 1/d of attention is a factor on scores: what is measured and called a query has not got it yet."""
     cfg = config("decoder")
-    base = {"mup_base_d_model": cfg.model.d_model, "mup_base_head_dim": cfg.model.head_dim}
+    base = {"mup.base_d_model": cfg.model.d_model, "mup.base_head_dim": cfg.model.head_dim}
     cfg = replace(cfg, model={"parametrization": "mup", "qk_norm": False, **base})
     found = widths.over_widths(cfg, "mup", WIDTHS, steps=1, seeds=1)
     projected = {name: slope.start for name, slope in found.slopes.items() if name.startswith("qkv")}
@@ -65,9 +65,9 @@ def uneven_in_depth(cfg: Config) -> dict[str, list[str]]:
 def in_depth(alpha: float, family: str = "decoder", optimizer: str = "adam") -> Config:
     """Return a config whose depth muP scales."""
     cfg = config(family, optimizer)
-    shape = {"mup_base_d_model": cfg.model.d_model, "mup_base_num_layers": cfg.model.num_layers}
+    shape = {"mup.base_d_model": cfg.model.d_model, "mup.base_num_layers": cfg.model.num_layers}
     place = {"norm_placement": "pre"} if cfg.model.norm_placement == "post" else {}
-    return replace(cfg, model={"parametrization": "mup", "mup_depth_alpha": alpha, **shape, **place})
+    return replace(cfg, model={"parametrization": "mup", "mup.depth_alpha": alpha, **shape, **place})
 
 
 @pytest.mark.parametrize(

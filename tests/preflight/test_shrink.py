@@ -17,7 +17,7 @@ CONFIGS = discovered()
 
 SIZES = {
     "model": {"vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len"}
-    | {"num_decoder_layers"},
+    | {"encdec"},
     "data": {"seq_len", "target_len", "doc_stride"},
     "train": {"steps", "global_batch_size", "microbatches", "loss_chunks", "eval_every_steps", "eval_batches"}
     | {"ramp_batch_size", "ramp_tokens"},
@@ -132,21 +132,21 @@ def test_mesh_and_start_are_left_to_the_caller():
     ("sizes", "base"),
     [
         ({}, {"d_model": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "d_ff": 128}),
-        ({"mup_base_d_ff": 8192}, {"d_ff": 256}),
-        ({"mup_base_head_dim": 32}, {"num_heads": 4, "head_dim": 8}),
-        ({"num_layers": 24, "mup_base_num_layers": 6}, {"num_layers": 1}),
-        ({"num_layers": 6, "mup_base_num_layers": 24}, {"num_layers": 4}),
-        ({"num_kv_heads": 1, "mup_base_num_kv_heads": 1}, {"num_heads": 2, "num_kv_heads": 1}),
-        ({"mup_base_d_model": 4096}, {"d_model": 128, "num_heads": 8, "d_ff": 512}),
-        ({"mup_base_d_model": 2048}, {"d_model": 64, "num_heads": 4, "d_ff": 256}),
-        ({"d_ff": 8192 + 1, "mup_base_d_ff": 2048}, {"d_ff": 257}),
+        ({"mup.base_d_ff": 8192}, {"d_ff": 256}),
+        ({"mup.base_head_dim": 32}, {"num_heads": 4, "head_dim": 8}),
+        ({"num_layers": 24, "mup.base_num_layers": 6}, {"num_layers": 1}),
+        ({"num_layers": 6, "mup.base_num_layers": 24}, {"num_layers": 4}),
+        ({"num_kv_heads": 1, "mup.base_num_kv_heads": 1}, {"num_heads": 2, "num_kv_heads": 1}),
+        ({"mup.base_d_model": 4096}, {"d_model": 128, "num_heads": 8, "d_ff": 512}),
+        ({"mup.base_d_model": 2048}, {"d_model": 64, "num_heads": 4, "d_ff": 256}),
+        ({"d_ff": 8192 + 1, "mup.base_d_ff": 2048}, {"d_ff": 257}),
         ({"moe": MoeConfig(num_experts=64, d_ff=1024)}, {"d_ff": 128}),
     ],
 )
 def test_what_grew_since_the_base_of_mup_still_did(sizes, base):
-    grown = {"parametrization": "mup", "mup_base_d_model": 512, "num_heads": 16, "num_kv_heads": 8} | sizes
+    grown = {"parametrization": "mup", "mup.base_d_model": 512, "num_heads": 16, "num_kv_heads": 8} | sizes
     small = shrink(big(model=grown))
-    assert {name: getattr(small.model, f"mup_base_{name}") for name in base} == base
+    assert {name: getattr(small.model.mup, f"base_{name}") for name in base} == base
     assert shrink(small) == small
     assert models.build(small.model).specs  # the base shape is one of whole numbers
 

@@ -13,7 +13,7 @@ from bigjax.config import CheckpointConfig, Config, DataConfig, LogConfig, Model
 from bigjax.data import DataError, save_tokenizer
 from bigjax.data.tokens.tokenizers import ByteTokenizer
 from bigjax.errors import UserError
-from bigjax.run import console
+from bigjax.run import console, throughput
 from bigjax.run.console import Progress, progress_line
 from bigjax.run.folder import RunFolder
 from bigjax.run.metrics import MetricsWriter, add, means, read_rows, scalars, truncate_after
@@ -203,7 +203,7 @@ def test_plot_is_a_picture(tmp_path):
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def train_a_little(folder, steps: int, witness=None) -> None:
+def train_a_little(folder, steps: int, witness=train.unwatched) -> None:
     cfg = Config(
         ModelConfig(vocab_size=256, num_layers=1, d_model=16, num_heads=2, max_seq_len=16),
         DataConfig(tokenizer="bytes", seq_len=16),
@@ -231,6 +231,53 @@ def test_the_peak_of_a_cpu_is_measured_while_nothing_is_compiled(tmp_path, monke
     monkeypatch.setattr(flops, "peak_flops", measured)
     train_a_little(tmp_path / "run", 1)
     assert compiling and idle == [True]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets, for throughput alone."""
+    now = [0.0]
+    monkeypatch.setattr(throughput, "perf_counter", lambda: now[0])
+    return now
+
+
+def readings(clock, speed, steps, tokens=100, seconds=1.0):
+    """Return the metrics of each of `steps` steps of so many tokens and seconds, after one that compiles."""
+    speed.count(tokens)
+    found = []
+    for _ in range(steps):
+        clock[0] += seconds
+        speed.count(tokens)
+        found.append(speed.read())
+    return found
+
+
+def test_a_peak_measured_under_load_does_not_stay(clock):
+    """500 FLOPs a token at 100 tokens/s are 50 % of 100 kFLOP/s, whatever part of that was measured at the start."""
+    measured = iter([1e5, 8e4])
+
+    def again():
+        clock[0] += 0.5  # measuring takes time, which is none of the steps'
+        return next(measured)
+
+    found = readings(clock, Throughput(500.0, 5.2e4, again), 100)
+    assert [row["perf/tokens_per_s"] for row in found] == pytest.approx([100] * 100)
+    assert [row["perf/mfu"] for row in found] == pytest.approx([0.5] * 100)
+    assert {row["perf/measured_peak_flops"] for row in found} == {1e5}
+    assert next(measured, None) is None  # once at the first reading and once a minute later
+
+
+def test_a_peak_that_rises_later_counts_from_then_on(clock):
+    measured = iter([6e4, 1e5])
+    found = readings(clock, Throughput(500.0, 5.2e4, lambda: next(measured)), 100)
+    assert [row["perf/mfu"] for row in found[:60]] == pytest.approx([5 / 6] * 60)
+    assert [row["perf/mfu"] for row in found[60:]] == pytest.approx([0.5] * 40)
+
+
+def test_the_peak_of_a_data_sheet_is_not_measured_and_an_unknown_one_gives_no_utilisation(clock):
+    (row,) = readings(clock, Throughput(500.0, 1e5), 1)
+    assert row == {"perf/tokens_per_s": 100.0, "perf/data_wait_s": 0.0, "perf/mfu": 0.5}
+    assert "perf/mfu" not in readings(clock, Throughput(500.0, None), 1)[0]
 
 
 def test_on_a_cpu_each_step_is_timed_by_itself(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from bigjax.config import Config, replace
 from bigjax.config.strict import fingerprint, to_dict
 from bigjax.run.json_files import write_json
 from bigjax.science.laws import plots as fits_plots
-from bigjax.science.scaling_laws import read_csv
+from bigjax.science.laws.report import study
+from bigjax.science.scaling_laws import fit_isoflop, read_csv, read_runs
 from experiments import cli, fit
 from tests.commands import Commands, read, shared_cache
 from tests.scaling_points import HOFFMANN, best_size, isoflop_runs, loss_of
@@ -147,6 +148,8 @@ def test_runs_are_read_with_their_curves_and_unfinished_ones_listed(tmp_path, ca
     assert found["conventions"]["tokenizer"] == "bytes" and found["conventions"]["vocab_size"] == 256
     assert found["conventions"]["flop_model"] == "C = 7 N^1 D"
     assert "r98" in capsys.readouterr().out
+    points = read_runs(f"{tmp_path}/runs/*", params="total", flops=None, recompute=False)
+    assert points.notes == ("FLOPs are 6ND; the runs recorded 1.17 to 1.17 times 6ND, which --flops=recorded takes",)
 
 
 def test_the_parameters_counted_are_those_asked_for(tmp_path):
@@ -275,6 +278,67 @@ def test_an_interval_without_an_end_or_without_noise_to_go_by_says_why(points, t
 )
 def test_wrong_flags_are_refused(arguments, words, capsys):
     assert words in refused(capsys, *arguments)
+
+
+def columns_of(points, **more):
+    return {name: list(values) for name, values in (points | more).items()}
+
+
+@pytest.mark.parametrize("header", ["flops", "FLOPs", " Flops "])
+def test_flops_that_a_csv_holds_are_those_that_count(points, header, tmp_path, capsys):
+    """Budgets of a power of 6ND: the exponent of the frontier in them is by the closed form that of 6ND over the power.
+
+    With C = 6ND the minima are N = G (C/6)^a. Where what is recorded is C^1.25, they are a power a / 1.25 of it.
+    """
+    flops = (6 * points["params"] * points["tokens"]) ** 1.25
+    path = write_csv(tmp_path / "runs.csv", columns_of(points, **{header: flops, "comment": ["x"] * 35}))
+    found = {}
+    for choice in ("", "recorded", "6ND"):
+        counted = {"params": "total", "flops": choice or None, "recompute": False}
+        found[choice] = fit_isoflop(points_of := read_csv(path, **counted), bootstrap=0)
+        assert points_of.notes[-1] == "columns that are not read: comment"
+        said = " ".join(points_of.notes)
+        assert ("FLOPs are those of the column flops, 3.16e+04 to 1.78e+05 times 6ND" in said) == (choice == "")
+        assert ("the column flops is not used" in said) == (choice == "6ND")
+        assert points_of.conventions.flops == (choice or "recorded")
+    exponents = [found[choice].parameters["N_exponent"] for choice in ("", "recorded", "6ND")]
+    assert exponents[0] == exponents[1] == pytest.approx(exponents[2] / 1.25, rel=1e-9)
+    if header != "flops":  # the command does no more with another spelling
+        return
+    run(f"--csv={path}", "--method=isoflop", "--bootstrap=20", f"--out={tmp_path}/out")
+    said, written = capsys.readouterr().out, read(tmp_path / "out" / "fit.json")
+    assert len(written["notes"]) == 3 and all(f"note: {note}" in said for note in written["notes"])
+    assert written["isoflop"]["N_exponent"] == pytest.approx(exponents[0])
+
+
+def test_recorded_flops_that_follow_neither_size_nor_tokens_are_named(points, tmp_path):
+    """Every other run counts half: a power of N times D is off by the root of 2 either way, at the least."""
+    flops = 6 * points["params"] * points["tokens"] * np.tile([1, 0.5], 18)[:35]
+    path = write_csv(tmp_path / "runs.csv", columns_of(points, flops=flops))
+    found = study(read_csv(path, params="total", flops=None, recompute=False), ("parametric",), bootstrap=20)
+    assert "optima take FLOPs as C = " in found.points.notes[-1] and "up to 4" in found.points.notes[-1]
+    exact = read_csv(path, params="total", flops="6ND", recompute=False)
+    assert len(study(exact, ("parametric",), bootstrap=20).points.notes) == 1
+
+
+def test_flops_that_only_some_rows_of_a_csv_hold_are_no_reason_to_drop_the_others(points, tmp_path, capsys):
+    """A row without a loss, or one that diverged, needs none: that is how a sweep writes a run that has not ended."""
+
+    def read_back(columns, flops=None):
+        return read_csv(write_csv(tmp_path / "runs.csv", columns), params="total", flops=flops, recompute=False)
+
+    flops = [6 * n * d for n, d in zip(points["params"], points["tokens"], strict=True)]
+    half = columns_of(points, flops=[*flops[:20], *[""] * 15])
+    said = refused(capsys, f"--csv={write_csv(tmp_path / 'half.csv', half)}", f"--out={tmp_path}/out")
+    assert "half.csv has flops in 20 of 35 rows" in said and "--flops=6ND" in said
+    assert len(read_back(half, "6ND")) == 35
+    assert read_back(columns_of(points, flops=[""] * 35)).conventions.flops == "6ND"
+    ended = columns_of(points, flops=[*flops[:33], "", ""], diverged=[0] * 34 + [1])
+    ended["loss"][33] = ""
+    found = read_back(ended)
+    assert (len(found), found.conventions.flops) == (33, "recorded")
+    found = read_back(columns_of(points, **{f"{index} {'x' * 10_000}": [1] * 35 for index in range(20)}))
+    assert "and 15 more" in found.notes[0] and len(found.notes[0]) < 300
 
 
 def test_flops_as_recorded_need_their_column(points, tmp_path, capsys):

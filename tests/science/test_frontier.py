@@ -76,11 +76,20 @@ def test_isoflop_minima_are_those_of_numpy_and_scipy():
 # at 0.6 % of noise some curves have no minimum in some replicates, at 2 % in most.
 @pytest.mark.parametrize(
     ("noise", "sizes", "budgets", "width", "open_ends"),
-    [(0.002, 7, 5, 3, (0, 0.05)), (0.01, 9, 3, 5, (0, 0.3)), (0.006, 7, 5, 3, (0.1, 0.9)), (0.02, 7, 5, 3, (0.5, 1))],
+    [
+        (0.002, 7, 5, 3, (0, 0.05)),
+        (0.01, 9, 3, 5, (0, 0.3)),
+        (0.006, 7, 5, 3, (0.1, 0.9)),
+        (0.02, 7, 5, 3, (0.5, 1)),
+        # Six times the noise at one end than at the other, either way: drawn from all, it would open most of these.
+        ((0.006, 0.004, 0.003, 0.002, 0.001), 9, 5, 5, (0, 0.1)),
+        ((0.0005, 0.0005, 0.001, 0.002, 0.003), 6, 5, 3, (0, 0.1)),
+    ],
 )
 def test_isoflop_intervals_hold_the_truth_at_the_nominal_rate(noise, sizes, budgets, width, open_ends):
     """100 simulations; the bound on misses is the binomial's at 1 in 1,000. An interval may be open, but is there."""
     simulations, misses, opened = 100, 0, 0
+    noise = np.repeat(np.broadcast_to(noise, budgets), sizes)
     for seed in range(simulations):
         runs = isoflop_runs(HOFFMANN, width=width, noise=noise, sizes=sizes, budgets=budgets, seed=seed)
         fit = fit_isoflop(make_points(*runs), bootstrap=200, seed=seed)
@@ -92,21 +101,22 @@ def test_isoflop_intervals_hold_the_truth_at_the_nominal_rate(noise, sizes, budg
     assert open_ends[0] <= opened / simulations <= open_ends[1]
 
 
-def test_isoflop_intervals_are_those_of_error_propagation_where_noise_is_small():
-    """Var(-b / 2c) by the gradient of b and c and their covariance s² (X'X)^-1, then t of the pooled residuals."""
-    points = make_points(*isoflop_runs(HOFFMANN, width=3, noise=0.001, seed=4))
+@pytest.mark.parametrize("noise", [(0.001,) * 5, (0.0015, 0.001, 0.0005, 0.0005, 0.00025), (1e-4,) * 4 + (0.002,)])
+def test_isoflop_intervals_are_those_of_error_propagation_where_noise_is_small(noise):
+    """Var(-b / 2c) by the gradient of b and c and their covariance s² (X'X)^-1 of a budget; t as of Satterthwaite."""
+    points = make_points(*isoflop_runs(HOFFMANN, width=3, noise=np.repeat(noise, 7), seed=4))
     fit = fit_isoflop(points, bootstrap=4000)
     log_size, loss = np.log(points.params).reshape(5, 7), points.loss.reshape(5, 7)
-    variances, squares = [], 0.0
+    variances = []
     for x, y in zip(log_size, loss, strict=True):
         design = np.vander(x - x.mean(), 3, increasing=True)
         theta, left, *_ = np.linalg.lstsq(design, y)
         gradient = np.array([0, -1 / (2 * theta[2]), theta[1] / (2 * theta[2] ** 2)])
-        variances.append(gradient @ np.linalg.inv(design.T @ design) @ gradient)
-        squares += float(left[0])
+        variances.append(gradient @ np.linalg.inv(design.T @ design) @ gradient * float(left[0]) / (7 - 3))
     deviation = np.log(fit.flops) - np.log(fit.flops).mean()
-    variance = squares / (35 - 15) * (deviation**2 @ variances) / (deviation @ deviation) ** 2
-    half = stats.t.ppf(0.975, 35 - 15) * np.sqrt(variance)
+    shares = deviation**2 * variances / (deviation @ deviation) ** 2
+    freedom = shares.sum() ** 2 / (shares**2 / (7 - 3)).sum()
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(shares.sum())
     low, high = fit.ci95["N_exponent"]
     # A 2.5 % quantile of 4,000 normal replicates has a standard error of 2.1 % of its distance from the middle.
     assert np.array([fit.theta[1] - low, high - fit.theta[1]]) / half == pytest.approx([1, 1], abs=4 * 0.021)

@@ -158,7 +158,7 @@ def test_a_point_that_shares_its_program_with_none_is_trained(tmp_path):
 
 def test_points_whose_options_allow_no_default_decay_are_one_program():
     # Under muP Adam takes no weight decay, whose default is 0.1.
-    mup = {"parametrization": "mup", "mup_base_d_model": TINY.model.d_model}
+    mup = {"parametrization": "mup", "mup.base_d_model": TINY.model.d_model}
     base = replace(TINY, model=mup, optim={"name": "adam", "weight_decay": 0.0})
     first, second = (sweeps.without_scalars(point.cfg) for point in points(base, grid({"optim.lr": [1e-3, 1e-2]})))
     assert first == second

@@ -1,5 +1,6 @@
 """Scoring a split: its rows once, in order, in batches of one size."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,14 +23,12 @@ class EvalSet:
       sources: their rows.
       rows: the part of every batch that this process needs.
       global_batch_size: B.
-      token_bytes: (vocab,) int32, UTF-8 bytes of each token; None where they say nothing of the text.
       contiguous: whether row b of a batch continues row b of the one before.
     """
 
     sources: tuple[Rows, ...]
     rows: slice
     global_batch_size: int
-    token_bytes: np.ndarray | None
     contiguous: bool = False
 
     @property
@@ -41,11 +40,15 @@ class EvalSet:
         """Number of batches."""
         return -(-self.num_rows // self.global_batch_size)
 
+    def predicts(self, limit: int = 0) -> bool:
+        """Whether the first `limit` batches, or all for 0, hold anything to predict; the same for every process."""
+        whole = dataclasses.replace(self, rows=slice(0, self.global_batch_size))
+        return any(batch.arrays["weights"].any() for batch in whole.batches(limit))
+
     def batches(self, limit: int = 0) -> Iterator[Batch]:
         """Yield the first `limit` batches, or all for 0.
 
-        Besides the arrays of training, `bytes` (rows, S) int32 is how many UTF-8 bytes each target stands for, 0 where
-        its weight is 0. Ids count the rows of all the sources.
+        Ids count the rows of all the sources.
         """
         counts = [len(source) for source in self.sources]
         lanes = build_lanes(counts, self.global_batch_size)
@@ -62,6 +65,4 @@ class EvalSet:
             arrays = gather(self.sources, source, row, ids)
             if self.contiguous:
                 arrays["continues"] *= step > 0
-            if self.token_bytes is not None:
-                arrays["bytes"] = np.where(arrays["weights"] > 0, self.token_bytes[arrays["targets"]], 0)
             yield Batch(step, np.where(real, ids, -1), arrays)

@@ -1,7 +1,6 @@
 """Rows for classification: a text and the name of its class; and what is shared by all that has classes."""
 
 import hashlib
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ from bigjax.config import Config
 from bigjax.data.errors import DataError
 from bigjax.data.sources.opening import SplitSource, open_source
 from bigjax.data.tokens.shards import Shard
+from bigjax.errors import brief, listed
 
 
 def read_labels(cfg: Config, side: SplitSource) -> Iterator[str]:
-    """Yield the label of every document of a side, in its order.
+    """Yield the label of every document of a side, in its order; a number or a truth value as a table spells it.
 
     Raises:
       DataError: the source has no column `data.label_key`.
     """
-    labels = open_source(side.source.spec, cfg.data.label_key)
+    labels = open_source(side.source.spec, cfg.data.label_key, labels=True)
     pairs = zip(side.source.read(), labels.read(), strict=True)
     return (label for document, (_, label) in pairs if side.keeps(*document))
 
@@ -34,35 +34,46 @@ def classes_of(cfg: Config, labels: Iterable[str]) -> tuple[str, ...]:
     """
     classes = cfg.data.classes or tuple(sorted(set(labels)))
     if not classes:
-        raise DataError(f"there is no label to train on in {', '.join(map(repr, cfg.data.sources))}")
+        raise DataError(f"there is no label to train on in {_sources(cfg)}")
     if not all(name.strip() for name in classes):
-        raise DataError(
-            f"a label to train on in {', '.join(map(repr, cfg.data.sources))} is empty: label it, or leave it out"
-        )
+        raise DataError(f"a label to train on in {_sources(cfg)} is empty: label it, or leave it out")
     if len(classes) != cfg.model.num_classes:
         raise DataError(
-            f"there are {len(classes)} classes ({', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}), "
-            f"but model.num_classes={cfg.model.num_classes}"
+            f"there are {len(classes)} classes ({listed(classes)}), but model.num_classes={cfg.model.num_classes}"
         )
     return classes
+
+
+def _sources(cfg: Config) -> str:
+    return listed(map(repr, cfg.data.sources), width=300)
 
 
 def numbers_of(side: SplitSource, labels: Sequence[str], classes: tuple[str, ...], what: str) -> np.ndarray:
     """Return the number of the class of each label of a side, int32; `what` it is that has a label, a text or a word.
 
+    Classes that have only numbers, `LABEL_0` and so on, are meant by the numbers alone, too.
+
     Raises:
       DataError: a label is not among the classes, or a class that is trained on has none.
     """
     index, found = {name: i for i, name in enumerate(classes)}, Counter(labels)
+    if classes == numbered(len(classes)):
+        index |= {str(i): i for i in range(len(classes))}
     if unknown := sorted(set(found) - set(index)):
         raise DataError(
-            f"{side.source.spec!r} has the label {textwrap.shorten(unknown[0], 60)!r}, which is none of the classes "
-            f"{', '.join(classes)}"
+            f"{side.source.spec!r} has the label {brief(unknown[0])}, which is none of the classes {listed(classes)}: "
+            "set data.classes to the labels of the data, in the order of the model's classes"
         )
-    empty = [name for name in classes if not found[name]]
-    if empty and side.split == "train":
-        raise DataError(f"{side.source.spec!r} has no {what} of the class {empty[0]!r} to train on")
-    return np.array([index[label] for label in labels], np.int32)
+    numbers = np.array([index[label] for label in labels], np.int32)
+    empty = np.flatnonzero(np.bincount(numbers, minlength=len(classes)) == 0)
+    if len(empty) and side.split == "train":
+        raise DataError(f"{side.source.spec!r} has no {what} of the class {brief(classes[empty[0]])} to train on")
+    return numbers
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Return the names of classes that nobody named, as transformers has them."""
+    return tuple(f"LABEL_{number}" for number in range(count))
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,25 +26,36 @@ def row_generator(seed: int, row_id: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(int.from_bytes(digest[:16])))
 
 
+LONGEST_WORD = 2 / 3
+"""A word that takes more of the tokens wanted is not hidden whole: nothing else, or too little, would go beside it."""
+
+
 def choose(
     rng: np.random.Generator, tokens: np.ndarray, rate: float, most: int, starts: np.ndarray | None
 ) -> np.ndarray:
     """Return the positions to predict, ascending: `rate` of the tokens, at least one and at most `most`.
 
+    Whole words are taken in random order until one would go beyond the number wanted. The first is drawn by its tokens
+    and the others are not: so each is as likely as any other, however long. Those longer than `LONGEST_WORD` of that
+    number, as in a script without spaces, are taken token by token.
+
     Args:
-      tokens: (n,) ids. starts: (n,) bool, where words start, to mask whole words: words are taken in random order, and
-        one that would go beyond the number wanted is left out. None: single tokens.
+      tokens: (n,) ids, at least one. starts: (n,) bool, where words start, to mask whole words. None: single tokens.
     """
     wanted = min(most, num_predictions(len(tokens), rate))
     if starts is None:
         return np.sort(rng.permutation(len(tokens))[:wanted])
-    word = np.cumsum(starts)
-    members = np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(word)) + 1)
-    chosen: list[int] = []
-    for index in rng.permutation(len(members)).tolist():
-        if len(chosen) + len(members[index]) <= wanted:
-            chosen += members[index].tolist()
-    return np.sort(np.array(chosen, np.int64))
+    opens = starts.copy()
+    opens[0] = True
+    lengths = np.diff(np.append(np.flatnonzero(opens), len(tokens)))
+    opens |= np.repeat(lengths, lengths) > max(1, LONGEST_WORD * wanted)
+    bounds = np.append(np.flatnonzero(opens), len(tokens))
+    first = int(np.searchsorted(bounds, rng.integers(len(tokens)), side="right")) - 1
+    order = rng.permutation(len(bounds) - 1)
+    order = np.concatenate([[first], order[order != first]])
+    taken = order[np.cumsum(np.diff(bounds)[order]) <= wanted]
+    words = np.split(np.arange(len(tokens)), bounds[1:-1])
+    return np.sort(np.concatenate([words[word] for word in taken.tolist()]))
 
 
 def replace(

@@ -1,6 +1,7 @@
 """Rows: what a source gives to a batch, by number. Streams and evaluation sets know no more of a source than this."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from bigjax.data.rows.packing import num_rows, pack_rows
 from bigjax.data.tokens.shards import Shard
+from bigjax.data.tokens.text_bytes import BytesAt
 
 
 class Rows(Protocol):
@@ -50,6 +52,10 @@ class PackedText:
     """Rows for predicting the next token, cut from a shard without gap or overlap; see `packing.pack_rows`.
 
     With `contiguous`, rows also have `continues`, int32: 1 if they go on with the text of the row before.
+
+    Attributes:
+      count: finds out how many bytes the tokens stand for. bytes_at: what it found; then rows also have `bytes` (B, S)
+        int32, the UTF-8 bytes that each target stands for, 0 where its weight is 0.
     """
 
     spec: str
@@ -57,6 +63,12 @@ class PackedText:
     seq_len: int
     document_mask: bool
     contiguous: bool = False
+    count: Callable[[], BytesAt] | None = None
+    bytes_at: BytesAt | None = None
+
+    def scored(self) -> "PackedText":
+        """Return the same rows with the bytes of their targets."""
+        return self if self.count is None else dataclasses.replace(self, bytes_at=self.count())
 
     @property
     def digest(self) -> str:
@@ -79,6 +91,10 @@ class PackedText:
         if self.contiguous:
             breaks = self.shard.offsets if self.document_mask else np.zeros(1, np.int64)
             arrays["continues"] = (~np.isin(rows * self.seq_len, breaks)).astype(np.int32)
+        if self.bytes_at is not None:
+            places = rows[:, None] * self.seq_len + 1 + np.arange(self.seq_len)
+            found = self.bytes_at(np.minimum(places, len(self.shard.tokens) - 1))
+            arrays["bytes"] = np.where(arrays["weights"] > 0, found, 0).astype(np.int32)
         return arrays
 
 

@@ -15,6 +15,7 @@ from bigjax.config import Config
 from bigjax.data.errors import DataError
 from bigjax.data.rows.labelled import numbers_of
 from bigjax.data.sources.opening import SplitSource
+from bigjax.data.sources.readers import spelled
 from bigjax.data.tokens.tokenizers import Tokenizer
 
 IGNORED = -1
@@ -25,10 +26,12 @@ def read_tagged(side: SplitSource) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the words and the tags of each sentence of a side.
 
     Raises:
-      DataError: they are not lists of strings that are not empty, or not as many of each.
+      DataError: they are not lists of strings that are not empty, of tags also whole numbers or truth values; or not
+        as many of each.
     """
     for name, record in side.documents():
         words, tags = json.loads(record)
+        tags = [*map(spelled, tags)] if isinstance(tags, list) else tags
         for what, values in (("words", words), ("tags", tags)):
             if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
                 raise DataError(

@@ -6,14 +6,18 @@ compute it. Held-out documents are whole documents. Which they are depends on th
 - `shakespeare` and `shakespeare-passages` have a fixed list of held-out works, which is never trained on;
 - with `data.eval_sources` the other sources train on all their documents, and those sources are evaluated on;
 - otherwise a document is held out when a hash of its text, as a number in [0, 1), is below `data.holdout`. So a
-  document is on the same side in every run and on every machine, and copies of a document are on one side.
+  document is on the same side in every run and on every machine, and copies of a document are on one side;
+- where this leaves a side empty, the document with the lowest hash is held out, or the one with the highest trained on;
+  of fewer than `FEW` plain texts the end of each is held out, `data.holdout` of it.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,19 +70,26 @@ class Source:
       files: sha256 of every file by name; empty for the packaged corpus.
       digest: sha256 of everything the documents depend on.
       read: starts a pass over all the documents.
+      notes: what is to be said of its files. columns: how many values each document is a JSON list of; 1: a text.
     """
 
     spec: str
     files: dict[str, str]
     digest: str
     read: Callable[[], Iterator[Document]]
+    notes: tuple[str, ...] = ()
+    columns: int = 1
 
 
-def open_source(spec: str, text_key: str | tuple[str, ...]) -> Source:
+def open_source(
+    spec: str, text_key: str | tuple[str, ...], root: Path | None = None, *, labels: bool = False
+) -> Source:
     """Open a source and hash its content.
 
     Args:
       text_key: the column that holds the texts; or several, of which a document is the values, as a JSON list.
+      root: cache folder, where the hashes of large files are kept. labels: whether the column may hold whole numbers
+        or truth values, too.
 
     Raises:
       DataError: unknown kind, no file matches, an empty file, a dataset that is not prepared, an unknown split; several
@@ -90,14 +101,17 @@ def open_source(spec: str, text_key: str | tuple[str, ...]) -> Source:
         near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
         raise DataError(
             f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}"
+            f"{_QUOTED if ':' not in spec else ''}"
         )
     if not _suits(kind, text_key):
         raise DataError(f"{spec!r} cannot give what train.objective reads: {_wanted(text_key)}")
     if isinstance(text_key, tuple):
-        paths = readers.relative_names(readers.find_files(rest))
+        files, notes = readers.find_files(rest)
+        paths = readers.relative_names(files)
         read_all = RECORD_READERS[kind]
         records = lambda: (doc for item in paths.items() for doc in read_all(*item, text_key))  # noqa: E731
-        return _hashed(spec, [kind, *text_key], paths, records)
+        found = _hashed(spec, [kind, *text_key], paths, records, root, notes)
+        return dataclasses.replace(found, columns=len(text_key))
     if kind == "shakespeare":
         return Source(spec, {}, shakespeare.SHA256, shakespeare.works)
     if packaged:
@@ -109,14 +123,25 @@ def open_source(spec: str, text_key: str | tuple[str, ...]) -> Source:
     if kind == "tfds":
         builder, split = tfds_source.open_split(rest, text_key)
         paths = {path.name: path for path in tfds_source.split_files(builder, split)}
-        read = functools.partial(tfds_source.read_tfds, builder, split, text_key)
-        return _hashed(spec, [kind, split, text_key], paths, read)
-    paths = readers.relative_names(readers.find_files(rest))
+        read = functools.partial(tfds_source.read_tfds, builder, split, text_key, labels)
+        return _hashed(spec, [kind, split, text_key], paths, read, root)
+    files, notes = readers.find_files(rest)
+    if kind == "parquet" and 0 < len(bare := readers.without_rows(files)) < len(files):
+        files = [path for path in files if path not in bare]
+        notes += tuple(f"{path} is empty: it has no rows" for path in bare)
+    paths = readers.relative_names(files)
     if kind == "text":
-        return _hashed(spec, [kind], paths, lambda: (doc for item in paths.items() for doc in readers.read_text(*item)))
+        whole = lambda: (doc for item in paths.items() for doc in readers.read_text(*item))  # noqa: E731
+        return _hashed(spec, [kind], paths, whole, root, notes)
     reader = READERS[kind]
-    documents = lambda: (doc for item in paths.items() for doc in reader(*item, text_key))  # noqa: E731
-    return _hashed(spec, [kind, text_key], paths, documents)
+    documents = lambda: (doc for item in paths.items() for doc in reader(*item, text_key, labels))  # noqa: E731
+    return _hashed(spec, [kind, text_key], paths, documents, root, notes)
+
+
+_QUOTED = (
+    """. A comma in a file's name needs quotes: --config.data.sources="('text:a,b.txt',)", or """
+    """--sources='"text:a,b.txt"'"""
+)
 
 
 def _suits(kind: str, columns: str | tuple[str, ...]) -> bool:
@@ -137,23 +162,30 @@ def _packaged(source: Source) -> bool:
     return source.spec.startswith("shakespeare")
 
 
-def _hashed(spec: str, how: list[str], paths: dict[str, Path], read: Callable[[], Iterator[Document]]) -> Source:
+def _hashed(
+    spec: str,
+    how: list[str],
+    paths: dict[str, Path],
+    read: Callable[[], Iterator[Document]],
+    root: Path | None,
+    notes: tuple[str, ...] = (),
+) -> Source:
     """Return the source of some files; a pass over them ends with an error if they are no longer those hashed here.
 
     Else what was read of a file that changed meanwhile would be kept, in the cache, as the content of the old one.
     """
     with _readable():
-        files = {name: readers.file_digest(path) for name, path in paths.items()}
+        files = {name: readers.file_digest(path, root) for name, path in paths.items()}
 
     def documents() -> Iterator[Document]:
         with _readable():
             yield from read()
             for name, path in paths.items():
-                if readers.file_digest(path) != files[name]:
+                if readers.file_digest(path, root) != files[name]:
                     raise DataError(f"{path} changed while it was read: run again when nothing writes to it")
 
     digest = hashlib.sha256(json.dumps([how, files]).encode()).hexdigest()
-    return Source(spec, files, digest, documents)
+    return Source(spec, files, digest, documents, notes)
 
 
 @contextlib.contextmanager
@@ -172,7 +204,7 @@ class SplitSource:
     Attributes:
       source: where the documents come from.
       split: `train` or `eval`.
-      rule: which documents belong to it: `all`, `works` (the fixed list) or `hash:P`.
+      rule: which documents belong to it: `all`, `works` (the fixed list) or `hash:P`; or `tail:P`, the part of each.
     """
 
     source: Source
@@ -181,11 +213,20 @@ class SplitSource:
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents on this side, in the order of the source."""
+        if self.rule.startswith("tail:"):
+            return self._parts(float(self.rule.removeprefix("tail:")))
         return (document for document in self.source.read() if self.keeps(*document))
 
     def keeps(self, name: str, text: str) -> bool:
         """Whether a document of the source is on this side."""
         return self.rule == "all" or (self.split == "eval") == self._held_out(name, text)
+
+    def _parts(self, share: float) -> Iterator[Document]:
+        """Yield the beginning or the end of each document, cut where a line or else a word begins, if one is near."""
+        for name, text in self.source.read():
+            cut = tail_start(text, share)
+            if part := text[:cut] if self.split == "train" else text[cut:]:
+                yield name, part
 
     def _held_out(self, name: str, text: str) -> bool:
         if self.rule == "works":
@@ -202,22 +243,63 @@ def document_fraction(text: str) -> float:
     return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11) / 2**53
 
 
+def tail_start(text: str, share: float) -> int:
+    """Return where the end of a text starts that is `share` of it: at a line, or a word, up to as much again before."""
+    cut = min(len(text) - max(round(len(text) * share), 1), len(text) - 1)
+    for mark in ("\n", " "):
+        place = text.rfind(mark, max(2 * cut - len(text), 1), cut) + 1
+        if place > 0:
+            return place
+    return max(cut, 0)
+
+
+FEW = 10
+"""Documents, of which one would be more than is wanted of a text."""
+
+
+def _rule(source: Source, holdout: float, whole: bool) -> str:
+    """Return the rule that holds out documents of a source, or, of too few and unless `whole`, parts of each."""
+    lowest, highest, sides, count = 1.0, 0.0, set(), 0
+    for count, (_, text) in enumerate(source.read(), start=1):  # noqa: B007
+        fraction = document_fraction(text)
+        lowest, highest = min(lowest, fraction), max(highest, fraction)
+        sides.add(fraction < holdout)
+        if len(sides) == 2:
+            return f"hash:{holdout}"
+    if count < FEW and not whole:
+        return f"tail:{holdout}"
+    if lowest < highest:  # more than one text
+        return f"hash:{highest if True in sides else math.nextafter(lowest, 1.0)!r}"
+    return f"hash:{holdout}"
+
+
 def split_sources(
-    sources: tuple[str, ...], eval_sources: tuple[str, ...], holdout: float, text_key: str | tuple[str, ...]
+    sources: tuple[str, ...],
+    eval_sources: tuple[str, ...],
+    holdout: float,
+    text_key: str | tuple[str, ...],
+    root: Path | None = None,
+    *,
+    whole: bool = True,
 ) -> tuple[list[SplitSource], list[SplitSource]]:
     """Return the training sides and the held-out sides (none when nothing is held out).
+
+    Args:
+      whole: whether documents must not be cut in two where there are too few to hold one out.
 
     Raises:
       DataError: as `open_source`, or a file is both trained on and evaluated on.
     """
-    train_side = [open_source(spec, text_key) for spec in sources]
-    rule = f"hash:{holdout}" if holdout and not eval_sources else "all"
-    rules = ["works" if _packaged(source) else rule for source in train_side]
+    train_side = [open_source(spec, text_key, root) for spec in sources]
+    rules = [
+        "works" if _packaged(source) else _rule(source, holdout, whole) if holdout and not eval_sources else "all"
+        for source in train_side
+    ]
     train = [SplitSource(source, "train", rule) for source, rule in zip(train_side, rules, strict=True)]
     if not eval_sources:
         held_out = zip(train_side, rules, strict=True)
         return train, [SplitSource(source, "eval", rule) for source, rule in held_out if rule != "all"]
-    eval_side = [open_source(spec, text_key) for spec in eval_sources]
+    eval_side = [open_source(spec, text_key, root) for spec in eval_sources]
     trained_on = {digest: (source.spec, name) for source in train_side for name, digest in source.files.items()}
     for source in eval_side:
         for name, digest in source.files.items():

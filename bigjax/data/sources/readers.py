@@ -3,38 +3,60 @@
 Lines and offsets of compressed files are those of what they hold.
 """
 
+import contextlib
 import csv
 import glob
 import hashlib
 import io
 import json
 import os
+import time
+import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bigjax.data.errors import DataError
 from bigjax.data.sources.compressed import contents, opened
 
 
-def find_files(pattern: str) -> list[Path]:
-    """Return the files that match a glob (`~` and `**` allowed), sorted.
+class Found(NamedTuple):
+    """Files, and what is to be said of others."""
+
+    files: list[Path]
+    notes: tuple[str, ...] = ()
+
+
+def find_files(pattern: str) -> Found:
+    """Return the files that match a glob (`~` and `**` allowed) or have it for a name, sorted; empty ones in the notes.
 
     Raises:
-      DataError: nothing matches, a link leads nowhere, or a file is empty.
+      DataError: nothing matches, it is a folder, a link leads nowhere, or all files are empty.
     """
     expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
-    paths = sorted(Path(name) for name in glob.glob(expanded, recursive=True))  # noqa: PTH207 - patterns may be absolute
+    if Path(expanded).is_dir():
+        raise DataError(f"{pattern!r} is a folder: name the files in it, as in {_inside(Path(expanded), pattern)!r}")
+    # Brackets and the like stand for themselves where a file is called so.
+    literal = Path(expanded).is_file()
+    names = [expanded] if literal else glob.glob(expanded, recursive=True)  # noqa: PTH207 - patterns may be absolute
+    paths = sorted(map(Path, names))
     for path in paths:
         if path.is_symlink() and not path.exists():
             raise DataError(f"{path} is a link that leads nowhere: mend it or leave it out of {pattern!r}")
     files = [path for path in paths if path.is_file()]
     if not files:
         raise DataError(f"no file matches {pattern!r} (working folder: {Path.cwd()})")
-    for path in files:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty: remove it or leave it out of {pattern!r}")
-    return files
+    empty = [path for path in files if path.stat().st_size == 0]
+    if len(empty) == len(files):
+        raise DataError(f"{empty[0]} is empty: remove it or leave it out of {pattern!r}")
+    return Found([path for path in files if path not in empty], tuple(f"{path} is empty" for path in empty))
+
+
+def _inside(folder: Path, pattern: str) -> str:
+    """Return a pattern for the files in a folder of the kind that it has most of."""
+    kinds = Counter(path.suffix for path in folder.iterdir() if path.is_file())
+    return f"{pattern.rstrip('/')}/*{max(kinds, key=lambda kind: kinds[kind], default='')}"
 
 
 def relative_names(files: list[Path]) -> dict[str, Path]:
@@ -43,10 +65,40 @@ def relative_names(files: list[Path]) -> dict[str, Path]:
     return {path.resolve().relative_to(root).as_posix(): path for path in files}
 
 
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
+REMEMBERED = 2**20
+"""Bytes of a file from which on its hash is kept."""
+
+SETTLED_NS = 2 * 10**9
+"""Age from which on a change of a file shows in its times, on any file system."""
+
+
+def file_digest(path: Path, root: Path | None = None) -> str:
+    """Return the sha256 of a file's bytes.
+
+    Args:
+      root: cache folder, where the hash of a large file is kept for as long as its size and times, among them that of
+        the last change of its status, which nobody can set, stay as they are.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        before = os.fstat(file.fileno())
+        settled = time.time_ns() - max(before.st_mtime_ns, before.st_ctime_ns) > SETTLED_NS
+        if root is None or before.st_size < REMEMBERED or not settled:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        state = [before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
+        name = hashlib.sha256(json.dumps([str(path.resolve()), *state]).encode()).hexdigest()
+        kept = root / "digests" / name
+        with contextlib.suppress(OSError):
+            if len(digest := kept.read_text()) == 64:
+                return digest
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    if (after.st_size, after.st_ctime_ns) == (before.st_size, before.st_ctime_ns):
+        with contextlib.suppress(OSError):  # it is kept to save time alone
+            kept.parent.mkdir(exist_ok=True)
+            mine = kept.with_name(f"{name}.{uuid.uuid4().hex}")
+            mine.write_text(digest)
+            mine.replace(kept)
+    return digest
 
 
 def decode(content: bytes, place: str, offset: int = 0) -> str:
@@ -74,14 +126,24 @@ def read_text(name: str, path: Path) -> Iterator[tuple[str, str]]:
     yield name, decode(contents(path), str(path))
 
 
-def read_jsonl(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+def spelled(value: Any) -> Any:
+    """Return a whole number or a truth value, as a label may be, as the text that a table has: `1`, `true`, `false`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else value
+
+
+def read_jsonl(name: str, path: Path, text_key: str, labels: bool = False) -> Iterator[tuple[str, str]]:
     """Yield a document per line of JSON; blank lines are skipped.
+
+    Args:
+      labels: whether a value may be a whole number or a truth value, too.
 
     Raises:
       DataError: a line is not UTF-8, not a JSON object, or lacks a string under `text_key`.
     """
     for number, record in _json_lines(path, (text_key,)):
-        text = record[text_key]
+        text = spelled(record[text_key]) if labels else record[text_key]
         if not isinstance(text, str):
             raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
         yield f"{name}:{number}", _of_characters(text, path, number)
@@ -165,12 +227,18 @@ def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[s
             yield number, record
 
 
-def read_table(name: str, path: Path, text_key: str, delimiter: str) -> Iterator[tuple[str, str]]:
+def read_table(
+    name: str, path: Path, text_key: str, labels: bool = False, *, delimiter: str
+) -> Iterator[tuple[str, str]]:
     """Yield a document per record of a table whose first line names the columns; quoted as in RFC 4180.
+
+    Args:
+      labels: changes nothing, as all values are texts.
 
     Raises:
       DataError: the file is not UTF-8, no column is called `text_key`, or a record has not as many fields as columns.
     """
+    del labels
     text = decode(contents(path), str(path)).removeprefix("\ufeff")
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a document may be longer than the module's limit
     records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -189,8 +257,24 @@ def read_table(name: str, path: Path, text_key: str, delimiter: str) -> Iterator
         raise DataError(f"{path}, line {records.line_num}: not a table: {error}") from None
 
 
-def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, str]]:
+def without_rows(files: list[Path]) -> list[Path]:
+    """Return the Parquet files that have no rows; what cannot be read is left to `read_parquet`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = []
+    for path in files:
+        with contextlib.suppress(pa.ArrowException, OSError):
+            if pq.read_metadata(path).num_rows == 0:
+                found.append(path)
+    return found
+
+
+def read_parquet(name: str, path: Path, text_key: str, labels: bool = False) -> Iterator[tuple[str, str]]:
     """Yield a document per row of a Parquet file, read a batch of rows at a time.
+
+    Args:
+      labels: as for `read_jsonl`.
 
     Raises:
       DataError: the file is not Parquet, has no rows, no column `text_key`, or a row without a UTF-8 string.
@@ -213,6 +297,8 @@ def read_parquet(name: str, path: Path, text_key: str) -> Iterator[tuple[str, st
             column = batch.column(0)
             if pa.types.is_dictionary(column.type):  # what a column of categories is
                 column = column.dictionary_decode()
+            if labels and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+                column = column.cast(pa.string())  # as `spelled`
             text_types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
             if not any(test(column.type) for test in text_types):
                 raise DataError(f"{path}: column {text_key!r} holds {column.type}, not strings")

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigjax.data.errors import DataError
-from bigjax.data.sources.readers import decode
+from bigjax.data.sources.readers import decode, spelled
 
 READABLE_FORMATS = ("array_record", "parquet")
 
@@ -82,8 +84,14 @@ def split_files(builder: Any, split: str) -> list[Path]:
     return sorted(Path(file) for file in builder.info.splits[split].filepaths)
 
 
-def read_tfds(builder: Any, split: str, text_key: str, chunk: int = 256) -> Iterator[tuple[str, str]]:
-    """Yield a document per example, in index order, fetched `chunk` at a time (one by one is four times slower)."""
+def read_tfds(
+    builder: Any, split: str, text_key: str, labels: bool = False, chunk: int = 256
+) -> Iterator[tuple[str, str]]:
+    """Yield a document per example, in index order, fetched `chunk` at a time (one by one is four times slower).
+
+    Args:
+      labels: whether a value may be a whole number or a truth value, too.
+    """
     place = f"tfds:{builder.name}:{split}"
     examples = builder.as_data_source(split=split)
     for start in range(0, len(examples), chunk):
@@ -94,6 +102,8 @@ def read_tfds(builder: Any, split: str, text_key: str, chunk: int = 256) -> Iter
             raise DataError(f"{place} cannot be read: {str(error).partition(chr(10))[0]}") from error
         for index, example in enumerate(found, start):
             text = example[text_key]
+            if labels and isinstance(text, int | bool | np.integer | np.bool_):
+                text = spelled(text.item() if isinstance(text, np.generic) else text).encode()
             if not isinstance(text, bytes):
                 kind = type(text).__name__
                 raise DataError(f"{place}, example {index}: feature {text_key!r} is {kind}, not text")

@@ -40,7 +40,7 @@ class TextFiles(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(glob) for split, glob in self._split_globs.items()}
 
     def _generate_examples(self, glob: str) -> Iterator[tuple[str, dict[str, str]]]:
-        for name, path in relative_names(find_files(glob)).items():
+        for name, path in relative_names(find_files(glob).files).items():
             for _, text in read_text(name, path):
                 yield name, {"name": name, "text": text}
 

@@ -15,7 +15,7 @@ SMALLEST = 257
 """The 256 bytes and the end-of-text token."""
 
 
-def build_tokenizer(spec: str, training: Sequence[Side], root: Path, room: int | None = None) -> Tokenizer:
+def build_tokenizer(spec: str, training: Sequence[Side], root: str | Path, room: int | None = None) -> Tokenizer:
     """Return the tokenizer that `data.tokenizer` names.
 
     Args:
@@ -38,7 +38,7 @@ def build_tokenizer(spec: str, training: Sequence[Side], root: Path, room: int |
                 f"data.tokenizer={spec!r} would have more ids than model.vocab_size={room}: set "
                 f"model.vocab_size={rest} or more, or data.tokenizer=bpe:{room} or fewer"
             )
-        return _trained(int(rest), training, root)
+        return _trained(int(rest), training, Path(root))
     near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
     wanted = "bytes, bpe:SIZE or hf:PATH of a tokenizer.json"
     raise DataError(f"data.tokenizer: {spec!r} is no tokenizer; did you mean {FORMS[near]!r}? A tokenizer is {wanted}")
@@ -54,12 +54,13 @@ def _trained(size: int, training: Sequence[Side], root: Path) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def train_bpe(texts: Iterable[str], size: int, folder: Path) -> None:
+def train_bpe(texts: Iterable[str], size: int, folder: str | Path) -> None:
     """Train byte-level BPE (Radford et al. 2019, section 2.2), with `<|endoftext|>` as id 0, and save it in a folder.
 
     Raises:
       DataError: the texts have too few repeated pairs for that many tokens.
     """
+    folder = Path(folder)
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -90,7 +90,7 @@ def write_shard(folder: Path, documents: Iterable[Document], tokenizer: Tokenize
     start = np.array(opening, dtype)
     offsets, num_bytes, digest = array.array("q", [0]), 0, hashlib.sha256()
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "names.jsonl").open("w") as names:
-        for batch in _batches(documents):
+        for batch in batches(documents):
             for (name, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
                 content = np.concatenate([start, ids.astype(dtype), end]).tobytes()
                 tokens.write(content)
@@ -111,7 +111,8 @@ def write_shard(folder: Path, documents: Iterable[Document], tokenizer: Tokenize
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yield documents by as many as are tokenised together."""
     batch, characters = [], 0
     for document in documents:
         batch.append(document)

@@ -2,30 +2,22 @@
 
 from collections.abc import Sequence
 
+from bigjax.data.tokens.beside import SPELLINGS
 from bigjax.data.tokens.tokenizers import Tokenizer
-
-SPELLINGS = {
-    "pad": ("[PAD]", "<pad>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
-"""Role -> how vocabularies spell it."""
-
 
 SENTINELS = 100
 """How many sentinels a model has (Raffel et al. 2020, section 3.1.4, and their code)."""
 
 
 def special_ids(tokenizer: Tokenizer, roles: Sequence[str]) -> dict[str, int]:
-    """Return the id of each role: the tokenizer's own, or one after its last.
+    """Return the id of each role: what the tokenizer's files say, the one it spells, or one after its last.
 
     What is added depends on the role alone, so a model keeps its special tokens from one objective to the next.
     """
     found = {}
     for index, (role, spellings) in enumerate(SPELLINGS.items()):
         own = next((i for i in map(tokenizer.token_id, spellings) if i is not None), None)
-        found[role] = tokenizer.vocab_size + index if own is None else own
+        found[role] = tokenizer.special.get(role, tokenizer.vocab_size + index if own is None else own)
     return {role: found[role] for role in roles}
 
 

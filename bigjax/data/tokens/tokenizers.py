@@ -2,27 +2,31 @@
 
 `token_bytes` turns a loss in nats per token into bits per byte, which can be compared between tokenizers. It is exact
 for `bytes` and byte-level BPE. Where a definition changes a text first, to another Unicode form or by the space that
-many put before it, the bytes of what it makes of the text are counted. WordPiece has none.
-Text is always taken literally: a special token spelled out in a document is encoded like any other characters.
+many put before it, it counts what is made of the text, and `text_bytes` the text itself. WordPiece has none.
+Text is taken literally, so that no document can inject what it spells: a special token spelled out is encoded like any
+other characters. `with_special` reads it as the token, as transformers does, which is for prompts.
 """
 
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
 from bigjax.data.errors import DataError
+from bigjax.data.tokens.beside import CONFIG_FILE, FILE, IDS, SPELLINGS, Beside, read_beside, write_beside
 
-FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
 END_OF_TEXT = "<|endoftext|>"
 EOS_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 """What an end-of-text token is called, where no tokenizer_config.json says."""
+
+
+NOTHING = Beside({}, {}, None)
 
 
 class Tokenizer(Protocol):
@@ -33,6 +37,7 @@ class Tokenizer(Protocol):
       eos_id: the id that ends a document, if there is one.
       opening: the ids that the definition puts before a text, such as the `<bos>` of Llama and Gemma; mostly none.
       bos_id: the last of `opening`, else the bos_token that a tokenizer_config.json names, if it does.
+      special: the id for a role, of those in `SPELLINGS` or `start`, where a file beside the definition says one.
       token_bytes: (vocab_size,) int32, UTF-8 bytes each id stands for, 0 for special ones; None where that cannot be
         said, as for WordPiece, which drops spaces.
       word_starts: (vocab_size,) bool, whether a word starts with the id.
@@ -43,6 +48,7 @@ class Tokenizer(Protocol):
     eos_id: int | None
     opening: tuple[int, ...]
     bos_id: int | None
+    special: Mapping[str, int]
     token_bytes: np.ndarray | None
     word_starts: np.ndarray
     digest: str
@@ -59,6 +65,10 @@ class Tokenizer(Protocol):
         """Return the ids (n,) int32 of several texts, and (n, 2) the characters that each stands for, from and to."""
         ...
 
+    def with_special(self) -> "Tokenizer":
+        """Return the same tokenizer reading special tokens spelled out in a text as those tokens; another digest."""
+        ...
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a special token by its spelling, None if there is none."""
         ...
@@ -67,7 +77,7 @@ class Tokenizer(Protocol):
         """Return the text of ids, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the definition into a folder, for `load_tokenizer`."""
         ...
 
@@ -79,6 +89,7 @@ class ByteTokenizer:
     eos_id: int | None = None
     opening: tuple[int, ...] = ()
     bos_id: int | None = None
+    special: Mapping[str, int] = MappingProxyType({})
     digest = "bytes"
 
     def __init__(self):
@@ -99,6 +110,9 @@ class ByteTokenizer:
         places = (np.repeat(np.arange(len(text)), [len(character.encode()) for character in text]) for text in texts)
         return [(self.encode(text), np.stack([at, at + 1], axis=1)) for text, at in zip(texts, places, strict=True)]
 
+    def with_special(self) -> "ByteTokenizer":
+        return self
+
     def token_id(self, token: str) -> int | None:
         del token
 
@@ -106,7 +120,8 @@ class ByteTokenizer:
         # A model may have spare ids above 255; 0xff never occurs in UTF-8.
         return np.minimum(np.asarray(ids, np.int64), 255).astype(np.uint8).tobytes().decode(errors="replace")
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
         (folder / FILE).write_text(json.dumps({"kind": "bytes"}))
 
 
@@ -117,12 +132,23 @@ class JsonTokenizer:
       DataError: the kind of vocabulary is another, or `eos_token` or `bos_token` is not in it.
     """
 
-    def __init__(self, definition: str, eos_token: str | None, place: str, bos_token: str | None = None):
+    def __init__(
+        self,
+        definition: str,
+        eos_token: str | None,
+        place: str,
+        bos_token: str | None = None,
+        beside: Beside = NOTHING,
+        *,
+        special: bool = False,
+    ):
         """Args:
         definition: the content of a tokenizer.json.
         eos_token: the token that ends a document; None takes the first of `EOS_NAMES` that exists.
         place: what to call the definition in errors.
         bos_token: the token that starts a text, where the definition does not put one there itself.
+        beside: what else belongs to the definition, and is saved with it.
+        special: whether special tokens in a text are read as such.
         """
         from tokenizers import Tokenizer as Backend
 
@@ -130,7 +156,7 @@ class JsonTokenizer:
             self._backend = Backend.from_str(definition)
         except Exception as error:  # the library raises Exception itself
             raise DataError(f"{place} is not a tokenizer.json that can be read: {error}") from None
-        self._backend.encode_special_tokens = True  # read special tokens in a text literally
+        self._backend.encode_special_tokens = not special  # True reads them literally
         self._backend.no_truncation()
         self._backend.no_padding()
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
@@ -139,6 +165,9 @@ class JsonTokenizer:
         for role, token in (("eos_token", eos_token), ("bos_token", bos_token)):
             if token is not None and token not in vocabulary:
                 raise DataError(f"{place}: the {role} {token!r} of its {CONFIG_FILE} is not in the vocabulary")
+        ids = beside.ids or {}
+        if eos_token is None and "eos" in ids:
+            eos_token = self._backend.id_to_token(ids["eos"])
         if eos_token is None:
             eos_token = next((name for name in EOS_NAMES if name in vocabulary), None)
         self._eos_token, self._bos_token = eos_token, bos_token
@@ -151,7 +180,22 @@ class JsonTokenizer:
         self.opening = tuple(_opening(content.get("post_processor") or {}))
         self.bos_id = self.opening[-1] if self.opening else None if bos_token is None else vocabulary[bos_token]
         self._set_tables(content, place)
-        self.digest = hashlib.sha256(json.dumps([definition, eos_token]).encode()).hexdigest()
+        said = {role: vocabulary[token] for role, token in beside.tokens.items() if token in vocabulary}
+        said = {role: id_ for role, id_ in ({**ids} | said).items() if role in (*SPELLINGS, "start")}
+        self.special: Mapping[str, int] = said
+        self._beside = beside
+        unlike = [*self._unusual(), *["special"] * special]
+        self.digest = hashlib.sha256(json.dumps([definition, eos_token, *unlike]).encode()).hexdigest()
+
+    def _unusual(self) -> list[dict[str, int]]:
+        """Return the ids that files beside the definition say and its spellings would not have given."""
+        given = {
+            role: next((self._vocabulary[name] for name in names if name in self._vocabulary), self.vocab_size + index)
+            for index, (role, names) in enumerate(SPELLINGS.items())
+        }
+        given["start"] = self.special.get("pad", given["pad"])
+        unusual = {role: id_ for role, id_ in sorted(self.special.items()) if id_ != given[role]}
+        return [unusual] if unusual else []
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
@@ -173,6 +217,10 @@ class JsonTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
 
+    def with_special(self) -> "JsonTokenizer":
+        how = self._definition, self._eos_token, self._place, self._bos_token, self._beside
+        return JsonTokenizer(*how, special=True)
+
     def token_id(self, token: str) -> int | None:
         return self._vocabulary.get(token)
 
@@ -193,10 +241,16 @@ class JsonTokenizer:
                 token_bytes[id_] = len(token.encode())
         self.token_bytes = None if word_piece else token_bytes
 
-    def save(self, folder: Path) -> None:
-        (folder / FILE).write_text(self._definition, encoding="utf-8")
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        (folder / FILE).write_bytes(self._definition.encode())
+        write_beside(folder, self._beside)
+        if self._beside.ids is not None:  # of a model's folder, in which nothing is missing
+            (folder / IDS).write_text(json.dumps(self._beside.ids))
+            return
         named = {"eos_token": self._eos_token, "bos_token": self._bos_token}
-        if named := {role: token for role, token in named.items() if token is not None}:
+        named = {role: token for role, token in named.items() if token is not None}
+        if named and CONFIG_FILE not in self._beside.files:
             (folder / CONFIG_FILE).write_text(json.dumps(named))
 
 
@@ -245,7 +299,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer that `save_tokenizer` wrote, or a `tokenizer.json` from elsewhere.
 
-    The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside it, else the first of `EOS_NAMES`. What
+    The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside it, else the `eos_token_id` of the
+    `config.json` of a model there, else the first of `EOS_NAMES`. What
     a text starts with is up to the post-processor of the file, as for transformers, whatever `add_bos_token` says.
 
     Raises:
@@ -254,31 +309,31 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return load_file(Path(folder) / FILE)
 
 
-def load_file(path: Path) -> Tokenizer:
-    """Load a tokenizer from the path of its `tokenizer.json`; see `load_tokenizer`."""
-    path = path.expanduser()
+def definition_files(path: str | Path) -> list[Path]:
+    """Return the files that `load_file` reads for a path.
+
+    Raises:
+      DataError: there is no tokenizer.
+    """
+    path = Path(path).expanduser()
     if path.is_dir():
-        raise DataError(f"{path} is a folder: give the path of its {FILE}")
+        if not (path / FILE).is_file():
+            raise DataError(f"the folder {path} has no {FILE}: give the folder or the path of one")
+        path = path / FILE
     if not path.is_file():
         raise DataError(f"there is no tokenizer at {path}")
+    return [file for file in (path, path.with_name(CONFIG_FILE)) if file.is_file()]
+
+
+def load_file(path: str | Path) -> Tokenizer:
+    """Load a tokenizer from the path of its `tokenizer.json`, or of the folder of that; see `load_tokenizer`."""
+    path = definition_files(path)[0]
     try:
-        definition = path.read_text(encoding="utf-8")
+        definition = path.read_bytes().decode()
         content = json.loads(definition)
-        config_path = path.with_name(CONFIG_FILE)
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} or the {CONFIG_FILE} beside it is not JSON: {error}") from None
+        raise DataError(f"{path} is not JSON: {error}") from None
     if content == {"kind": "bytes"}:
         return ByteTokenizer()
-    eos_token, bos_token = (_named(config, role, config_path) for role in ("eos_token", "bos_token"))
-    return JsonTokenizer(definition, eos_token, str(path), bos_token)
-
-
-def _named(config: Any, role: str, place: Path) -> str | None:
-    """Return the spelling of a special token by a tokenizer_config.json."""
-    token = config.get(role) if isinstance(config, dict) else config
-    if isinstance(token, dict):  # an added token, spelled out
-        token = token.get("content")
-    if not isinstance(config, dict) or not (token is None or isinstance(token, str)):
-        raise DataError(f"{place} names no {role}: it is {token!r}")
-    return token
+    beside = read_beside(path.parent)
+    return JsonTokenizer(definition, beside.tokens.get("eos"), str(path), beside.tokens.get("bos"), beside)

@@ -1,12 +1,13 @@
 """Weights from Hugging Face folders and to them, safetensors only, bit for bit.
 
     cfg, params = import_checkpoint("SmolLM2-135M")
-    report = export_checkpoint(params, cfg, "out")
+    report = export_checkpoint(params, cfg, "out", started_from="SmolLM2-135M")
 
 Read `reading` and `writing` first. On the way, each idea has its file: `architecture` (what a table says), `gpt2`,
 `llama`, `mixtral`, `gemma`, `bert`, `t5` (the tables), `config` (config.json), `files` (safetensors), `tensors` (names,
-shapes and order of numbers), `tokenizer` (its special tokens), `verify` and `outputs` (is what was exported the same
-model?). Another architecture is another table, and its line in `config.ARCHITECTURES`.
+shapes and order of numbers), `labels` (the order of classes), `origin` (what a model keeps of the folder that it came
+from), `tokenizer` (its special tokens), `verify` and `outputs` (is what was exported the same model?). Another
+architecture is another table, and its line in `config.ARCHITECTURES`.
 """
 
 from typing import TYPE_CHECKING

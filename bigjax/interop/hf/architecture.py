@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bigjax.config import ModelConfig, RopeConfig
-from bigjax.errors import UserError
+from bigjax.errors import UserError, brief
 
 GATED_ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"}
 """transformers' name of a gate's activation -> `model.activation`."""
@@ -20,6 +20,9 @@ ROPE_KEYS = {
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
 }
 """Covered rope types: their own keys in `config.json` -> fields of `RopeConfig`."""
+
+DERIVED_KEYS = ("beta_fast", "beta_slow")
+"""Those of them that have a default."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -83,28 +86,33 @@ class Architecture:
 
 
 class Settings:
-    """The content of a `config.json`, which remembers what nobody asked for."""
+    """The content of a `config.json`, which remembers what was asked for, and what was not."""
 
     def __init__(self, values: Mapping[str, Any], place: str):
         self._left = dict(values)
         self.place = place
+        self.asked: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
         """Return the value of a key; the default where it is absent or null."""
-        value = self._left.pop(key, None)
+        value = self.optional(key, None)
         return default if value is None else value
 
     def optional(self, key: str, default: Any) -> Any:
         """Return the value of a key that null switches off; the default only where it is absent."""
+        self.asked.add(key)
         return self._left.pop(key, default)
 
     def rest(self) -> dict[str, Any]:
-        """Return what was not taken, without what is switched off."""
-        return {key: value for key, value in self._left.items() if value is not None and value is not False}
+        """Return what was not taken, without what is switched off or empty."""
+        off = lambda value: value is None or value is False or value in ({}, [])  # noqa: E731
+        return {key: value for key, value in self._left.items() if not off(value)}
 
     def uncovered(self, key: str, value: Any, covered: Sequence[Any]) -> HuggingFaceError:
         """Return the error that says an option is not covered."""
-        return HuggingFaceError(f"{self.place}: {key}={value!r} is not covered, only {' or '.join(map(repr, covered))}")
+        return HuggingFaceError(
+            f"{self.place}: {key}={brief(value)} is not covered, only {' or '.join(map(repr, covered))}"
+        )
 
 
 def read_activation(settings: Settings, names: Mapping[str, str], *keys: str) -> str:
@@ -131,20 +139,21 @@ def read_dropout(settings: Settings, *keys: str) -> float:
 
 def read_rope(settings: Settings, max_seq_len: int, default_theta: float = 10_000.0) -> dict[str, Any]:
     """Return the fields of `RopeConfig`, from the keys of transformers 4 or 5."""
-    parameters = {**settings.take("rope_scaling", {}), **settings.take("rope_parameters", {})}
+    older, newer = settings.take("rope_scaling"), settings.take("rope_parameters")
+    parameters = dict(older or newer or {})  # both may stand there: transformers takes the former then
     theta = settings.take("rope_theta", default_theta)
+    original = settings.take("original_max_position_embeddings")  # which is right if it stands outside
     theta = parameters.pop("rope_theta", None) or theta
     kinds = [parameters.pop(key, None) for key in ("rope_type", "type")]
     kind = next(filter(None, kinds), "default")
     if kind not in ROPE_KEYS:
         raise settings.uncovered("rope scaling", kind, list(ROPE_KEYS))
-    if kind == "default":
-        fields: dict[str, Any] = {"theta": theta}
-    else:
-        fields = {"theta": theta, "scaling": kind, "factor": parameters.pop("factor", None)}
-        fields["original_max_seq_len"] = parameters.pop("original_max_position_embeddings", None) or max_seq_len
-        fields |= {ours: parameters.pop(key, None) for key, ours in ROPE_KEYS[kind].items()}
-        fields = {name: value for name, value in fields.items() if value is not None}
+    fields: dict[str, Any] = {"theta": theta}
+    if kind != "default":
+        if original is not None:
+            parameters["original_max_position_embeddings"] = original
+        parameters.setdefault("original_max_position_embeddings", max_seq_len)
+        fields |= {"scaling": kind} | _scaling(settings, kind, parameters, max_seq_len)
         _check_attention_factor(settings, parameters, fields)
     for key, covered in (("partial_rotary_factor", 1.0), ("truncate", True)):
         if parameters.pop(key, covered) != covered:
@@ -153,6 +162,21 @@ def read_rope(settings: Settings, max_seq_len: int, default_theta: float = 10_00
     if unknown:
         raise HuggingFaceError(f"{settings.place}: {unknown[0]} of rope scaling {kind!r} is not covered")
     return fields
+
+
+def _scaling(settings: Settings, kind: str, parameters: dict[str, Any], max_seq_len: int) -> dict[str, Any]:
+    """Return the fields of a scaling, which transformers does without none of but where it computes one from others."""
+    own = {"factor": "factor", "original_max_position_embeddings": "original_max_seq_len"} | ROPE_KEYS[kind]
+    found = {ours: parameters.get(key) or None for key, ours in own.items()}
+    if kind == "yarn" and "factor" in parameters and found["factor"] is None and found["original_max_seq_len"]:
+        found["factor"] = max_seq_len / found["original_max_seq_len"]
+    missing = [key for key, ours in own.items() if found[ours] is None and key not in DERIVED_KEYS]
+    if missing:
+        wrong = "null or 0" if missing[0] in parameters else "absent"
+        raise HuggingFaceError(f"{settings.place}: {missing[0]} of rope scaling {kind!r} is {wrong}: it needs a number")
+    for key in own:
+        parameters.pop(key, None)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _check_attention_factor(settings: Settings, parameters: dict[str, Any], fields: dict[str, Any]) -> None:

@@ -4,10 +4,10 @@ classes of texts, of words or of places in a text, or without any.
 A bare `BertModel` has a pooler, which classification goes on from.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from bigjax.config import ModelConfig
+from bigjax.data.rows.labelled import numbered
 from bigjax.interop.hf.architecture import (
     Architecture,
     HuggingFaceError,
@@ -16,6 +16,7 @@ from bigjax.interop.hf.architecture import (
     read_dropout,
     write_activation,
 )
+from bigjax.interop.hf.labels import LABELS, read_labels, write_labels
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -53,7 +54,7 @@ CLASSES = {"head/classes": "classifier.weight", "head/classes_bias": "classifier
 ENDS = {"head/classes": "qa_outputs.weight", "head/classes_bias": "qa_outputs.bias"}
 FOLLOWS = {"head/classes": "cls.seq_relationship.weight", "head/classes_bias": "cls.seq_relationship.bias"}
 
-LABELS, TYPES = "id2label", "type_vocab_size"
+TYPES = "type_vocab_size"
 
 
 def _read(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
@@ -76,25 +77,20 @@ def _read_classes(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     for key, covered in (single | {"classifier_dropout": found["dropout"]}).items():
         if (value := settings.take(key, covered)) != covered:
             raise settings.uncovered(key, value, [covered])
-    count = len(settings.take(LABELS, {})) or 2
+    count = len(read_labels(settings))
     if count < 2:
         raise HuggingFaceError(f"{settings.place}: {LABELS} has one label, a regression, which is not covered")
     return found | {"num_classes": count}
 
 
 def _read_ends(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
-    if (count := len(settings.take(LABELS, {})) or 2) != 2:
+    if (count := len(read_labels(settings))) != 2:
         raise HuggingFaceError(f"{settings.place}: {LABELS} has {count} labels, but an answer has 2 ends")
     return _read(settings, fields)
 
 
-def labels(classes: Sequence[str]) -> dict[str, Any]:
-    """Return the keys that name classes, given in their order."""
-    return {LABELS: {str(i): name for i, name in enumerate(classes)}, "label2id": {x: i for i, x in enumerate(classes)}}
-
-
 def _write_classes(cfg: ModelConfig) -> dict[str, Any]:
-    return _write(cfg) | labels([f"LABEL_{i}" for i in range(cfg.num_classes)])
+    return _write(cfg) | write_labels(numbered(cfg.num_classes))
 
 
 def _write_class(cfg: ModelConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bigjax.errors import brief, listed
 from bigjax.interop.hf.architecture import HuggingFaceError
 from bigjax.interop.hf.config import read_json
 from bigjax.run.json_files import write_json
@@ -30,13 +31,14 @@ class Stored(NamedTuple):
     dtype: str
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
+def stored_tensors(folder: str | Path) -> dict[str, Stored]:
     """Return every tensor of a folder by name, from the headers of its files.
 
     Raises:
       HuggingFaceError: there are no safetensors files, the index names a file outside the folder or none, a file is cut
         short, or a file lacks what the index says it has.
     """
+    folder = Path(folder)
     if (folder / SINGLE).is_file():  # before shards that may be left from an earlier save, as transformers has it
         return _header(folder / SINGLE)
     if (folder / INDEX).is_file():
@@ -58,7 +60,7 @@ def _of_index(folder: Path) -> dict[str, Stored]:
     headers = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or "\\" in file or file in ("", ".", ".."):
-            raise HuggingFaceError(f"{place} names {file!r}, which is not a file of its folder")
+            raise HuggingFaceError(f"{place} names {brief(file)}, which is not a file of its folder")
         headers[file] = _header(folder / file)
     for name, file in weight_map.items():
         if name not in headers[file]:
@@ -110,11 +112,12 @@ class Planned(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(folder: Path, tensors: Iterable[Planned], max_shard_bytes: int) -> list[str]:
+def write_tensors(folder: str | Path, tensors: Iterable[Planned], max_shard_bytes: int) -> list[str]:
     """Write tensors to as few files as `max_shard_bytes` allows, with an index if there are several; return them.
 
     A tensor larger than that has a file of its own.
     """
+    folder = Path(folder)
     shards: list[list[Planned]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(other.size for other in shards[-1]) + tensor.size > max_shard_bytes:
@@ -134,5 +137,4 @@ def write_tensors(folder: Path, tensors: Iterable[Planned], max_shard_bytes: int
 
 def some(names: list[str], limit: int = 3) -> str:
     """Return the first of several names, and how many there are besides."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(sorted(names)[:limit]) + rest
+    return listed(sorted(names), limit, width=200)

@@ -1,6 +1,10 @@
 """Mixtral at Hugging Face: Llama's layout with experts in the place of the MLP.
 
 A folder holds each expert's matrices by themselves; transformers joins them when it loads it.
+
+Its `load_balancing_loss_func` weighs one loss, of the shares and gates of all layers together, where we add those of
+the layers. Near balance, where each layer's is that of all, ours is as many times theirs as there are layers, which the
+coefficient is divided by. What differs is of the second order in how far shares and gates are from even.
 """
 
 from typing import Any
@@ -36,7 +40,7 @@ def _read(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
         "moe": {
             "num_experts": settings.take(NUM_EXPERTS, 8),
             "top_k": settings.take(PER_TOKEN, 2),
-            "aux_loss": settings.take(AUX_LOSS, 0.001),
+            "aux_loss": _rounded(settings.take(AUX_LOSS, 0.001) / max(fields["num_layers"], 1)),
             "jitter": settings.take(JITTER, 0.0),
         },
     }
@@ -44,9 +48,15 @@ def _read(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
 
 def _write(cfg: ModelConfig) -> dict[str, Any]:
     # A dense model is another architecture: whatever stands here, it is not the same.
-    moe = {NUM_EXPERTS: cfg.moe.num_experts or 1, PER_TOKEN: cfg.moe.experts_per_token, AUX_LOSS: cfg.moe.aux_loss}
+    moe = {NUM_EXPERTS: cfg.moe.num_experts or 1, PER_TOKEN: cfg.moe.experts_per_token}
+    moe |= {AUX_LOSS: _rounded(cfg.moe.aux_loss * cfg.num_layers)}
     moe |= {JITTER: cfg.moe.jitter, "sliding_window": one_window(cfg)}
     return {"hidden_act": write_activation(cfg, GATED_ACTIVATIONS), **write_rope(cfg.rope), **moe}
+
+
+def _rounded(coefficient: float) -> float:
+    """Return a coefficient that comes back from a division as it was."""
+    return float(f"{coefficient:.12g}")
 
 
 MIXTRAL = Architecture(

@@ -16,6 +16,7 @@ from bigjax.interop.hf import files as hf_files
 from bigjax.interop.hf.architecture import Architecture, HuggingFaceError
 from bigjax.interop.hf.config import ARCHITECTURES, CONFIG, PREFIX, Imported, disagreements, import_config
 from bigjax.interop.hf.files import DTYPES, Stored
+from bigjax.interop.hf.labels import same_head
 from bigjax.interop.hf.tensors import Tensors, tensor_shape, tensors_of, to_params
 from bigjax.params import names
 
@@ -23,7 +24,7 @@ TASK = "head/classes"
 """How the parameters of a head begin that are of no use to another task."""
 
 
-def import_checkpoint(folder: Path) -> tuple[ModelConfig, Any]:
+def import_checkpoint(folder: str | Path) -> tuple[ModelConfig, Any]:
     """Return the model config of a Hugging Face folder and its parameters, as NumPy arrays in the dtype stored.
 
     In memory are the parameters and one tensor.
@@ -32,6 +33,7 @@ def import_checkpoint(folder: Path) -> tuple[ModelConfig, Any]:
       HuggingFaceError: the folder has no safetensors, or an architecture or option that is not covered; a tensor is
         missing, unknown, cut short or of another shape or dtype than the config says.
     """
+    folder = Path(folder)
     architecture, cfg = import_config(folder)
     specs = models.build(cfg).specs
     tensors = tensors_of(architecture, specs)
@@ -40,7 +42,7 @@ def import_checkpoint(folder: Path) -> tuple[ModelConfig, Any]:
     return cfg, unflatten_dict(_read(folder, tensors, found, names(specs)), sep="/")
 
 
-def load_params(folder: Path, cfg: ModelConfig, abstract: Any, *, new_head: bool = False) -> Any:
+def load_params(folder: str | Path, cfg: ModelConfig, abstract: Any, *, new_head: bool = False) -> Any:
     """Return the parameters of a folder on the shardings and in the dtypes of `abstract`, for a run of `cfg`.
 
     With `new_head` the folder's head may be for another task, or missing: then those parameters of the head are left
@@ -49,8 +51,9 @@ def load_params(folder: Path, cfg: ModelConfig, abstract: Any, *, new_head: bool
     Raises:
       HuggingFaceError: as `import_checkpoint`, or `cfg` is another architecture; naming the fields.
     """
+    folder = Path(folder)
     there = import_config(folder)
-    if new_head and not _same_head(there.model, cfg):
+    if new_head and not same_head(there.model, cfg):
         params = _without_its_head(folder, there, cfg)
     else:
         check_same_model(folder, cfg)
@@ -65,7 +68,7 @@ def load_params(folder: Path, cfg: ModelConfig, abstract: Any, *, new_head: bool
     return unflatten_dict({name: place(name, values) for name, values in names(params).items()}, sep="/")
 
 
-def check_same_model(folder: Path, cfg: ModelConfig) -> None:
+def check_same_model(folder: str | Path, cfg: ModelConfig) -> None:
     """Raise HuggingFaceError unless the folder's architecture is that of `cfg`."""
     architecture, theirs = import_config(folder)
     differing = disagreements(theirs, cfg)
@@ -78,16 +81,12 @@ def check_same_model(folder: Path, cfg: ModelConfig) -> None:
     _refuse_others(folder, differing)
 
 
-def _refuse_others(folder: Path, differing: list[str]) -> None:
+def _refuse_others(folder: str | Path, differing: list[str]) -> None:
     if differing:
         listed = "\n".join(differing)
         raise HuggingFaceError(
             f"{folder} holds another model; --config={PREFIX}{folder} is a config for it. It differs in\n{listed}"
         )
-
-
-def _same_head(theirs: ModelConfig, ours: ModelConfig) -> bool:
-    return (theirs.head, theirs.num_classes) == (ours.head, ours.num_classes)
 
 
 def _with_head_of(theirs: ModelConfig, ours: ModelConfig) -> ModelConfig:
@@ -125,14 +124,28 @@ def _stored(folder: Path, architecture: Architecture, tensors: Tensors) -> dict[
         found = {name if name in apart else architecture.prefix + name: each for name, each in found.items()}
     for copy, param in architecture.copies.items():
         original = architecture.tensors.get(param)
-        if copy in found and copy not in tensors:
-            if original in found:
-                pair = dict(hf_files.read_tensors({name: found[name] for name in (copy, str(original))}))
-                if len({(array.shape, array.tobytes()) for array in pair.values()}) > 1:
-                    said = f"which it repeats in a {architecture.class_name} with this {CONFIG}"
-                    raise HuggingFaceError(f"{folder}: {copy} is not {original}, {said}")
-            del found[copy]
+        if copy not in found or copy in tensors:
+            continue
+        stored = found.pop(copy)
+        if original in found:
+            _check_copy(folder, architecture, copy, stored, str(original), found[str(original)])
+        elif original is not None:  # who writes shared weights once, does it under either name
+            found[str(original)] = stored
     return found
+
+
+def _check_copy(
+    folder: Path, architecture: Architecture, copy: str, stored: Stored, original: str, other: Stored
+) -> None:
+    """Raise HuggingFaceError unless a tensor that repeats another does."""
+    pair = dict(hf_files.read_tensors({copy: stored, original: other}))
+    if len({(array.shape, array.tobytes()) for array in pair.values()}) > 1:
+        own = f': if it is a matrix of its own, set "tie_word_embeddings" to false in {CONFIG}'
+        cure = own if copy == "lm_head.weight" else ""
+        raise HuggingFaceError(
+            f"{folder}: {copy} is not {original}, which it repeats in a {architecture.class_name} with this "
+            f"{CONFIG}{cure}"
+        )
 
 
 def _check_names(folder: Path, found: Mapping[str, Stored], tensors: Tensors, architecture: Architecture) -> None:

@@ -58,11 +58,9 @@ def _read(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     # What transformers derives from it, and writes beside it.
     gated, inner = name.startswith("gated-"), name.removeprefix("gated-")
     inner = "gelu_new" if name == "gated-gelu" else inner
-    start, pad = settings.take("decoder_start_token_id"), settings.take("pad_token_id", 0)
     for key, value, covered in (
         ("dense_act_fn", settings.take("dense_act_fn", inner), inner),
         ("is_gated_act", settings.take("is_gated_act", gated), gated),
-        ("decoder_start_token_id", pad if start is None else start, pad),
     ):
         if value != covered:
             raise settings.uncovered(key, value, [covered])
@@ -70,12 +68,13 @@ def _read(settings: Settings, fields: dict[str, Any]) -> dict[str, Any]:
     scaled = settings.take(SCALED, tied)
     if scaled and not tied:
         raise settings.uncovered(SCALED, scaled, [False])
-    return {"activation": ACTIVATIONS[name], "tie_embeddings": scaled, "scale_logits": scaled}
+    return {"activation": ACTIVATIONS[name], "tie_embeddings": scaled, "encdec.scale_logits": scaled}
 
 
 def _write(cfg: ModelConfig) -> dict[str, Any]:
     name = next((name for name, ours in ACTIVATIONS.items() if ours == cfg.activation), "relu")
-    return {MLP: name, TIED: cfg.scale_logits, SCALED: cfg.scale_logits}
+    scaled = getattr(cfg.own, "scale_logits", False)
+    return {MLP: name, TIED: scaled, SCALED: scaled, "num_decoder_layers": cfg.num_decoder_layers}
 
 
 T5 = Architecture(
@@ -86,14 +85,14 @@ T5 = Architecture(
     fields={
         "vocab_size": ("vocab_size", 32128),
         "num_layers": ("num_layers", 6),
-        "num_decoder_layers": ("num_decoder_layers", 0),
+        "encdec.num_decoder_layers": ("num_decoder_layers", 0),
         "d_model": ("d_model", 512),
         "num_heads": ("num_heads", 8),
         "head_dim": ("d_kv", 64),
         "d_ff": ("d_ff", 2048),
         "max_seq_len": ("n_positions", 512),
-        "relative_buckets": ("relative_attention_num_buckets", 32),
-        "relative_max_distance": ("relative_attention_max_distance", 128),
+        "encdec.relative_buckets": ("relative_attention_num_buckets", 32),
+        "encdec.relative_max_distance": ("relative_attention_max_distance", 128),
         "dropout": ("dropout_rate", 0.1),
         "norm_eps": ("layer_norm_epsilon", 1e-6),
         "init_std": ("initializer_factor", 1.0),

@@ -34,7 +34,7 @@ class VerificationError(UserError):
 
 
 def verify(
-    folder: Path, class_name: str, cfg: ModelConfig, params: Mapping[str, np.ndarray], specs: Any, dtype: str
+    folder: str | Path, class_name: str, cfg: ModelConfig, params: Mapping[str, np.ndarray], specs: Any, dtype: str
 ) -> dict[str, Any]:
     """Load `folder` with a class of transformers and compare what it makes of random tokens with `params` in `dtype`.
 
@@ -47,6 +47,7 @@ def verify(
     Raises:
       VerificationError: tensors are missing or unknown to transformers, or numbers differ by more than the tolerance.
     """
+    folder = Path(folder)
     if find_spec("torch") is None:
         return {"verified": None, "reason": "PyTorch is not installed, so transformers could not load the folder"}
     given, compared = inputs(cfg), COMPARISONS[cfg.family, cfg.head]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigjax.config.rnn import is_on
+from bigjax.config.model import is_on
 from bigjax.models.attention import kernels
 from bigjax.models.attention.blocked import blocked
 from bigjax.models.attention.masks import AttentionError, Mask, ProbsDropout

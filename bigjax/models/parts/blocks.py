@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import ones, zeros
 
 from bigjax.config import ModelConfig
-from bigjax.config.rnn import is_on
+from bigjax.config.model import is_on
 from bigjax.models.attention import backends as attention_backends
 from bigjax.models.attention.masks import ProbsDropout
 from bigjax.models.moe import layers as moe
@@ -63,7 +63,7 @@ def mlp_specs(cfg: ModelConfig, num_layers: int) -> dict[str, ParamSpec]:
     }
     if cfg.activation in layers.GATED:
         declared["gate"] = _weight(cfg, (L, D, F), ("embed", "mlp"))
-    if cfg.bias == "all":
+    if cfg.bias in ("all", "mlp"):
         declared["up_bias"] = _bias((L, F), ("mlp",))
         declared["down_bias"] = _bias((L, D), ("vector",))
     return declared
@@ -74,7 +74,7 @@ def norm_specs(cfg: ModelConfig, num_layers: int | None = None) -> dict[str, Par
     stack = () if num_layers is None else (num_layers,)
     axes = ("layers", "vector")[-1 - len(stack) :]
     declared = {"scale": ParamSpec((*stack, cfg.d_model), axes, "norm", _scale_init(cfg))}
-    if cfg.norm == "layernorm" and cfg.bias == "all":
+    if cfg.norm == "layernorm" and cfg.bias in ("all", "mlp"):
         declared["bias"] = ParamSpec((*stack, cfg.d_model), axes, "bias", zeros)
     return declared
 

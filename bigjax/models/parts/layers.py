@@ -13,7 +13,7 @@ import numpy as np
 from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig, RopeConfig
-from bigjax.config.rnn import is_on
+from bigjax.config.model import is_on
 from bigjax.params import Initializer
 
 Aux = dict[str, jax.Array]
@@ -35,7 +35,7 @@ def residual_init(cfg: ModelConfig, fan_in: int) -> Initializer:
     """
     if cfg.init == "fan_in":
         return matrix_init(cfg, fan_in)
-    return normal(cfg.init_std / (2 * (cfg.mup_base_num_layers or cfg.num_layers)) ** 0.5)
+    return normal(cfg.init_std / (2 * (cfg.mup.base_num_layers or cfg.num_layers)) ** 0.5)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float) -> jax.Array:

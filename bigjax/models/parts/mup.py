@@ -23,17 +23,17 @@ from bigjax.params import Growth, Initializer, ParamSpec
 
 def width(cfg: ModelConfig) -> float:
     """Return d_model over that of the base shape; 1 under the standard parametrization."""
-    return cfg.d_model / cfg.mup_base_d_model if cfg.parametrization == "mup" else 1.0
+    return cfg.d_model / cfg.mup.base_d_model if cfg.parametrization == "mup" else 1.0
 
 
 def depth(cfg: ModelConfig) -> float:
     """Return the number of layers over that of the base shape; 1 where depth is not scaled."""
-    return cfg.num_layers / cfg.mup_base_num_layers if cfg.mup_base_num_layers else 1.0
+    return cfg.num_layers / cfg.mup.base_num_layers if cfg.mup.base_num_layers else 1.0
 
 
 def residual_scale(cfg: ModelConfig) -> float:
     """Return the factor on what each half of a block adds to the residual stream (Dey et al. 2025, equation 1)."""
-    return depth(cfg) ** -cfg.mup_depth_alpha
+    return depth(cfg) ** -cfg.mup.depth_alpha
 
 
 def attention_scale(cfg: ModelConfig) -> float | None:
@@ -41,17 +41,17 @@ def attention_scale(cfg: ModelConfig) -> float | None:
 
     None is head_dim ** -0.5, which is also that of a base head.
     """
-    if cfg.parametrization == "standard" or cfg.mup_base_head_dim in (0, cfg.head_dim):
+    if cfg.parametrization == "standard" or cfg.mup.base_head_dim in (0, cfg.head_dim):
         return cfg.attn_scale
-    return cfg.mup_base_head_dim**0.5 / cfg.head_dim
+    return cfg.mup.base_head_dim**0.5 / cfg.head_dim
 
 
 def base_shape(cfg: ModelConfig) -> ModelConfig:
     """Return the model of the base shape, as deep as `cfg`, by the standard parametrization."""
     sizes = {name: int(size) for name, size in config_mup.base_sizes(cfg).items()}
-    moe = dataclasses.replace(cfg.moe, d_ff=sizes.pop("moe.d_ff"))
-    unset = dict.fromkeys(config_mup.BASE_FIELDS, 0)
-    return dataclasses.replace(cfg, parametrization="standard", moe=moe, **sizes, **unset)
+    moe = dataclasses.replace(cfg.moe, d_ff=sizes.pop("moe.d_ff", cfg.moe.d_ff))
+    unset = config_mup.MupConfig(depth_alpha=cfg.mup.depth_alpha)
+    return dataclasses.replace(cfg, parametrization="standard", moe=moe, mup=unset, **sizes)
 
 
 def growth(spec: ParamSpec, base: ParamSpec, cfg: ModelConfig) -> Growth:

@@ -17,7 +17,7 @@ from bigjax.sharding import Layout
 
 def specs(cfg: ModelConfig) -> ParamSpec:
     """Declare the table of one stack, which all its layers share."""
-    shape = (cfg.relative_buckets, cfg.num_heads)
+    shape = (cfg.own.relative_buckets, cfg.num_heads)
     return ParamSpec(shape, ("buckets", "heads"), "embedding", matrix_init(cfg, cfg.d_model))
 
 
@@ -28,7 +28,7 @@ def buckets(cfg: ModelConfig, *, causal: bool) -> np.ndarray:
     last for everything beyond (Raffel et al. 2020, section 2.1, and their code). Both directions share the buckets
     evenly; with `causal` all are for keys before the query, and keys after it are in bucket 0.
     """
-    return _buckets(cfg.relative_buckets, cfg.relative_max_distance, causal)
+    return _buckets(cfg.own.relative_buckets, cfg.own.relative_max_distance, causal)
 
 
 @lru_cache
@@ -61,8 +61,8 @@ def bias_at(table_NH: jax.Array, query: jax.Array, num_keys: int, cfg: ModelConf
 
 
 def _look_up(table_NH: jax.Array, distances, cfg: ModelConfig, layout: Layout, causal: bool) -> jax.Array:
-    longest = cfg.relative_max_distance
+    longest = cfg.own.relative_max_distance
     chosen = jnp.asarray(buckets(cfg, causal=causal))[jnp.clip(distances, -longest, longest) + longest]
     # A product with one-hot rows: the gradient of a look-up would be a scatter.
-    one_hot = jax.nn.one_hot(chosen, cfg.relative_buckets, dtype=jnp.float32)
+    one_hot = jax.nn.one_hot(chosen, cfg.own.relative_buckets, dtype=jnp.float32)
     return jnp.einsum("LN,NH->HL", one_hot, table_NH.astype(jnp.float32), out_sharding=layout.act("heads", "seq"))

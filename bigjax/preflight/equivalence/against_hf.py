@@ -143,12 +143,13 @@ def comparable(cfg: Config) -> Config:
     )
 
 
-def of_folder(folder: Path, cfg: Config) -> tuple[Config, dict[str, np.ndarray]]:
+def of_folder(folder: str | Path, cfg: Config) -> tuple[Config, dict[str, np.ndarray]]:
     """Return a run of the model of a Hugging Face folder, as it is, on a small batch; and its weights in float32.
 
     Raises:
       HuggingFaceError: the folder cannot be read, or `cfg` is another model.
     """
+    folder = Path(folder)
     hf.check_same_model(folder, cfg.model)
     model, weights = hf.import_checkpoint(folder)
     cfg = dataclasses.replace(
@@ -156,16 +157,17 @@ def of_folder(folder: Path, cfg: Config) -> tuple[Config, dict[str, np.ndarray]]
     )
     train = {"global_batch_size": ROWS, "microbatches": 1, "loss_chunks": 1}
     length = min(model.max_seq_len, MAX_TOKENS)
-    written = {"target_len": length} if model.family == "encdec" else {}
+    written = {"target_len": length} if model.kind == "encdec" else {}
     cfg = replace(cfg, data={"seq_len": length, **written}, train=train)
     return cfg, {name: w.astype(np.float32) for name, w in params.names(weights).items()}
 
 
-def compare(expected: Reference, folder: Path | None = None) -> Check:
+def compare(expected: Reference, folder: str | Path | None = None) -> Check:
     """Run transformers' model on the batch of `expected` and compare; with the weights of `folder`, or its own.
 
     `folder` must hold the weights that `expected` started from.
     """
+    folder = None if folder is None else Path(folder)
     started = time.monotonic()
     check = Check(NAME, expected.cfg.model.dtype, "same")
     with tempfile.TemporaryDirectory(prefix="bigjax-against-") as name:

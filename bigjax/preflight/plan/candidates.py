@@ -164,14 +164,14 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
 
 def kernel_serves(cfg: Config, name: str, platform: str) -> bool:
     """Return whether an attention kernel can replace the one of a model on a platform."""
-    return cfg.model.family != "rnn" and not kernel_problem(cfg, name, platform)
+    return cfg.model.kind != "rnn" and not kernel_problem(cfg, name, platform)
 
 
 def kernel_problem(cfg: Config, name: str, platform: str) -> str:
     """Return why an attention kernel cannot do what the layers of a model ask for on a platform; empty if it can, and
     where there is no attention."""
     model, segments = cfg.model, cfg.data.document_mask
-    if model.family == "rnn":
+    if model.kind == "rnn":
         return ""
     missing = attention.lacking(
         name,
@@ -181,8 +181,8 @@ def kernel_problem(cfg: Config, name: str, platform: str) -> str:
         softcap=model.attn_softcap,
         dropout=model.dropout,
         dtype=model.dtype,
-        causal=model.family == "decoder",
-        cross=model.family == "encdec",
+        causal=model.kind == "decoder",
+        cross=model.kind == "encdec",
         bias=model.positions == "relative",
     )
     if missing:

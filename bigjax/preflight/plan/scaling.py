@@ -106,8 +106,9 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "! does not fit"])
 
 
-def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+def draw(rows: Sequence[Row], title: str, path: str | Path) -> None:
     """Draw memory, bytes sent and step time per chip against the number of chips."""
+    path = Path(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.8), layout="constrained")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bigjax.science.laws.adequacy import doubts
 from bigjax.science.laws.parametric import ParametricFit, fit_parametric
 from bigjax.science.laws.robust import (
     CONVERGED,
@@ -66,7 +67,8 @@ def fit_data_constrained(
     """Fit R*_D and R*_N of equations 5 and 6 of Muennighoff et al. 2023, given the law of data seen once.
 
     `D' = U_D + U_D R*_D (1 - exp(-R_D / R*_D))` with R_D = D / U_D - 1 repetitions of U_D unique tokens, and N'
-    likewise of U_N = min(N, what is compute-optimal for U_D tokens). Without `base`, runs that repeat nothing are
+    likewise of U_N = min(N, what is compute-optimal for U_D tokens). All runs count, as in the paper: one that repeats
+    nothing but is larger than its tokens deserve tells of R*_N. Without `base`, runs that repeat nothing are
     fitted first; the intervals take `base` as known, as the paper does.
 
     Args:
@@ -87,13 +89,13 @@ def fit_data_constrained(
         raise FitError("the data-constrained law needs a base law whose exponents are above 0")
     if repeats.sum() < 2:
         raise FitError(f"the data-constrained law needs at least 2 runs that repeat data, not {repeats.sum()}")
-    chosen = [column[repeats] for column in (params, tokens, unique)]
-    model, log_value, weights = _log_model(base.theta, *chosen), np.log(loss[repeats]), np.ones(repeats.sum())
+    model, log_value, weights = _log_model(base.theta, params, tokens, unique), np.log(loss), np.ones(len(loss))
     best = minimise(model, log_value, weights, START_GRID, delta)
-    cluster = clusters(*chosen)
+    cluster = clusters(params, tokens, unique)
     drawn = bootstrap_weights(cluster, bootstrap, seed)
     raw, gradients = minimise_many(model, log_value, drawn, np.tile(best.theta, (bootstrap, 1)), delta)
-    jacobian, warnings = model(best.theta)[1], []
+    prediction, jacobian = model(best.theta)
+    warnings = list(doubts(log_value, log_value - prediction, weights, 2))
     if np.abs(jacobian[:, 1]).max() < 1e-6:
         warnings.append("no run has more parameters than its unique tokens deserve: R_N_star is not determined")
     if np.abs(jacobian[:, 0]).max() < 1e-6:
@@ -103,7 +105,7 @@ def fit_data_constrained(
         R_D_star=float(np.exp(best.theta[0])),
         R_N_star=float(np.exp(best.theta[1])),
         objective=best.objective,
-        n_points=int(repeats.sum()),
+        n_points=len(loss),
         converged=best.converged and (not bootstrap or float(np.mean(gradients <= CONVERGED)) >= 0.95),
         warnings=tuple(warnings),
         replicates=spread(best.theta, raw, int(cluster.max()) + 1, 2),

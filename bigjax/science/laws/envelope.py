@@ -12,6 +12,9 @@ LEVELS = 400
 SAME_SIZE = 1e-3
 """How far apart sizes may be and still be one: those read off a figure differ in the last digits."""
 
+LEAST_EXPLAINED = 0.5
+"""The share of the variance of log N below which the frontier is no power law of the FLOPs."""
+
 SCHEDULE_WARNING = (
     "points of a loss curve before its end are not annealed: the frontier is that of interrupted schedules "
     "(Hoffmann et al. 2022, appendix B)"
@@ -77,6 +80,8 @@ def fit_envelope(points: Points, *, bootstrap: int = 400, seed: int = 0) -> Fron
             "than 2.5 %, intervals have no ends"
         )
     residuals = (log_n - theta[0] - theta[1] * (log_levels - centre))[known]
+    if (explained := 1 - np.var(residuals) / np.var(log_n[known])) < LEAST_EXPLAINED:
+        warnings.append(f"the FLOPs explain {explained:.0%} of how the best sizes vary: there is no power law to see")
     return FrontierFit(
         centre=centre,
         theta=theta,

@@ -1,10 +1,12 @@
 """The compute-optimal frontier from isoFLOP curves (Hoffmann et al. 2022, section 3.2)."""
 
 import numpy as np
+from scipy import stats
 
+from bigjax.science.laws.adequacy import SIGNIFICANT
 from bigjax.science.laws.frontier import BEYOND, FrontierFit, frontier_lines
 from bigjax.science.laws.points import Excluded, Points, budgets
-from bigjax.science.laws.robust import FitError, clusters, spread
+from bigjax.science.laws.robust import FitError, clusters, widened
 
 LOST = (
     "{share:.0%} of the bootstrap replicates have a budget whose curve has no minimum, most often that of {flops:.3g} "
@@ -16,8 +18,9 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     """Fit a parabola of the loss in log N to each compute budget, and power laws to the minima.
 
     Budgets are runs whose FLOPs agree within `tolerance`. One with fewer than 3 sizes, whose parabola opens downwards,
-    or whose minimum lies outside of its sizes is left out, with its reason in `excluded`. An interval is open, to 0
-    or infinity, on a side where the noise may take a minimum away; `warnings` says so, and why there is none.
+    or whose minimum lies outside of its sizes is left out, with its reason in `excluded`. Each budget has noise of
+    its own. An interval is open, to 0 or infinity, on a side where the noise may take a minimum away; `warnings` says
+    so, and why there is none.
 
     Raises:
         FitError: fewer than 2 budgets remain.
@@ -42,16 +45,19 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     centre = float(np.log(flops).mean())
     minima, parabolas = _minima(chosen, group, chosen.loss[None])
     theta = frontier_lines(np.log(flops), minima[0, 0], minima[1, 0], centre)
-    drawn, count, parameters = _redrawn(chosen, group, bootstrap, seed)
+    drawn, freedom, total = _redrawn(chosen, group, bootstrap, seed)
     random, _ = _minima(chosen, group, drawn)
+    effective = _effective_freedom(random[0], freedom, np.log(flops)) if total > 0 else 0.0
     lost = (np.abs(random) >= BEYOND).any(axis=0)
     # One size beyond all others moves the line one way; of several, each pulls its own.
     random[:, lost.sum(axis=1) > 1] = np.nan
     raw = frontier_lines(np.log(flops), random[0], random[1], centre)
     share = np.count_nonzero(lost.sum(axis=1)) / max(bootstrap, 1)
     warnings = [LOST.format(share=share, flops=flops[lost.sum(axis=0).argmax()])] if share > 0.01 else []
-    if count <= parameters:
-        warnings = [f"{count} distinct points for {parameters} coefficients of parabolas: no intervals"]
+    if total < 1:
+        count = 3 * len(used)
+        warnings = [f"{count + total} distinct points for {count} coefficients of parabolas: no intervals"]
+    warnings += _doubts(chosen, group, parabolas[0])
     mean, *coefficients = parabolas[0]
     return FrontierFit(
         centre=centre,
@@ -66,40 +72,62 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
         conventions=points.conventions,
         excluded=tuple(excluded),
         warnings=tuple(warnings),
-        replicates=spread(theta, raw, count, parameters, unbiased=True),
+        replicates=widened(theta, raw, effective),
         parabolas=np.stack([mean, *coefficients], axis=1),
     )
 
 
-def _redrawn(points: Points, group: np.ndarray, bootstrap: int, seed: int) -> tuple[np.ndarray, int, int]:
-    """Return losses `(bootstrap, n)` with other noise, and how many settings and coefficients of parabolas there are.
+def _redrawn(points: Points, group: np.ndarray, bootstrap: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return losses `(bootstrap, n)` with other noise, degrees of freedom `(k,)` of each budget's, and how many in all.
 
     The sizes are chosen and not drawn, so it is the residuals that are drawn anew (Davison and Hinkley 1997, section
-    6.2.3): those of all budgets, a setting's seeds being one, over √(1 - leverage), with the variance that they leave
-    per degree of freedom. The ends of a parabola pull it to themselves: to weigh the points at random instead
+    6.2.3), each from those of its own budget, since the noise of budgets differs (stratified, section 3.2 there): a
+    setting's seeds being one, over √(1 - leverage), with the variance that they leave per degree of freedom. A budget
+    that leaves none draws from all. The ends of a parabola pull it to themselves: to weigh the points at random instead
     takes their small residuals for small noise.
     """
     cluster = clusters(points.params, points.tokens)
     first = np.unique(cluster, return_index=True)[1]
-    weight = np.bincount(cluster, points.weight)
+    weight, of_budget = np.bincount(cluster, points.weight), group[first]
     curve = _curve(points, group, _minima(points, group, points.loss[None])[1][0])
     residual = np.sqrt(weight) * np.bincount(cluster, points.weight * (points.loss - curve)) / weight
     leverage = np.empty(len(first))
     for budget in range(group.max() + 1):
-        rows = group[first] == budget
+        rows = of_budget == budget
         z = np.log(points.params[first][rows])
         basis = np.linalg.qr(np.sqrt(weight[rows, None]) * np.vander(z - z.mean(), 3)).Q
         leverage[rows] = (basis**2).sum(axis=1)
-    parameters = 3 * (int(group.max()) + 1)
-    seen = leverage < 1 - 1e-9  # three sizes are met exactly, whatever the noise
-    pool = residual[seen] / np.sqrt(1 - leverage[seen])
-    if len(first) <= parameters:
-        return np.tile(curve, (bootstrap, 1)), len(first), parameters
-    pool -= pool.mean()
-    if pool.any():
-        pool *= np.sqrt(residual @ residual / (len(first) - parameters) / np.mean(pool**2))
-    noise = np.random.default_rng(seed).choice(pool, (bootstrap, len(first))) / np.sqrt(weight)
-    return curve + noise[:, cluster], len(first), parameters
+    freedom = np.bincount(of_budget) - 3
+    total = int(freedom.sum())
+    if total < 1:
+        return np.tile(curve, (bootstrap, 1)), freedom, total
+    rng, noise = np.random.default_rng(seed), np.empty((bootstrap, len(first)))
+    for budget in range(group.max() + 1):
+        rows = of_budget == budget
+        source = rows if freedom[budget] else np.ones(len(first), bool)
+        seen = source & (leverage < 1 - 1e-9)  # three sizes are met exactly, whatever the noise
+        pool = residual[seen] / np.sqrt(1 - leverage[seen])
+        pool -= pool.mean()
+        if pool.any():
+            left = residual[source] @ residual[source] / (freedom[budget] or total)
+            pool *= np.sqrt(left / np.mean(pool**2))
+        noise[:, rows] = rng.choice(pool, (bootstrap, int(rows.sum()))) / np.sqrt(weight[rows])
+    return curve + noise[:, cluster], np.where(freedom > 0, freedom, total), total
+
+
+def _effective_freedom(minima: np.ndarray, freedom: np.ndarray, log_flops: np.ndarray) -> float:
+    """Return the degrees of freedom of the exponent for minima `(r, k)` of unequal noise (Satterthwaite 1946).
+
+    The exponent is a sum over budgets, and a budget's share of its variance is known by its own `freedom` `(k,)`.
+    """
+    if not len(minima):
+        return float(freedom.min())
+    low, high = np.quantile(minima, (0.25, 0.75), axis=0)  # of a normal: 1.35 standard deviations apart
+    share = (high - low) ** 2 * (log_flops - log_flops.mean()) ** 2
+    if not share.any():
+        return float(freedom.sum())
+    share /= share.max()
+    return float(share.sum() ** 2 / (share**2 / freedom).sum())
 
 
 def _problem(group: Points) -> str | None:
@@ -129,6 +157,21 @@ def _curve(points: Points, group: np.ndarray, parabolas: np.ndarray) -> np.ndarr
     """Return the loss `(n,)` of the points' parabolas, `(4, k)` as of `_minima`."""
     z = np.log(points.params) - parabolas[0, group]
     return np.polynomial.polynomial.polyval(z, parabolas[1:, group], tensor=False)
+
+
+def _doubts(points: Points, group: np.ndarray, parabolas: np.ndarray) -> list[str]:
+    """Return a sentence if the loss does not depend on size within a budget (F test of parabolas against means)."""
+    totals = np.bincount(group, points.weight)
+    means = np.bincount(group, points.weight * points.loss) / totals
+    spread = points.weight @ (points.loss - means[group]) ** 2
+    left = points.weight @ (points.loss - _curve(points, group, parabolas)) ** 2
+    explained, freedom = 2 * len(means), len(points) - 3 * len(means)
+    if freedom < 1 or left <= 1e-18 * spread:
+        return []
+    chance = stats.f.sf((spread - left) / explained / (left / freedom), explained, freedom)
+    if chance < SIGNIFICANT:
+        return []
+    return [f"the curves explain nothing: of losses that do not depend on size {chance:.0%} would look as curved"]
 
 
 def _minima(points: Points, group: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 
+from bigjax.science.laws.adequacy import doubts
 from bigjax.science.laws.points import Conventions, FlopModel
 from bigjax.science.laws.robust import (
     CONVERGED,
@@ -150,7 +151,7 @@ def fit_parametric(
             default `6ND` as `conventions` say.
 
     Raises:
-        FitError: too few points, or values that are not finite and positive.
+        FitError: too few points, values that are not finite and positive, or points that lead to no finite law.
     """
     params, tokens, loss = (np.asarray(column, float) for column in (params, tokens, loss))
     check_points({"params": params, "tokens": tokens, "loss": loss}, len(NAMES), "the parametric law")
@@ -171,6 +172,11 @@ def fit_parametric(
     replicates, gradients = minimise_many(model, log_value, drawn, start_of_each, delta)
     prediction, jacobian = model(best.theta)
     theta = _uncentred(best.theta, centre)
+    if not np.isfinite(list(named(theta).values())).all():
+        raise FitError(
+            "the points do not determine the parametric law: its exponents ran away to "
+            f"{theta[3]:.3g} and {theta[4]:.3g}"
+        )
     reached = float(np.mean(gradients <= CONVERGED)) if bootstrap else None
     moved = spread_irreducible(best.theta, replicates, count, len(NAMES), log_value)
     return ParametricFit(
@@ -181,7 +187,10 @@ def fit_parametric(
         n_clusters=count,
         converged=best.converged,
         replicates_converged=reached,
-        warnings=tuple(_warnings(best, jacobian, moved, count, reached, log_value)),
+        warnings=(
+            *_warnings(best, jacobian, moved, count, reached, log_value),
+            *doubts(log_value, log_value - prediction, weights, len(NAMES)),
+        ),
         conventions=conventions,
         flop_model=flop_model or FlopModel(conventions.flops_per_param_token),
         replicates=_uncentred(moved, centre),
@@ -203,8 +212,9 @@ def refit(
 
 
 def named(theta: np.ndarray) -> dict[str, float]:
-    """Return E, A, B, alpha and beta of theta `(5,)`."""
-    return dict(zip(NAMES, map(float, [*np.exp(theta[:3]), *theta[3:]]), strict=True))
+    """Return E, A, B, alpha and beta of theta `(5,)`; a coefficient that no number can hold is infinite."""
+    with np.errstate(over="ignore"):
+        return dict(zip(NAMES, map(float, [*np.exp(theta[:3]), *theta[3:]]), strict=True))
 
 
 def _check_variety(params: np.ndarray, tokens: np.ndarray) -> None:

@@ -13,8 +13,9 @@ from bigjax.science.laws.report import Study
 ACCENT, SECOND, GREY = "#c0392b", "#1f4e79", "0.55"
 
 
-def plot_study(study: Study, folder: Path) -> list[str]:
+def plot_study(study: Study, folder: str | Path) -> list[str]:
     """Draw what the study has into `folder`, each picture as PNG and SVG, and return their names."""
+    folder = Path(folder)
     pictures = {"frontier": _frontier}
     if study.isoflop:
         pictures["isoflop"] = _isoflop

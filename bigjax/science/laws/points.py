@@ -74,6 +74,10 @@ class FlopModel:
     coefficient: float = 6.0
     size_exponent: float = 1.0
 
+    def describe(self) -> str:
+        """Return the formula."""
+        return f"C = {self.coefficient:.6g} N^{self.size_exponent:.6g} D"
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -87,7 +91,8 @@ class Curve:
 class Points:
     """Final losses of `n` runs, by parameters, tokens and FLOPs `(n,)`, with seeds as separate points.
 
-    `curves` holds the loss curve of each, if known; `excluded` what was left out before.
+    `curves` holds the loss curve of each, if known; `excluded` what was left out before; `notes` what a reader should
+    know of how they were counted.
     """
 
     params: np.ndarray
@@ -99,6 +104,7 @@ class Points:
     conventions: Conventions = Conventions()
     excluded: tuple[Excluded, ...] = ()
     curves: tuple[Curve, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -112,6 +118,7 @@ class Points:
             conventions=self.conventions,
             excluded=self.excluded,
             curves=tuple(self.curves[i] for i in index) if self.curves else (),
+            notes=self.notes,
         )
 
     def flop_model(self) -> FlopModel:
@@ -146,6 +153,7 @@ def make_points(
     conventions: Conventions | None = None,
     excluded: Sequence[Excluded] = (),
     curves: Sequence[Curve] = (),
+    notes: Sequence[str] = (),
 ) -> Points:
     """Return points without those that diverged, whose loss is not finite or whose weight is 0; these are `excluded`.
 
@@ -184,7 +192,9 @@ def make_points(
     if not kept:
         reasons = f": {left_out[0].point}, for one, {left_out[0].reason}" if left_out else ""
         raise FitError(f"no point is left to fit out of {len(left_out)}{reasons}")
-    all_points = Points(params, tokens, loss, work, weights, names, conventions, tuple(left_out), tuple(curves))
+    all_points = Points(
+        params, tokens, loss, work, weights, names, conventions, tuple(left_out), tuple(curves), tuple(notes)
+    )
     return all_points.take(np.array(kept))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
+from bigjax.science.laws import adequacy
 from bigjax.science.laws.robust import (
     CONVERGED,
     SEEN_SHARE,
@@ -23,7 +24,10 @@ from bigjax.science.laws.robust import (
 
 @dataclass(frozen=True)
 class PowerLawFit:
-    """`y = coefficient * x^exponent + irreducible`; `ci95` by name; `objective` as the method defines it."""
+    """`y = coefficient * x^exponent + irreducible`; `ci95` by name; `objective` as the method defines it.
+
+    `warnings` say what is doubtful: a fit that has `converged` may still explain nothing.
+    """
 
     coefficient: float
     exponent: float
@@ -33,6 +37,7 @@ class PowerLawFit:
     n_points: int
     converged: bool
     replicates: np.ndarray = field(repr=False)
+    warnings: tuple[str, ...] = ()
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return y at `x`."""
@@ -70,7 +75,8 @@ def _fit_line(log_x: np.ndarray, log_y: np.ndarray, weights: np.ndarray) -> Powe
     design = np.stack([np.ones_like(log_x), log_x], axis=1)
     information = design.T @ (weights[:, None] * design)
     constant, slope = theta = np.linalg.solve(information, design.T @ (weights * log_y))
-    squares, freedom = float(weights @ (design @ theta - log_y) ** 2), len(log_y) - 2
+    residuals = log_y - design @ theta
+    squares, freedom = float(weights @ residuals**2), len(log_y) - 2
     ci95: dict[str, list[float] | None] = {"coefficient": None, "exponent": None}
     if freedom > 0:
         half = stats.t.ppf(0.975, freedom) * np.sqrt(np.diag(np.linalg.inv(information)) * squares / freedom)
@@ -78,7 +84,12 @@ def _fit_line(log_x: np.ndarray, log_y: np.ndarray, weights: np.ndarray) -> Powe
             "coefficient": [float(end) for end in np.exp(constant + half[0] * np.array([-1, 1]))],
             "exponent": [float(end) for end in slope + half[1] * np.array([-1, 1])],
         }
-    return PowerLawFit(float(np.exp(constant)), float(slope), 0.0, ci95, squares, len(log_y), True, np.empty((0, 2)))
+    warnings = (
+        *adequacy.doubts(log_y, residuals, weights, 2),
+        *adequacy.better_curve(np.exp(log_x), np.exp(log_y), residuals, weights, irreducible=False),
+    )
+    exact = float(np.exp(constant)), float(slope), 0.0
+    return PowerLawFit(*exact, ci95, squares, len(log_y), True, np.empty((0, 2)), warnings)
 
 
 def _fit_irreducible(
@@ -107,6 +118,7 @@ def _fit_irreducible(
             "irreducible": np.exp(replicates[:, 0]),
         }
     constant, level, slope = map(float, best.theta)
+    residuals = log_y - model(best.theta)[0]
     return PowerLawFit(
         coefficient=float(np.exp(level - slope * centre)),
         exponent=slope,
@@ -116,6 +128,10 @@ def _fit_irreducible(
         n_points=len(y),
         converged=best.converged and bool(np.mean(gradients <= CONVERGED) >= 0.95 if bootstrap else True),
         replicates=replicates,
+        warnings=(
+            *adequacy.doubts(log_y, residuals, weights, 3),
+            *adequacy.better_curve(x, y, residuals, weights, irreducible=True),
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """A study of scaling laws: every fit asked for, its checks, and all of it as JSON and as a table."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from bigjax.science.laws.points import Points
 from bigjax.science.laws.robust import FitError
 
 METHODS = ("parametric", "isoflop", "envelope")
+
+FLOPS_OFF = 0.1
+"""How far recorded FLOPs may be from a power of N times D without a word: budgets are as wide."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ def study(
     Raises:
         FitError: the only method asked for, or every one of several, is impossible.
     """
-    points.flop_model()  # nothing is fitted, or written, where FLOPs make no sense
+    model = points.flop_model()  # nothing is fitted, or written, where FLOPs make no sense
+    off = np.abs(model.coefficient * points.params**model.size_exponent * points.tokens / points.flops - 1).max()
+    if off > FLOPS_OFF:
+        note = f"optima take FLOPs as {model.describe()}, from which the recorded ones are up to {off:.0%} away"
+        points = replace(points, notes=(*points.notes, note))
     how = {"bootstrap": bootstrap, "seed": seed}
     skipped: dict[str, str] = {}
 
@@ -117,7 +124,7 @@ def to_json(found: Study) -> dict[str, Any]:
     """Return the study as `fit.json`."""
     conventions = found.points.conventions.describe()
     model = found.points.flop_model()
-    conventions["flop_model"] = f"C = {model.coefficient:.6g} N^{model.size_exponent:.6g} D"
+    conventions["flop_model"] = model.describe()
     methods = {method: _fit_json(fit) for method, fit in found.fits().items()}
     if found.parametric:
         methods["parametric"]["leave_one_budget_out"] = found.checks["leave_one_budget_out"]
@@ -130,6 +137,7 @@ def to_json(found: Study) -> dict[str, Any]:
     }
     return methods | {
         "n_points": len(found.points),
+        "notes": list(found.points.notes),
         "excluded": [asdict(point) for point in found.points.excluded],
         "conventions": conventions,
         "optimal": {method: [asdict(row) for row in rows] for method, rows in found.optimal.items() if rows},
@@ -172,6 +180,7 @@ def to_markdown(found: Study) -> str:
         f"({points.conventions.params}), {points.flops.min():.3g} to {points.flops.max():.3g} FLOPs "
         f"({points.conventions.flops})"
     )
+    text += [f"note: {note}" for note in points.notes]
     for method, fit in found.fits().items():
         rows = [(name, f"{value:.5g}", _range(fit.ci95[name])) for name, value in fit.parameters.items()]
         note = "" if fit.converged else ", NOT CONVERGED"

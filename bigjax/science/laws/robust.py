@@ -149,21 +149,25 @@ def bootstrap_weights(cluster: np.ndarray, replicates: int, seed: int) -> np.nda
     return weights[:, cluster]
 
 
-def spread(
-    estimate: np.ndarray, replicates: np.ndarray, num_clusters: int, num_parameters: int, *, unbiased: bool = False
-) -> np.ndarray:
+def widened(estimate: np.ndarray, replicates: np.ndarray, freedom: float) -> np.ndarray:
+    """Return `replicates` moved away from `estimate` by t(0.975) / z(0.975) for noise known by `freedom` degrees.
+
+    Below one degree nothing is known about the noise: all replicates become NaN.
+    """
+    if freedom < 1:
+        return np.full_like(replicates, np.nan)
+    return estimate + stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975) * (replicates - estimate)
+
+
+def spread(estimate: np.ndarray, replicates: np.ndarray, num_clusters: int, num_parameters: int) -> np.ndarray:
     """Return `replicates` moved away from `estimate`, so that their 95 % percentiles allow for few points.
 
     The factor is `t(0.975, m - p) / z(0.975) * sqrt(m / (m - p))` for m clusters and p parameters, the correction of
-    percentile intervals for small samples (Hesterberg 2015, section 3.2, with p in place of 1); where the replicates
-    vary as much as the noise does, `unbiased`, without the root. Without a degree of freedom nothing is known about the
-    noise: all replicates become NaN.
+    percentile intervals for small samples (Hesterberg 2015, section 3.2, with p in place of 1).
     """
     freedom = num_clusters - num_parameters
-    if freedom < 1:
-        return np.full_like(replicates, np.nan)
-    factor = stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975) * (1 if unbiased else np.sqrt(num_clusters / freedom))
-    return estimate + factor * (replicates - estimate)
+    root = np.sqrt(num_clusters / max(freedom, 1))  # replicates vary by so much less than the noise does
+    return widened(estimate, estimate + root * (replicates - estimate), freedom)
 
 
 def lifted(theta: np.ndarray, log_value: np.ndarray, share: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from bigjax.science.laws.points import Conventions, Curve, Excluded, FlopCount, 
 from bigjax.science.laws.robust import FitError
 
 REQUIRED = ("params", "tokens", "loss")
+
+KNOWN = (*REQUIRED, "flops", "weight", "seed", "diverged")
+"""Columns of a CSV, in capitals or not. A seed says nothing more: runs of one size and length are seeds."""
+
+MOST_NAMES, MOST_LETTERS = 5, 30
+"""How much is said of columns that are not read."""
 
 SAME_IN_ALL_RUNS = (
     "data.tokenizer",
@@ -31,28 +38,34 @@ MIN_EVALUATIONS = 3
 """Evaluations that every run must have for the loss curves to be those of held-out text."""
 
 
-def read_csv(path: Path, *, params: ParamCount, flops: FlopCount, recompute: bool) -> Points:
+def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, recompute: bool) -> Points:
     """Return the rows of a CSV file with the columns `params,tokens,loss`, optionally `flops,weight,seed,diverged`.
 
-    Semicolons or tabs may stand for the commas, if they do in the header.
+    Semicolons or tabs may stand for the commas, if they do in the header. `flops` None takes the column `flops` where
+    there is one that is not empty, and 6ND otherwise; the `notes` say what was counted and which columns were not read.
 
     Raises:
         FitError: the file cannot be read, a column is missing or there twice, a row has more cells than the header, or
-            a cell is not a number or not above 0.
+            a cell is not a number or not above 0; some rows have FLOPs and others none, with `flops` None.
     """
+    path = Path(path)
     rows, names = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             separator = max(",;\t", key=file.readline().count)
             file.seek(0)
             reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
-            header = [name.strip() for name in next(reader, ())]
+            header = [_known(name.strip()) for name in next(reader, ())]
             for cells in reader:
                 if any(cells):
                     names.append(f"{path.name}:{reader.line_num}")
                     rows.append(_row(header, cells, names[-1]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FitError(f"{path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+    diverged = [_flag(row.get("diverged", ""), where) for row, where in zip(rows, names, strict=True)]
+    asked = flops
+    if flops is None:
+        flops = _counted([row for row, left_out in zip(rows, diverged, strict=True) if not left_out], path)
     needed = (*REQUIRED, "flops") if flops == "recorded" else REQUIRED
     if missing := [name for name in needed if name not in header]:
         lacking = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
@@ -65,16 +78,63 @@ def read_csv(path: Path, *, params: ParamCount, flops: FlopCount, recompute: boo
     def column(name: str) -> list[float]:
         return [_number(row, name, where) for row, where in zip(rows, names, strict=True)]
 
+    size, tokens, loss = (column(name) for name in REQUIRED)
+    recorded = column("flops") if flops == "recorded" else None
+    notes = []
+    if recorded is not None and asked is None:
+        notes.append(
+            f"FLOPs are those of the column flops, {_over_6nd(recorded, size, tokens)}; --flops=6ND computes them from "
+            "params and tokens"
+        )
+    elif "flops" in header and asked == "6ND":
+        notes.append("the column flops is not used: --flops=6ND computes FLOPs from params and tokens")
+    if unread := [name for name in header if name and name not in KNOWN]:
+        notes.append(f"columns that are not read: {_some(unread)}")
     return make_points(
-        *(column(name) for name in REQUIRED),
-        flops=column("flops") if "flops" in needed else None,
+        size,
+        tokens,
+        loss,
+        flops=recorded,
         weight=column("weight") if "weight" in header else None,
-        diverged=[_flag(row.get("diverged", ""), where) for row, where in zip(rows, names, strict=True)]
-        if "diverged" in header
-        else None,
+        diverged=diverged,
         names=names,
         conventions=Conventions(params, flops, recompute, loss="as given in the file", source=path.name),
+        notes=notes,
     )
+
+
+def _known(name: str) -> str:
+    """Return the name of a column as `KNOWN` spells it, if it is one of these."""
+    return name.lower() if name.lower() in KNOWN else name
+
+
+def _counted(rows: list[dict[str, str]], path: Path) -> FlopCount:
+    """Return `recorded` if all rows that have a loss have FLOPs, and `6ND` if none has."""
+    filled = [_is_filled(row, "flops") for row in rows if _is_filled(row, "loss")]
+    if any(filled) and not all(filled):
+        raise FitError(
+            f"{path.name} has flops in {sum(filled)} of {len(filled)} rows: fill in the others, or say --flops=6ND to "
+            "compute all from params and tokens"
+        )
+    return "recorded" if any(filled) else "6ND"
+
+
+def _is_filled(row: dict[str, str], name: str) -> bool:
+    return (row.get(name) or "").strip().lower() not in ("", "nan")
+
+
+def _over_6nd(flops: Sequence[float], params: Sequence[float], tokens: Sequence[float]) -> str:
+    """Return what recorded FLOPs are in multiples of 6ND."""
+    with np.errstate(all="ignore"):
+        ratio = np.asarray(flops, float) / (6 * np.asarray(params, float) * np.asarray(tokens, float))
+    known = ratio[np.isfinite(ratio)]
+    return f"{known.min():.3g} to {known.max():.3g} times 6ND" if len(known) else "an unknown multiple of 6ND"
+
+
+def _some(names: list[str]) -> str:
+    """Return the first of the names, each cut to a length."""
+    shown = [name if len(name) <= MOST_LETTERS else name[:MOST_LETTERS] + "..." for name in names[:MOST_NAMES]]
+    return ", ".join(shown) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
 def _row(header: list[str], cells: list[str], where: str) -> dict[str, str]:
@@ -99,9 +159,10 @@ def _flag(text: str, where: str) -> bool:
     return word in TRUE
 
 
-def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: bool) -> Points:
+def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount | None, recompute: bool) -> Points:
     """Return the finished runs whose folders match the glob `pattern`, with their loss curves.
 
+    `flops` None is 6ND, and the `notes` say how far from it the FLOPs are that the runs recorded.
     A run is excluded, with the reason, if it is not finished (a sweep notes why), has no held-out loss, diverged (its
     loss is not below that of uniform guessing) or repeats another folder's fingerprint.
 
@@ -138,6 +199,10 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: 
     loss = np.array(column["eval_loss"])
     vocab_size = _field(config, "model.vocab_size")
     curves, kind = _curves([(folder, result) for folder, _, result in kept])
+    notes = []
+    if flops is None:
+        times = _over_6nd(column["flops"], column[f"params_{params}"], column["tokens"])
+        notes.append(f"FLOPs are 6ND; the runs recorded {times}, which --flops=recorded takes")
     return make_points(
         column[f"params_{params}"],
         column["tokens"],
@@ -147,7 +212,7 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: 
         names=[str(folder.path) for folder, _, _ in kept],
         conventions=Conventions(
             params,
-            flops,
+            flops or "6ND",
             recompute,
             loss=f"held-out loss in nats per token; curves: {kind}",
             source=pattern,
@@ -157,6 +222,7 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount, recompute: 
         ),
         excluded=excluded,
         curves=curves,
+        notes=notes,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bigjax.config import Config
+from bigjax.config import Config, strict
 from bigjax.errors import UserError
 from bigjax.run import lease
 from bigjax.run.folder import RunFolder
@@ -46,7 +46,8 @@ class Status(NamedTuple):
 class SweepFolder:
     """The folder of a sweep; any number of processes may use it at once."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | Path):
+        path = Path(path)
         self.path = path
         self._known: dict[Path, str | None] = {}
 
@@ -78,6 +79,18 @@ class SweepFolder:
             if fingerprint and (fingerprint not in found or (run.complete and not found[fingerprint].complete)):
                 found[fingerprint] = run
         return found
+
+    def check_text(self, points: Sequence[Point]) -> None:
+        """Make sure that runs in here whose config is that of a point are of the text that its files hold now.
+
+        Raises:
+          UserError: one is of another, naming the files and both hashes.
+        """
+        runs = self.runs()
+        new = {strict.fingerprint(point.cfg): point for point in points if point.fingerprint not in runs}
+        for run in runs.values() if new else ():
+            if point := new.get(strict.fingerprint(run.load_config())):
+                run.check(point.cfg)
 
     def place(self, point: Point) -> RunFolder:
         """Return the run folder of a point, ready to be trained in: its config is that of the point, plumbing too."""
@@ -157,20 +170,22 @@ class SweepFolder:
         return run is not None and lease.holder(run.path / LOCK) is not None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: str | Path) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
       UserError: it cannot be read.
     """
+    path = Path(path)
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def last_row(path: Path) -> dict[str, Any]:
+def last_row(path: str | Path) -> dict[str, Any]:
     """Return the metrics of the last training step in a `metrics.jsonl`, or an empty dict."""
+    path = Path(path)
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))

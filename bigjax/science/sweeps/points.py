@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from bigjax.config import Config, strict
 from bigjax.config import fields as schema
+from bigjax.data import identity
 from bigjax.errors import ConfigError
 from bigjax.science.sweeps.factors import Change, Factor, SweepError
 
@@ -158,7 +159,7 @@ def point_of(number: int, change: Change, base: ConfigDict, shown: Iterable[str]
         node[name] = value
     cfg = strict.from_dict(Config, nested)
     name = _describe(change, [path for path in shown if path in change.values]) or "base"
-    return Point(number, name, dict(change.values), cfg, strict.fingerprint(cfg), change.label)
+    return Point(number, name, dict(change.values), cfg, identity.fingerprint(cfg), change.label)
 
 
 def _unknown(path: str) -> str:

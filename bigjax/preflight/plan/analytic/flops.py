@@ -25,7 +25,7 @@ def _stack(stack: Share) -> float:
     matrices = {name: spec for name, spec in stack.specs.items() if spec.kind == "matrix"}
     recomputed = {name: spec for name, spec in matrices.items() if _is_recomputed(name, stack)}
     products = 3 * _product(stack, matrices) + _product(stack, recomputed) + _all_experts(stack, matrices)
-    return products if stack.cfg.model.family == "rnn" else products + stack.num_layers * _attention(stack)
+    return products if stack.cfg.model.kind == "rnn" else products + stack.num_layers * _attention(stack)
 
 
 def _product(stack: Share, specs: Mapping[str, ParamSpec]) -> float:
@@ -49,7 +49,7 @@ def _heads_of_encoder(share: Share) -> float:
 
     A dense layer at the tokens to predict, which are chosen by a product with one-hot rows; a pooler, once a row.
     """
-    if share.cfg.model.family != "encoder":
+    if share.cfg.model.kind != "encoder":
         return 0.0
     at = {"head/dense": share.loss_tokens, "head/pooler": share.rows}
     layers = sum(2.0 * share.used(spec) * at[name] for name, spec in share.specs.items() if name in at)

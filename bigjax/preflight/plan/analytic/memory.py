@@ -111,12 +111,12 @@ def peak(share: Share) -> Peak:
 
 def _spread(share: Share) -> float:
     """Return how much more room saved arrays take than they have bytes, for the gaps between them."""
-    four_loops = share.cfg.model.family == "encdec" and share.cfg.model.layers == "scan"
+    four_loops = share.cfg.model.kind == "encdec" and share.cfg.model.layers == "scan"
     return SPREAD_OF_FOUR_LOOPS if four_loops and share.cfg.model.remat == "none" else 1.0
 
 
 def _is_dense_decoder(cfg: Config) -> bool:
-    return cfg.model.family == "decoder" and not cfg.model.moe.num_experts
+    return cfg.model.kind == "decoder" and not cfg.model.moe.num_experts
 
 
 def _stream(share: Share) -> int:
@@ -164,7 +164,7 @@ def _logits_outlive_loss(share: Share) -> bool:
     The compiler forms the two parts of a tied table's gradient together, when the look-up's is known, unless one has to
     be summed over devices. Beside what recurrent layers keep, it does not hurry with the logits either.
     """
-    if share.cfg.model.family == "rnn":
+    if share.cfg.model.kind == "rnn":
         return share.cfg.model.remat != "full" and not _chunked(share)
     return share.cfg.model.tie_embeddings and not _chunked(share) and not share.layout.over("batch")
 
@@ -176,7 +176,7 @@ def saved_bytes(share: Share) -> int:
 
 def _saved_by_stack(stack: Share) -> int:
     """Return the bytes that a stack's layers save; and what it attends to, once for all of them."""
-    if stack.cfg.model.family == "rnn":
+    if stack.cfg.model.kind == "rnn":
         return stack.num_layers * analytic_rnn.saved_by_layer(stack)
     memory = stack.memory_tokens * stack.cfg.model.d_model * stack.item
     return stack.num_layers * _saved_by_layer(stack) + memory
@@ -280,7 +280,7 @@ def _layer_bytes(share: Share) -> int:
     they overlap; norms after a half work in float32, and so does the gradient of a bias on scores.
     """
     model, item = share.cfg.model, share.item
-    if model.family == "rnn":
+    if model.kind == "rnn":
         return analytic_rnn.layer_bytes(share)
     heads = share.tokens * share.heads * model.head_dim * item
     stream = _stream(share)

@@ -11,7 +11,7 @@ def saved_by_layer(share: Share) -> int:
     if share.cfg.model.remat == "full":
         return stream
     if share.cfg.model.remat == "dots":  # the parts of the gates from the input and, in float32, from the state
-        return stream + GATES[share.cfg.model.cell] * share.tokens * split_width(share) * (4 + share.item)
+        return stream + GATES[share.cfg.model.own.cell] * share.tokens * split_width(share) * (4 + share.item)
     return 2 * stream + _kept(share) + _weights(share)
 
 
@@ -21,7 +21,7 @@ def layer_bytes(share: Share) -> int:
     Those are there in the order of the steps, and once more in that of the tokens; where a gate's two parts go into
     sums of their own, so are the gradients of the sums.
     """
-    cell, part = CELLS[share.cfg.model.cell], share.tokens * split_width(share) * share.item
+    cell, part = CELLS[share.cfg.model.own.cell], share.tokens * split_width(share) * share.item
     gradients = 4 * len(cell.from_input) + (0 if cell.from_input == cell.from_state else cell.num_sums)
     return _kept(share) + gradients * part + (_weights(share) if share.cfg.model.remat == "full" else 0)
 
@@ -33,7 +33,7 @@ def split_width(share: Share) -> int:
 
 def _kept(share: Share) -> int:
     """Return the bytes of the sums that the steps of a layer form, and of its memory, in float32."""
-    return 4 * (CELLS[share.cfg.model.cell].num_sums + 1) * share.tokens * split_width(share)
+    return 4 * (CELLS[share.cfg.model.own.cell].num_sums + 1) * share.tokens * split_width(share)
 
 
 def _weights(share: Share) -> int:

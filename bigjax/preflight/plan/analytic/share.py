@@ -127,7 +127,7 @@ class Share:
     @property
     def stored_scores(self) -> bool:
         """Whether attention, if there is any, writes its scores to memory."""
-        return self.cfg.model.family != "rnn" and self.cfg.model.attention not in FUSED_ATTENTION
+        return self.cfg.model.kind != "rnn" and self.cfg.model.attention not in FUSED_ATTENTION
 
     def ways(self, *mesh_axes: str) -> int:
         """Return the number of devices along the given mesh axes."""
@@ -164,7 +164,7 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
 
     split_alike = layout.over("heads") == layout.over("kv_heads")
     repeated = model.num_kv_heads if split_alike else lcm(model.num_kv_heads, mesh_sizes["tensor"])
-    read = "encoder/blocks/" if model.family == "encdec" else "blocks/"
+    read = "encoder/blocks/" if model.kind == "encdec" else "blocks/"
     pairs = {window: _pairs(cfg, data.seq_len, window) for window in set(model.windows)}
     whole = Share(
         cfg=cfg,
@@ -188,7 +188,7 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         largest_scores=max(map(max, pairs.values())),
     )
     stack = replace(whole, specs=_below(read, specs))
-    if model.family != "encdec":
+    if model.kind != "encdec":
         return replace(whole, stacks=(stack,))
     target, cross = data.target_len, data.target_len * data.seq_len
     writing = replace(
@@ -212,7 +212,7 @@ def _below(prefix: str, specs: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:
 def _pairs(cfg: Config, seq_len: int, window: int | None) -> list[int]:
     """Return how many scores of one head and row each block of queries of a layer with that window computes."""
     backend = cfg.model.attention
-    if backend in ("reference", "xla") or cfg.model.family != "decoder":
+    if backend in ("reference", "xla") or cfg.model.kind != "decoder":
         return [seq_len * seq_len]
     if backend == "blocked":
         count = block_count(seq_len)

@@ -21,7 +21,7 @@ def collectives(share: Share) -> list[Collective]:
     total: dict[tuple[Kind, tuple[str, ...]], tuple[int, float]] = {}
     parts = [_parameters(share), _loss(share)]
     for stack in share.stacks:
-        parts += [_recurrent(stack)] if share.cfg.model.family == "rnn" else [_tensor_parallel(stack), _beside(stack)]
+        parts += [_recurrent(stack)] if share.cfg.model.kind == "rnn" else [_tensor_parallel(stack), _beside(stack)]
     for part in parts:
         for kind, axes, count, whole in part:
             if not axes or not count:

@@ -11,12 +11,13 @@ from bigjax.science.report.page.tables import tables
 from bigjax.science.report.summary import Report
 
 
-def write(report: Report, out: Path, *, command: str, made: str, refresh: int = 0) -> Path:
+def write(report: Report, out: str | Path, *, command: str, made: str, refresh: int = 0) -> Path:
     """Write `index.html`, `tables/*.csv` and `.tex`, `figures/*.png` and `.svg`, and the fits; return the page.
 
     Raises:
         UserError: the folder cannot be written.
     """
+    out = Path(out)
     made_tables = tables(report)
     try:
         for folder in (out / "tables", out / "figures"):

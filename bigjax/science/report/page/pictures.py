@@ -29,8 +29,9 @@ MAX_MAPS = 6
 """Pairs of fields that get a heat map."""
 
 
-def plot_report(report: Report, folder: Path) -> list[str]:
+def plot_report(report: Report, folder: str | Path) -> list[str]:
     """Draw what the report has into `folder`, each picture as PNG and SVG, and return their names."""
+    folder = Path(folder)
     drawn: dict[str, tuple[tuple[float, float], Callable[[Any], None]]] = {}
     if any(len(curve) for run in report.runs for curve in run.curves.values()):
         drawn["loss_curves"] = ((8.4, 5.0), lambda axes: _curves(axes, report))

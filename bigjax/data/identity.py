@@ -1,0 +1,104 @@
+"""Which text a run is of: by what its files hold, wherever they lie. The fingerprint of a run sees that, not paths."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bigjax.config import Config, replace, strict
+from bigjax.data import cutting
+from bigjax.data.sources import readers
+from bigjax.data.sources.opening import open_source
+from bigjax.data.tokens.cache import cache_folder
+from bigjax.data.tokens.tokenizers import definition_files
+
+FIELDS = ("data.sources", "data.eval_sources", "data.tokenizer")
+"""The fields that name files."""
+
+LISTED = 1000
+"""Of a source of more files than these only the hash of all is kept."""
+
+MADE = ("shakespeare", "shakespeare-passages", "copy")
+"""Kinds of sources that are no files."""
+
+Contents = dict[str, Any]
+"""For each of `FIELDS` that names files, a list with an entry for each name in it: None where that is no file, else
+`sha256` of all files in order and `files`, the sha256 of each by name."""
+
+
+def contents_of(cfg: Config) -> Contents:
+    """Return what the files of a run's text and tokenizer hold now.
+
+    Raises:
+      DataError: a source or a tokenizer cannot be read.
+    """
+    found = {
+        "data.sources": [_source(cfg, spec) for spec in cfg.data.sources],
+        "data.eval_sources": [_source(cfg, spec) for spec in cfg.data.eval_sources],
+        "data.tokenizer": [_tokenizer(cfg, cfg.data.tokenizer)],
+    }
+    return {path: entries for path, entries in found.items() if any(entries)}
+
+
+def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
+    if spec.partition(":")[0] in MADE:
+        return None
+    return _entry(open_source(spec, cutting.columns(cfg), cache_folder(cfg.data.cache_dir)).files)
+
+
+def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
+    kind, _, place = spec.partition(":")
+    if kind != "hf" or not place:
+        return None
+    root = cache_folder(cfg.data.cache_dir)
+    return _entry({path.name: readers.file_digest(path, root) for path in definition_files(Path(place))})
+
+
+def _entry(files: Mapping[str, str]) -> dict[str, Any]:
+    listed = dict(files) if len(files) <= LISTED else {}
+    return {"sha256": hashlib.sha256(json.dumps([*files.values()]).encode()).hexdigest(), "files": listed}
+
+
+def fingerprint(cfg: Config, contents: Contents | None = None) -> str:
+    """Return `strict.fingerprint` with what files hold in the place of their names.
+
+    Args:
+      contents: as `contents_of` returned it for this config, then or now; None: as it returns it now.
+    """
+    contents = contents_of(cfg) if contents is None else contents
+    fields = {}
+    for path, entries in contents.items():
+        name = path.rpartition(".")[2]
+        value = getattr(cfg.data, name)
+        names = [value] if isinstance(value, str) else value
+        # A name is `KIND:PLACE`, and the kind stays.
+        held = [
+            spec if entry is None else f"{spec.partition(':')[0]}:sha256={entry['sha256']}"
+            for spec, entry in zip(names, entries, strict=True)
+        ]
+        fields[name] = held[0] if isinstance(value, str) else tuple(held)
+    return strict.fingerprint(replace(cfg, data=fields) if fields else cfg)
+
+
+def changes(before: Contents, now: Contents) -> list[str]:
+    """Return a line for each of the first few files that are not what they were, with both hashes."""
+    found = []
+    for path in FIELDS:
+        for old, new in zip(before.get(path, []), now.get(path, []), strict=False):
+            if old and new and old["sha256"] != new["sha256"]:
+                found += list(_changed_files(old, new)) or [
+                    f"{path}: the sha256 of all files was {old['sha256'][:12]} and is {new['sha256'][:12]}"
+                ]
+    return found[:5] + ([f"... and {len(found) - 5} more"] if len(found) > 5 else [])
+
+
+def _changed_files(old: dict[str, Any], new: dict[str, Any]):
+    for name in sorted({**old["files"], **new["files"]}):
+        was, now = old["files"].get(name), new["files"].get(name)
+        if was != now:
+            yield f"{name}: sha256 was {_short(was)} and is {_short(now)}"
+
+
+def _short(digest: str | None) -> str:
+    return "none (no such file)" if digest is None else digest[:12]
