@@ -97,7 +97,8 @@ def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
     rollback.note(folder, text.train.left_out)
     if jax.process_index() == 0:
         data.save_tokenizer(text.tokenizer, folder.path)
-        origin.keep(cfg.init_from, folder.path)
+        before = cfg.init_from if cfg.init_state is None else continuation.origin(cfg).folder.path
+        origin.keep(before, folder.path)
         folder.write_data(text.describe())
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from bigjax.config import Config, replaced, strict
 from bigjax.data import identity
+from bigjax.data.identity import Contents
 from bigjax.errors import ConfigError, UserError, named
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
@@ -221,7 +222,7 @@ class RunFolder:
         """
         return self._load()[0]
 
-    def _load(self) -> tuple[Config, identity.Contents | None]:
+    def _load(self) -> tuple[Config, Contents | None]:
         """Return the config of the run and what the files of its text held; None where nobody wrote that down."""
         self.existing(self.path)
         try:
