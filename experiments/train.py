@@ -33,8 +33,8 @@ from typing import Any
 from absl import flags
 
 from bigjax.config import Config, strict
-from bigjax.data import identity
 from bigjax.errors import UserError
+from bigjax.run import identity
 from bigjax.train import rollback
 from experiments import cli, plan
 from experiments.processes import distributed

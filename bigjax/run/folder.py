@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, replaced, strict
-from bigjax.data import identity
 from bigjax.errors import ConfigError, UserError, named
+from bigjax.run import identity
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
 

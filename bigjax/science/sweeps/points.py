@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from bigjax.config import Config, strict
 from bigjax.config import fields as schema
-from bigjax.data import identity
 from bigjax.errors import ConfigError
+from bigjax.run import identity
 from bigjax.science.sweeps.factors import Change, Factor, SweepError
 
 SCALARS = (
