@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, shipped, strict
+from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, paths, shipped, strict
 from bigjax.config import fields as schema
 from bigjax.config import named as known
 from bigjax.errors import UserError, named
@@ -94,7 +94,7 @@ def load_config(source: str | Path, changes: Mapping[str, Any] = MappingProxyTyp
 def _change(config: ConfigDict, changes: Mapping[str, Any], where: str, source: str) -> None:
     try:
         # A ConfigDict would take True for 1.0.
-        declared = Config.schema_of(strict.with_fields(Config, config.to_dict(), changes))
+        declared = Config.schema_of(paths.with_fields(Config, config.to_dict(), changes))
         values = {path: strict.convert(declared, path, value) for path, value in changes.items()}
     except strict.ConfigError as error:
         raise UserError(f"{where}: {error}") from error
@@ -112,7 +112,7 @@ def with_named(config: ConfigDict, changes: dict[str, str]) -> tuple[ConfigDict,
     """
     if not changes:
         return config, Config.schema_of(config)
-    nested = strict.with_fields(Config, config.to_dict(), changes)
+    nested = paths.with_fields(Config, config.to_dict(), changes)
     declared = Config.schema_of(nested)
     for path, section in schema.sections(declared).items():
         *parents, name = path.split(".")

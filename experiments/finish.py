@@ -97,6 +97,7 @@ def write(
         **{f"eval_{name}": value for name, value in scores.items()},
         "skipped_updates": next((int(row[SKIPPED]) for row in reversed(rows) if SKIPPED in row), 0),
         "duplicates": text.duplicates,
+        **({"held_out_trained_on": both} if (both := text.duplicates["held_out_trained_on"]) else {}),
         "empty_batches": sum(EMPTY in row for row in rows),
         "left_out_batches": rollback.left_out(folder),
         "tokens_per_s": tokens_per_s,

@@ -32,8 +32,8 @@ from typing import Any
 from absl import flags
 
 from bigjax.config import Config
-from bigjax.data import identity
 from bigjax.errors import UserError
+from bigjax.run import identity
 from bigjax.train import rollback
 
 from . import cli, plan

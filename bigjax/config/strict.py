@@ -1,6 +1,5 @@
 """Strict conversion between plain mappings and frozen dataclasses, and the identity of a config."""
 
-import copy
 import dataclasses
 import difflib
 import functools
@@ -8,7 +7,7 @@ import hashlib
 import json
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from bigjax.config import named
@@ -23,6 +22,7 @@ from bigjax.config.fields import (
     unknown_field,
     unwrap_optional,
 )
+from bigjax.config.paths import nested, schema_of
 from bigjax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,11 +40,9 @@ __all__ = [
     "from_dict",
     "leaves",
     "maths",
-    "nested",
     "plumbing",
     "to_config_dict",
     "to_dict",
-    "with_fields",
 ]
 
 T = TypeVar("T")
@@ -81,7 +79,7 @@ def from_dict(cls: type[T], mapping: "Mapping[str, Any] | ConfigDict") -> T:
             once, each with the path, the value, what was expected and the nearest name), or fields clash.
     """
     problems: list[str] = []
-    cls = _schema(cls, mapping)
+    cls = schema_of(cls, mapping)
     cfg = _build(cls, mapping, "", cls, problems)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -108,12 +106,12 @@ def convert(cls: type, path: str, value: Any) -> Any:
 
 def to_dict(cfg: Any) -> dict[str, Any]:
     """Return `cfg` as a nested dict that JSON can hold: tuples as lists, every float field as a float."""
-    return _nest(leaves(cfg))
+    return nested({leaf.path: leaf.value for leaf in leaves(cfg)})
 
 
 def maths(cfg: Any) -> dict[str, Any]:
     """Return `to_dict` without plumbing fields, and without the sections that have no others."""
-    return _nest(leaf for leaf in leaves(cfg) if not leaf.plumbing)
+    return nested({leaf.path: leaf.value for leaf in leaves(cfg) if not leaf.plumbing})
 
 
 def fingerprint(cfg: Any) -> str:
@@ -124,7 +122,7 @@ def fingerprint(cfg: Any) -> str:
     """
     defaults = _defaults(type(cfg))
     changed = [leaf for leaf in leaves(cfg) if not leaf.plumbing and leaf.value != defaults[leaf.path]]
-    fields = _nest(changed)
+    fields = nested({leaf.path: leaf.value for leaf in changed})
     if code := code_of(cfg):
         fields["code"] = {path: named.digest(name) for path, name in code.items()}
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -165,36 +163,6 @@ def diff(a: Any, b: Any) -> list[Difference]:
         if values[0] != values[1]:
             found.append(Difference(path, values[0], values[1], leaf.plumbing))
     return found
-
-
-def with_fields(cls: type, mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested mapping of a config with fields set by dotted path.
-
-    Where one of them names another family or task, the sections that the one before had are left out, and those of the
-    new one are at their defaults.
-    """
-    changed = copy.deepcopy(dict(mapping))
-    before = _schema(cls, changed)
-    for path, value in changes.items():
-        *parents, name = path.split(".")
-        node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, changed)
-        node[name] = value
-    after = _schema(cls, changed)
-    for path in sections(before).keys() - sections(after).keys():
-        if not any(other.startswith(f"{path}.") for other in changes):
-            *parents, name = path.split(".")
-            functools.reduce(lambda node, parent: node[parent], parents, changed).pop(name, None)
-    return changed
-
-
-def _schema(cls: type, mapping: Mapping[str, Any]) -> type:
-    """Return the class that a mapping of fields describes, where some sections depend on what other fields name."""
-    return getattr(cls, "schema_of", lambda mapping: cls)(mapping)
-
-
-def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields given by dotted path as the nested mapping that `from_dict` reads."""
-    return _nest(Leaf(path, value, False) for path, value in fields.items())
 
 
 def leaves(cfg: Any) -> list[Leaf]:
@@ -319,14 +287,6 @@ def _canonical(annotation: Any, value: Any) -> Any:
         return [_canonical(typing.get_args(inner)[0], element) for element in value]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return _as_float(value) if inner is float and is_number else value
-
-
-def _nest(flat: Iterator[Leaf] | list[Leaf]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for leaf in flat:
-        *sections, name = leaf.path.split(".")
-        functools.reduce(lambda node, section: node.setdefault(section, {}), sections, nested)[name] = leaf.value
-    return nested
 
 
 def _typed(cfg: Any) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def test_from_masked_tokens_to_classes(tmp_path, tmp_path_factory):
         "--config.data.seq_len=32",
         f"--config.data.sources=csv:{path}",
         f"--config.data.eval_sources=csv:{unseen}",
+        "--config.data.max_overlap=1.0",  # what is learnt here is learnt by heart
         "--config.train.global_batch_size=8",
         "--config.optim.warmup=2",
         "--config.train.steps=30",

@@ -37,9 +37,7 @@ def find_files(pattern: str) -> Found:
     expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
     if Path(expanded).is_dir():
         raise DataError(f"{pattern!r} is a folder: name the files in it, as in {_inside(Path(expanded), pattern)!r}")
-    # Brackets and the like stand for themselves where a file is called so.
-    literal = Path(expanded).is_file()
-    names = [expanded] if literal else glob.glob(expanded, recursive=True)  # noqa: PTH207 - patterns may be absolute
+    names = glob.glob(_literal(expanded), recursive=True)  # noqa: PTH207 - patterns may be absolute
     paths = sorted(map(Path, names))
     for path in paths:
         if path.is_symlink() and not path.exists():
@@ -51,6 +49,15 @@ def find_files(pattern: str) -> Found:
     if len(empty) == len(files):
         raise DataError(f"{empty[0]} is empty: remove it or leave it out of {pattern!r}")
     return Found([path for path in files if path not in empty], tuple(f"{path} is empty" for path in empty))
+
+
+def _literal(pattern: str) -> str:
+    """Return a pattern in which brackets and the like stand for themselves where folders or a file are called so."""
+    parts = pattern.split("/")
+    for i in range(len(parts)):
+        if not os.path.lexists("/".join(parts[: i + 1]) or "/"):
+            return "/".join([*map(glob.escape, parts[:i]), *parts[i:]])
+    return glob.escape(pattern)
 
 
 def _inside(folder: Path, pattern: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigjax.config import ModelConfig, MoeConfig, RopeConfig, replaced, strict
+from bigjax.config.paths import nested
 from bigjax.errors import ConfigError, brief
 from bigjax.interop.hf.architecture import Architecture, HuggingFaceError, Settings, window_fields
 from bigjax.interop.hf.bert import BERT
@@ -171,7 +172,7 @@ def _read(architecture: Architecture, settings: Settings, values: Mapping[str, A
     try:
         fields |= architecture.read(settings, fields)
         unknown = [key for key in settings.rest() if not _without_effect(key)]
-        model = strict.from_dict(ModelConfig, strict.nested(fields))
+        model = strict.from_dict(ModelConfig, nested(fields))
     except ConfigError as error:
         raise HuggingFaceError(f"{place} describes no model that can be built:\n{error}") from error
     except (TypeError, ValueError, AttributeError) as error:

@@ -17,10 +17,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, strict
+from bigjax.config import Config, paths, strict
 from bigjax.config import fields as schema
-from bigjax.data import identity
 from bigjax.errors import ConfigError
+from bigjax.run import identity
 from bigjax.science.sweeps.factors import Change, Factor, SweepError
 
 SCALARS = (
@@ -148,7 +148,7 @@ def point_of(number: int, change: Change, base: ConfigDict, shown: Iterable[str]
     Raises:
       ConfigError: a field is wrong.
     """
-    nested = strict.with_fields(Config, base.to_dict(), change.values)
+    nested = paths.with_fields(Config, base.to_dict(), change.values)
     declared = Config.schema_of(nested)
     if problems := [_unknown(declared, path) for path in change.values if path not in schema.field_paths(declared)]:
         raise ConfigError("; ".join(problems))

@@ -1,4 +1,7 @@
-"""Which text a run is of: by what its files hold, wherever they lie. The fingerprint of a run sees that, not paths."""
+"""Which text a run is of: by what its files hold, wherever they lie. The fingerprint of a run sees that, not paths.
+
+What reads files is imported only where there are any, so that a command can say at once what it does.
+"""
 
 import hashlib
 import json
@@ -7,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, named, replace, strict
-from bigjax.data.sources import readers
-from bigjax.data.sources.opening import open_source
-from bigjax.data.tokens.cache import cache_folder
-from bigjax.data.tokens.tokenizers import definition_files
 
 FIELDS = ("data.sources", "data.eval_sources", "data.tokenizer")
 """The fields that name files."""
@@ -43,6 +42,9 @@ def contents_of(cfg: Config) -> Contents:
 def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
     if spec.partition(":")[0] in MADE:
         return None
+    from bigjax.data.sources.opening import open_source
+    from bigjax.data.tokens.cache import cache_folder
+
     return _entry(open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir)).files)
 
 
@@ -50,6 +52,10 @@ def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
     kind, _, place = spec.partition(":")
     if kind != "hf" or not place:
         return None
+    from bigjax.data.sources import readers
+    from bigjax.data.tokens.cache import cache_folder
+    from bigjax.data.tokens.tokenizers import definition_files
+
     root = cache_folder(cfg.data.cache_dir)
     return _entry({path.name: readers.file_digest(path, root) for path in definition_files(Path(place))})
 
