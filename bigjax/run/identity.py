@@ -50,6 +50,8 @@ def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
 
 def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
     kind, _, place = spec.partition(":")
+    if own := named.own_files(spec) if kind not in ("bytes", "bpe", "hf") and named.is_own(spec) else {}:
+        return _entry({module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in own.items()})
     if kind != "hf" or not place:
         return None
     from bigjax.data.sources import readers
