@@ -232,6 +232,20 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     return replace(resolved, notes=tuple(notes))
 
 
+def on_the_mesh(specs: Any, cfg: MeshConfig | None = None) -> Layout:
+    """Return the layout of a model on the mesh that `jax.set_mesh` has set; `UNSHARDED` where none is.
+
+    Raises:
+      ShardingError: as `layout`, or the mesh has other axes than `make_mesh` gives it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return UNSHARDED
+    if mesh.axis_names != MESH_AXES:
+        raise ShardingError(f"the mesh that is set has the axes {mesh.axis_names}: make it with bigjax.make_mesh")
+    return layout(cfg or MeshConfig(), mesh, specs)
+
+
 def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     """Return the layout of a run on `mesh` (concrete or abstract) after checking that its batch and rows fit too.
 

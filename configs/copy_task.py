@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from bigjax.config import CheckpointConfig, Config, DataConfig, TrainConfig
 from bigjax.config.strict import to_config_dict
-from configs import transformer
+
+from . import transformer
 
 
 def get_config() -> ConfigDict:

@@ -33,7 +33,8 @@ from ml_collections import ConfigDict
 from bigjax.config import Config, DataConfig, LogConfig, OptimConfig, TrainConfig, strict
 from bigjax.config.strict import ConfigError
 from bigjax.interop.hf import config as hf_config
-from configs.mlm_shakespeare import MODEL
+
+from .mlm_shakespeare import MODEL
 
 ARGUMENTS = ("pretrained", "scratch")
 PRETRAINED = "runs/mlm_shakespeare"

@@ -16,7 +16,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
-from configs import bert
+
+from . import bert
 
 
 def get_config() -> ConfigDict:

@@ -20,12 +20,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bigjax.config import Config, strict
+from bigjax.config import Config, shipped, strict
 from bigjax.config import fields as schema
 from bigjax.errors import UserError
 from bigjax.interop.hf.config import PREFIX
 from bigjax.run.folder import RunFolder
-from experiments import config_source, show_config
+
+from . import config_source, show_config
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a system says of a disk, or a file, that takes no more."""
@@ -94,7 +95,7 @@ def load_config(config: ConfigDict | None) -> Config:
         ConfigError: a field is wrong, or fields clash.
     """
     if config is None:
-        raise UserError("--config=FILE[:ARG] is missing, e.g. --config=configs/gpt.py:d12")
+        raise UserError("--config=FILE[:ARG] is missing, e.g. --config=gpt:d12")
     return strict.from_dict(Config, config)
 
 
@@ -155,7 +156,7 @@ def default_workdir(argv: Sequence[str]) -> str:
     It is `runs/NAME` or `runs/NAME-ARG` after `--config=.../NAME.py:ARG`, with the last part of ARG if that is a path,
     `runs/NAME` after `--config=hf:.../NAME`, or the folder itself if --config is a run's.
     """
-    source = config_of(argv) or ""
+    source = shipped.located(config_of(argv) or "")
     if source.startswith(PREFIX):
         return str(Path("runs", Path(source.removeprefix(PREFIX)).resolve().name))
     if Path(source).is_dir():
@@ -317,13 +318,19 @@ def _show_config(flag_values: flags.FlagValues, source: str | None) -> None:
 def _help(doc: str | None, flag_values: flags.FlagValues, examples: Sequence[str], config: bool) -> str:
     rows = [_help_row(flag_values[name]) for name in flag_values if name != "h"]
     if config:
-        rows.insert(0, ("--config=FILE[:ARG]", "config file and its argument, the folder of a run, or hf:PATH"))
+        sources = "config file, or the name of a shipped one, and its argument; the folder of a run, or hf:PATH"
+        rows.insert(0, ("--config=FILE[:ARG]", sources))
         rows.insert(1, ("--config.SECTION.FIELD=VALUE", "change one field; None switches off what may be off"))
     width = max(len(name) for name, _ in rows)
     parts = [(doc or "").strip(), "Flags:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)]
     if examples:
         parts.append("Examples:\n" + "\n".join(f"  {example}" for example in examples))
-    return "\n\n".join(parts)
+    return as_typed("\n\n".join(parts))
+
+
+def as_typed(text: str) -> str:
+    """Return a text with its commands as they are typed for this package: `bigjax train` where it is bigjax's own."""
+    return text.replace("python -m experiments.", "bigjax ") if __package__ == "bigjax.experiments" else text
 
 
 def _help_row(flag: flags.Flag) -> tuple[str, str]:

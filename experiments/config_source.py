@@ -9,19 +9,21 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, strict
+from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, shipped, strict
 from bigjax.config import fields as schema
 from bigjax.config.checks import OBJECTIVES
-from bigjax.errors import UserError, named
+from bigjax.errors import UserError, named, shortened
 from bigjax.interop.hf import config as hf_config
 from bigjax.run.folder import RunFolder
+
+from .config_package import package_of
 
 _NO_SUCH_KEY = re.compile(r"[\"']*Key \"(\w+)\" does not exist and cannot be added since the config is locked")
 """What a locked ConfigDict says, before it lists all that it has."""
@@ -34,17 +36,21 @@ _NO_SUCH_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword a
 def load(source: str) -> ConfigDict:
     """Return the locked ConfigDict of `FILE[:ARG]`, of `PRESET.json`, of `hf:PATH`, or the one recorded by a run.
 
+    Of a file that comes with bigjax the name is enough: `llama:8b`, `sweeps/lr_width`, `presets/llama-8b-v5e-256-fsdp`.
+
     Raises:
         UserError: there is no such file or folder, the file's `get_config` refuses the argument, or its code fails.
     """
     if not source:
-        raise UserError("a config is missing: give FILE[:ARG], the folder of a run, or hf:PATH")
+        raise UserError(
+            "a config is missing: give FILE[:ARG], the name of a shipped one, the folder of a run, or hf:PATH"
+        )
     if folder := hf_config.folder_of(source):
         return strict.to_config_dict(_finetuning(source, folder))
-    if Path(source).is_dir():
-        return strict.to_config_dict(RunFolder(Path(source)).load_config())
-    if source.endswith(".json"):
-        return _load_preset(Path(source))
+    if Path(found := shipped.located(source)).is_dir():
+        return strict.to_config_dict(RunFolder(Path(found)).load_config())
+    if found.endswith(".json"):
+        return _load_preset(Path(found))
     file, _, argument = source.partition(":")
     module = _load_module(file)
     get_config = getattr(module, "get_config", None)
@@ -64,6 +70,36 @@ def load(source: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
     return config.lock()
+
+
+def load_config(source: str | Path, changes: Mapping[str, Any] = MappingProxyType({})) -> Config:
+    """Return a config from where `--config` finds it, with some fields changed as flags change them.
+
+        load_config("gpt:d12", {"train.steps": 100, "model.num_layers": 4})
+
+    Args:
+        source: the name of a config that comes with bigjax, a config file, the folder of a run, or `hf:PATH`; a name
+            or a file with its argument, if it takes one, after a colon.
+        changes: values by `section.field`. What is derived from a field follows it.
+
+    Raises:
+        UserError: as `load`; or a field does not exist or does not take the value, or fields clash.
+    """
+    config = load(str(source))
+    _change(config, changes, str(source), str(source))
+    return strict.from_dict(Config, config)
+
+
+def _change(config: ConfigDict, changes: Mapping[str, Any], where: str, source: str) -> None:
+    try:
+        # A ConfigDict would take True for 1.0.
+        values = {path: strict.convert(Config, path, value) for path, value in changes.items()}
+    except strict.ConfigError as error:
+        raise UserError(f"{where}: {error}") from error
+    try:
+        config.update_from_flattened_dict(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} changes what {source} does not have: {error}") from error
 
 
 def load_sweep(source: str) -> Callable[[Any], Any]:
@@ -101,7 +137,7 @@ def _function(source: str, name: str, what: str) -> Callable[..., Any]:
     file = source.partition(":")[0]
     found = getattr(_load_module(file), name, None)
     if not callable(found):
-        raise UserError(f"{file} defines no {what}: see configs/sweeps/")
+        raise UserError(f"{file} defines no {what}: see configs/sweeps/, or --config=sweeps/lr_width")
     return found
 
 
@@ -148,25 +184,19 @@ def _load_preset(path: Path) -> ConfigDict:
         raise UserError(f"there is no preset {str(path)!r}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {named(error)}") from error
-    try:
-        # A ConfigDict would take True for 1.0.
-        changes = {field: strict.convert(Config, field, value) for field, value in changes.items()}
-    except strict.ConfigError as error:
-        raise UserError(f"{path}: {error}") from error
-    try:
-        config.update_from_flattened_dict(changes)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} changes what {preset['config']} does not have: {error}") from error
+    _change(config, changes, str(path), preset["config"])
     return config
 
 
 def _load_module(file: str) -> ModuleType:
-    path = Path(file)
+    path = Path(shipped.located(file))
     if not path.is_file():
         siblings = [str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py"]
-        near = difflib.get_close_matches(str(path), siblings, n=1)
-        raise UserError(f"there is no config file {file!r}" + (f": did you mean {near[0]}?" if near else ""))
-    spec = importlib.util.spec_from_file_location("config_file", path)
+        near = (difflib.get_close_matches(str(path), siblings, n=1) or [shipped.nearest(file)])[0]
+        raise UserError(f"there is no config file {shortened(file)!r}" + (f": did you mean {near}?" if near else ""))
+    with _running(file):
+        package = package_of(path)
+    spec = importlib.util.spec_from_file_location(f"{package}.config_file" if package else "config_file", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{file} is not a Python file, so it cannot be a config file")
     module = importlib.util.module_from_spec(spec)
@@ -190,7 +220,7 @@ def _running(file: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
+        file, frames = shipped.located(file), traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).absolute() == Path(file).absolute()]
         # What the file imports from elsewhere, such as its get_config, has no line here.
         where = f"{file}:{own[-1].lineno}" if own else f"{file}: {frames[-1].filename}:{frames[-1].lineno}"
@@ -201,6 +231,8 @@ def _running(file: str) -> Iterator[None]:
             raise UserError(f"{where}: {schema.unknown_field(Config, path)}") from error
         if isinstance(error, SyntaxError) and error.filename:
             where, said = f"{error.filename}:{error.lineno}", error.msg
+        if isinstance(error, ImportError) and "relative import" in said:
+            said = f"{Path(file).parent} is no package (no __init__.py): import from bigjax.configs what is there"
         reason = f"{type(error).__name__}: {said}".partition("\n")[0].removesuffix(": ")
         raise UserError(f"{where}: {reason} (--debug shows the traceback)") from error
 

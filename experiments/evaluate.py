@@ -21,8 +21,9 @@ from absl import flags
 
 from bigjax.errors import UserError
 from bigjax.run.json_files import dumps
-from experiments import cli
-from experiments.processes import distributed
+
+from . import cli
+from .processes import distributed
 
 EXAMPLES = (
     "python -m experiments.evaluate --workdir=runs/quickstart",
@@ -64,7 +65,8 @@ def main(flag_values: flags.FlagValues) -> int:
     from bigjax import data
     from bigjax.evaluate import beam_search, likelihood, tasks
     from bigjax.models import build
-    from experiments import trained
+
+    from . import trained
 
     asked = tasks.parse(cfg, flag_values.tasks)
     if flag_values.no_answer_threshold is not None and cfg.train.objective != "question_answering":

@@ -16,7 +16,8 @@ from pathlib import Path
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+
+from . import cli
 
 EXAMPLES = (
     "python -m experiments.export --workdir=runs/d12 --format=hf --out=exported/d12",
@@ -44,7 +45,8 @@ def main(flag_values: flags.FlagValues) -> None:
     runtime.configure_jax()
     from bigjax.interop import hf
     from bigjax.interop.hf import origin as hf_origin
-    from experiments import trained
+
+    from . import trained
 
     origin = hf_origin.origin_of(flag_values.workdir)
     hf.check_exportable(cfg.model, out, origin)

@@ -1,4 +1,4 @@
-"""What a training run says when it starts, and what it leaves when it ends."""
+"""What a training run says of its steps and scores, and what it leaves when it ends."""
 
 import json
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from typing import Any
 import jax
 
 from bigjax import params
-from bigjax.config import Config, lengths
+from bigjax.checkpoint import LenientSaves
+from bigjax.config import Config
 from bigjax.data import TextData
 from bigjax.evaluate import generation, writing
 from bigjax.models import Model
-from bigjax.run import metrics, plots
-from bigjax.run.folder import RunFolder
+from bigjax.run import Interrupt, MetricsWriter, RunFolder, metrics, plots, say
 from bigjax.run.json_files import reading
 from bigjax.sharding import Layout
-from bigjax.train import continuation, rollback
+from bigjax.train import rollback
 from bigjax.train.flops import run_flops_per_token
 
 SKIPPED = "guard/skipped_updates"
@@ -24,26 +24,6 @@ SKIPPED = "guard/skipped_updates"
 
 EMPTY = "train/empty_batches"
 """The metric, 1, of a step whose batch held nothing to predict."""
-
-
-def banner(cfg: Config, model: Model, mesh: jax.sharding.Mesh, layout: Layout, text: TextData, start: int) -> str:
-    """Return the lines printed before the first step: model, mesh, data, and where the run continues."""
-    sizes, facts = params.counts(model.specs, cfg.model.moe.experts_per_token), text.describe()
-    active = f", {sizes['params_active']:,} active for a token" if "params_active" in sizes else ""
-    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
-    train = {key: sum(source[key] for source in facts["train"]) for key in ("documents", "tokens", "bytes")}
-    lines = [
-        f"model: {sizes['params_total']:,} parameters, {sizes['params_non_embedding']:,} without embeddings{active}",
-        f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
-        f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
-        f"{text.train.rows_taken(cfg.train.steps) / facts['rows_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
-        *(f"note: {note}" for note in (*lengths.notes(cfg), *layout.notes, *text.notes)),
-    ]
-    if cfg.init_state is not None and start == continuation.origin(cfg).step:
-        lines.append(f"branching off {cfg.init_state}")
-    elif start:
-        lines.append(f"resuming after step {start:,}")
-    return "\n".join(lines)
 
 
 def metrics_row(values: dict[str, Any], rate: Callable[[int], float]) -> dict[str, float]:
@@ -57,6 +37,29 @@ def metrics_row(values: dict[str, Any], rate: Callable[[int], float]) -> dict[st
     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": rate(int(values["updates"]))}
     row |= {EMPTY: 1} if empty else {}
     return row | ({SKIPPED: int(values["skipped"])} if "skipped" in values else {})
+
+
+def scores_row(scores: dict[str, float]) -> dict[str, float]:
+    """Return what `metrics.jsonl` says of the scores of `scoring.evaluator`."""
+    return {f"eval/{name}": value for name, value in scores.items()}
+
+
+def status(done: int, saves: LenientSaves, interrupt: Interrupt, *, stopped: bool) -> int:
+    """Return the exit status of a run that ends after step `done`, and say why if it is not 0."""
+    if saves.last_failed:
+        say(f"the last checkpoint, of step {done}, could not be saved; the same command continues from the newest")
+        return 4
+    if stopped:
+        say(f"stopped after step {done} with a checkpoint; the same command continues")
+        # Of several processes, one that got no signal itself stops with those that did.
+        return interrupt.exit_code or 143
+    return 0
+
+
+def write_scores(writer: MetricsWriter, folder: RunFolder, total_steps: int, scores: dict[str, float]) -> None:
+    """Write the scores of the last step, unless an earlier session, which ended before its result, has written them."""
+    if scores and not scored(folder, total_steps):
+        writer.write(total_steps, scores_row(scores))
 
 
 def scored(folder: RunFolder, step: int) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+
+from . import cli
 
 EXAMPLES = (
     "python -m experiments.fit --runs='runs/scaling-*' --out=fits/scaling",

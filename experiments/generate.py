@@ -10,8 +10,9 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
-from experiments.processes import distributed
+
+from . import cli
+from .processes import distributed
 
 EXAMPLES = (
     "python -m experiments.generate --workdir=runs/quickstart --prompt='ROMEO:'",
@@ -58,7 +59,8 @@ def main(flag_values: flags.FlagValues) -> int:
     from bigjax.evaluate import beam_search, generation, writing
     from bigjax.interop.hf import config as hf_config
     from bigjax.interop.hf import origin as hf_origin
-    from experiments import trained
+
+    from . import trained
 
     tokenizer = data.load_tokenizer(trained.folder_of(flag_values.workdir))
     asking = tokenizer.with_special()  # of which a chat is made up

@@ -1,7 +1,7 @@
 """A trained run as lm-evaluation-harness drives it (`pip install -e '.[lm-eval]'`):
 
     from lm_eval import simple_evaluate
-    from experiments.harness import RunLM
+    from bigjax.experiments.harness import RunLM
 
     print(simple_evaluate(RunLM("runs/quickstart"), tasks=["lambada_openai"])["results"])  # downloads its data
 
@@ -22,7 +22,8 @@ from bigjax.errors import UserError
 from bigjax.evaluate import generation, writing
 from bigjax.evaluate.likelihood import Scorer
 from bigjax.run import runtime
-from experiments import cli, config_source, trained
+
+from . import cli, config_source, trained
 
 DRAWN = ("top_k", "top_p", "min_p")
 """What requests may say about how to draw tokens, besides the temperature."""

@@ -18,13 +18,14 @@ from absl import flags
 
 from bigjax.config import Config
 from bigjax.errors import UserError
-from experiments import cli, config_source
+
+from . import cli, config_source
 
 EXAMPLES = (
-    "python -m experiments.plan --config=configs/llama.py:8b --topology=v5p:8x8x4 --tokens=2e11 --out=plan.json",
-    "python -m experiments.plan --config=configs/llama.py:8b --topology=v5e:16x16 --search --out=plan.json",
-    "python -m experiments.plan --config=configs/llama.py:70b --topology=h100:64x8 --analytic",
-    "python -m experiments.plan --config=configs/gpt.py:d12 --topology=v5e:4x4 --sweep_chips=16,64 --out=scale.json",
+    "python -m experiments.plan --config=llama:8b --topology=v5p:8x8x4 --tokens=2e11 --out=plan.json",
+    "python -m experiments.plan --config=llama:8b --topology=v5e:16x16 --search --out=plan.json",
+    "python -m experiments.plan --config=llama:70b --topology=h100:64x8 --analytic",
+    "python -m experiments.plan --config=gpt:d12 --topology=v5e:4x4 --sweep_chips=16,64 --out=scale.json",
 )
 
 PACKAGED = {"shakespeare", "shakespeare-passages"}

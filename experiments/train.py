@@ -24,7 +24,6 @@ the same command continues from the newest checkpoint. A checkpoint found damage
 next older one is used; if all are damaged, that is bad input.
 """
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,20 +31,25 @@ from typing import Any
 
 from absl import flags
 
-from bigjax.config import Config, strict
+from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.run import identity
 from bigjax.train import rollback
-from experiments import cli, plan
-from experiments.processes import distributed
+
+from . import cli, plan
+from .processes import distributed
+
+Witness = Callable[[int, Any, Any], None]
+"""`witness(step, batch, state)` sees the state that training starts from, with None for the batch, and after each step
+the batch and the state that came of it."""
 
 EXAMPLES = (
-    "python -m experiments.train --config=configs/quickstart.py",
-    "python -m experiments.train --config=configs/gpt.py:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
+    "python -m experiments.train --config=quickstart",
+    "python -m experiments.train --config=gpt:d12 --config.mesh.fsdp=4 --workdir=runs/d12",
     "python -m experiments.train --config=hf:SmolLM2-135M --config.data.sources='text:corpus/*.txt'",
-    "python -m experiments.train --config=configs/quickstart.py --plan",
-    "python -m experiments.train --config=configs/quickstart.py --print_config",
-    "python -m experiments.train --config=configs/quickstart.py --diff=runs/quickstart",
+    "python -m experiments.train --config=quickstart --plan",
+    "python -m experiments.train --config=quickstart --print_config",
+    "python -m experiments.train --config=quickstart --diff=runs/quickstart",
 )
 
 
@@ -81,121 +85,64 @@ def main(flag_values: flags.FlagValues) -> int:
     return run(cfg, workdir, profile)
 
 
-@rollback.repeat_after_rollback
-def run(
-    cfg: Config,
-    workdir: str | Path,
-    profile: range | None = None,
-    *,
-    witness: Callable[[int, Any, Any], None] | None = None,
-) -> int:
-    """Train `cfg` in `workdir` to the end, or until a signal; return the exit status.
+def unwatched(step: int, batch: Any, state: Any) -> None:
+    """Look at nothing: the witness of most runs."""
 
-    `witness(step, batch, state)`, if given, sees the state that training starts from, with None for the batch, and
-    after each step the batch and the state that came of it.
-    """
-    workdir = Path(workdir)
+
+@rollback.repeat_after_rollback
+def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witness: Witness = unwatched) -> int:
+    """Train `cfg` in `workdir` to the end, or until a signal; trace the steps `profile`; return the exit status."""
+    # Only here: importing JAX takes seconds, and a user first wants to read what is going to run.
     import jax
 
     from bigjax import data, models, sharding
-    from bigjax.checkpoint import saving as checkpoint
-    from bigjax.checkpoint.lenient import LenientSaves
-    from bigjax.evaluate.scoring import score
-    from bigjax.interop.hf import origin as hf_origin
-    from bigjax.run import heartbeat, metrics, runtime
-    from bigjax.run import lock as run_lock
-    from bigjax.run.folder import RunFolder
-    from bigjax.run.interrupt import Interrupt
-    from bigjax.run.processes import agreed
-    from bigjax.run.throughput import Profile, Throughput
-    from bigjax.train import continuation, flops, guard, step
-    from bigjax.train import optimizers as optim
-    from experiments import finish, trained
+    from bigjax.checkpoint import Checkpoints, LenientSaves
+    from bigjax.evaluate import scoring
+    from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, heartbeat, lock, say
+    from bigjax.train import continuation, guard, optimizers, step
 
+    from . import begin, finish
+
+    # ---- Mesh, model, data -----------------------------------------------------------------------------------------
+    # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
-
     pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
-
-    def say(line: str) -> None:
-        if jax.process_index() == 0:
-            print(line, file=sys.stderr, flush=True)
-
-    # Everything that the user can get wrong fails before the folder is written to, and almost all of it before anything
-    # is compiled.
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
-    folder = RunFolder(workdir)
-    folder.check_text(cfg)
-    if folder.complete and folder.is_of(cfg):
-        say(f"{workdir} is complete: {finish.summary(folder)}")
+    folder = RunFolder(Path(workdir))
+    if begin.is_complete(cfg, folder):
         return 0
     pulse.phase("data")
     text = data.build(cfg, sharding.local_rows(mesh, batch_size))
     finish.check_sample(cfg, model, text)
 
-    with (
-        run_lock.held(folder.path),
-        jax.set_mesh(mesh),
-        checkpoint.Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints,
-    ):
-        schedule = optim.schedule(cfg.optim, total_steps, text.train.ramp)
-        rate, tx = optim.looked_up(schedule), optim.build(cfg.optim, model.specs, total_steps, schedule)
+    with lock.held(folder.path), jax.set_mesh(mesh), Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
+        # ---- Optimizer, step, state: one thread makes the state, another compiles the step -------------------------
+        schedule = optimizers.schedule(cfg.optim, total_steps, text.train.ramp)
+        tx = optimizers.build(cfg.optim, model.specs, total_steps, schedule)
         train_step = step.jit_train_step(cfg, model, tx, layout)
-        eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
-        fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
-        initial, resuming = None, checkpoints.resumable()
-        branching = cfg.init_state is not None and not resuming
-        if branching:
-            continuation.check_branch(cfg)
-        if cfg.init_from is not None and not resuming:
-            initial = trained.initial_params(cfg, abstract.params, text)
+        origin = begin.Start(cfg, checkpoints, model, tx, layout, abstract, text)
         pulse.phase("compile")
-        initializing = None if resuming or branching else step.init_aside(cfg, model, tx, layout)
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         continuation.check_longer(folder, cfg)
         compiling = step.compile_aside(traced)
-        if initializing is None:
-            pulse.phase("restore")
-            restored = continuation.restore_branch(cfg, abstract) if branching else checkpoints.restore(abstract)
-            stream = text.train.leaving_out(rollback.left_out(folder, restored.data_state))
-            stream.check(restored.data_state)
-            state, start = restored.state, restored.step
-        else:
-            stream = text.train.leaving_out(rollback.left_out(folder))
-            state, start = initializing.result(), 0
-            if initial is not None:
-                state = step.with_params(state, initial)
-        text = dataclasses.replace(text, train=stream)
-        folder.open(cfg, continuation.LENGTHS)
-        rollback.note(folder, stream.left_out)
-        if jax.process_index() == 0:
-            data.save_tokenizer(text.tokenizer, folder.path)
-            hf_origin.keep(cfg.init_from, folder.path)
-            folder.write_data(text.describe())
-        saved_with = {"fingerprint": folder.fingerprint, "config": strict.to_dict(cfg)}
+        state, start, text = origin.state(folder, pulse)
 
-        def evaluate(state: step.TrainState) -> dict[str, float]:
-            if text.eval is None:
-                return {}
-            weights = state.params if state.ema is None else state.ema
-            return score(eval_step, weights, text.eval.batches(cfg.train.eval_batches), batch_size, fresh())
-
-        say(finish.banner(cfg, model, mesh, layout, text, start))
-        if profile is not None and profile[-1] <= start:
-            say(f"warning: nothing is traced: --profile ends with step {profile[-1]}, which is done")
+        # ---- Run folder: from here on the run exists, and the same command continues it ----------------------------
+        begin.open_folder(cfg, folder, text)
+        say(begin.banner(cfg, model, mesh, layout, text, start, profile))
         pulse.phase("compile")
         compiling.result()
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
-        peak, again = flops.peak_flops(jax.devices()), lambda: flops.peak_flops(jax.devices())
-        measure = again if jax.default_backend() == "cpu" else None
-        speed = Throughput(flops.run_flops_per_token(cfg, model.specs), peak, measure)
-        watchman = guard.Guard(cfg, folder, text, say)
+        speed = begin.throughput(cfg, model)
+        rate, watchman = optimizers.looked_up(schedule), guard.Guard(cfg, folder, text, say)
+        evaluate, saves = scoring.evaluator(cfg, model, layout, text.eval), LenientSaves(checkpoints, say)
         with (
-            metrics.MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
-            stream.batches(start) as batches,
+            MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
+            text.train.batches(start) as batches,
             Profile(folder, profile) as profiler,
             Interrupt() as interrupt,
         ):
@@ -203,63 +150,54 @@ def run(
             def report(done: int, batch: data.Batch, values: dict[str, Any]) -> None:
                 """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""
                 watchman.check(done, batch, values)
-                speed.count(stream.size(stream.number(batch.step)) * cfg.data.seq_len)
+                speed.count(text.train.size(text.train.number(batch.step)) * cfg.data.seq_len)
+                # A step with nothing to predict is always reported: of what is to be counted none is left out.
                 due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
-                if due or not float(values["tokens"]):  # of what is to be counted none is left out
+                if due or not float(values["tokens"]):
                     writer.write(done, finish.metrics_row(values, rate) | speed.read())
 
-            saves, failures = LenientSaves(checkpoints, say), 0
-            late = runtime.dispatches_ahead()
-            pending, stopping, done = None, False, start
-            if witness is not None:
-                witness(start, None, state)
+            # ---- The loop ------------------------------------------------------------------------------------------
+            # Where steps are dispatched ahead, a step is read while the next one runs; on CPUs, once it has ended.
+            pending, stopping, done = Pending(report), False, start
+            eval_every = cfg.train.eval_every_steps or total_steps
+            witness(start, None, state)
             for done in range(start + 1, total_steps + 1):
+                # Data: this process's rows of the global batch, which a thread reads ahead.
                 profiler.before(done)
                 pulse.phase("data", done)
                 with speed.waiting_for_data():
                     batch = next(batches)
+                # Step: it takes the state for good. The first one may still compile something.
                 pulse.phase("step" if done > start + 1 else "compile", done)
                 state, values = train_step(state, sharding.put_batch(batch.arrays, mesh, batch_size))
                 profiler.after(done, values)
-                if pending is not None:
-                    report(*pending)  # of the step before, while this one runs
-                pending = (done, batch, values)
-                if witness is not None:
-                    witness(done, batch, state)
-
-                evaluating = bool(cfg.train.eval_every_steps) and done % cfg.train.eval_every_steps == 0
-                polling = jax.process_count() == 1 or done % cfg.log.every_steps == 0
-                stopping = polling and agreed(interrupt.requested) and done < total_steps
-                saving = stopping or done == total_steps or checkpoints.should_save(done)
-                if evaluating or saving or not late:
-                    report(*pending)  # what is not finite is neither scored nor saved
-                    pending = None
-                if evaluating and done < total_steps:
+                pending.dispatched(done, batch, values)
+                witness(done, batch, state)
+                # Report: at once if the state is needed below, as what is not finite is neither scored nor saved.
+                stopping = interrupt.agreed(done, cfg.log.every_steps) and done < total_steps
+                ending = stopping or done == total_steps
+                evaluating = done < total_steps and done % eval_every == 0
+                saving = ending or checkpoints.should_save(done)
+                pending.settle(at_once=evaluating or saving)
+                # Evaluate: on held-out text, while the clock stands. The last step is scored below, after its save.
+                if evaluating:
                     with speed.paused():
-                        writer.write(done, {f"eval/{name}": value for name, value in evaluate(state).items()})
+                        writer.write(done, finish.scores_row(evaluate(state)))
+                # Save: in the background, but for the last one, which is whole before the run is called complete.
                 if saving:
                     pulse.phase("save", done)
-                    saves.save(done, state, stream.state(done), saved_with)
-                    if stopping or done == total_steps:
-                        saves.wait()  # the last checkpoint is whole before the run is called complete, or stopped
-                    if saves.failures > failures:
-                        failures = saves.failures
-                        writer.write(done, {"checkpoint/failed_saves": failures})
+                    saves.save(done, state, text.train.state(done), folder.signature(cfg), last=ending)
+                    if news := saves.news():
+                        writer.write(done, news)
                 if stopping:
                     break
 
+            # ---- Scores, sample, result: for a run whose last checkpoint is whole ----------------------------------
             scores = {} if stopping else evaluate(state)
-            if scores and not finish.scored(folder, total_steps):
-                writer.write(total_steps, {f"eval/{name}": value for name, value in scores.items()})
-        if saves.last_failed:
-            say(f"the last checkpoint, of step {done}, could not be saved; the same command continues from the newest")
-            return 4
-        if stopping:
-            say(f"stopped after step {done} with a checkpoint; the same command continues")
-            # Of several processes, one that got no signal itself stops with those that did.
-            return interrupt.exit_code or 143
-        weights = state.params if state.ema is None else state.ema
-        finish.write(cfg, folder, model, layout, weights, text, scores, speed.average())
+            finish.write_scores(writer, folder, total_steps, scores)
+        if status := finish.status(done, saves, interrupt, stopped=stopping):
+            return status
+        finish.write(cfg, folder, model, layout, state.weights, text, scores, speed.average())
     return 0
 
 

@@ -22,7 +22,8 @@ from bigjax.run.folder import RunFolder
 from bigjax.sharding import Layout
 from bigjax.train import optimizers as optim
 from bigjax.train import step
-from experiments import config_source
+
+from . import config_source
 
 
 @dataclass(frozen=True)

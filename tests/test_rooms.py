@@ -10,6 +10,9 @@ import pytest
 from tests.commands import ROOT
 
 ROOMS = (
+    "experiments",
+    "configs",
+    "__main__",
     "preflight",
     "science",
     "evaluate",
@@ -24,6 +27,7 @@ ROOMS = (
     "config",
     "params",
     "errors",
+    "version",
     "lazy",
 )
 """What lies in bigjax/, each above what it may import."""

@@ -21,16 +21,26 @@ class LenientSaves:
         """How many saves have failed; of an asynchronous one it is known after the next `save` or `wait`."""
         self.last_failed = False
         """Whether the newest save failed, as far as is known."""
+        self._told_failures = 0
 
-    def save(self, step: int, state: Any, data_state: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Note how the save before ended, then save as `Checkpoints.save` does."""
+    def save(
+        self, step: int, state: Any, data_state: dict[str, Any], identity: dict[str, Any], *, last: bool = False
+    ) -> None:
+        """Note how the save before ended, then save as `Checkpoints.save` does; wait for that if it is the `last`."""
         self.wait()
         self._step, self.last_failed = step, False
         self._attempt(lambda: self._checkpoints.save(step, state, data_state, identity))
+        if last:
+            self.wait()
 
     def wait(self) -> None:
         """Block until the last save is complete or has failed."""
         self._attempt(self._checkpoints.wait)
+
+    def news(self) -> dict[str, float]:
+        """Return the metric `checkpoint/failed_saves` if more saves have failed than at the last call, else nothing."""
+        known, self._told_failures = self._told_failures, self.failures
+        return {"checkpoint/failed_saves": self.failures} if self.failures > known else {}
 
     def _attempt(self, act: Callable[[], None]) -> None:
         try:

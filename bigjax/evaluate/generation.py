@@ -15,7 +15,7 @@ from bigjax.errors import UserError
 from bigjax.evaluate.decoding import LayoutKey, begin, bucket, ends_of, fits, one_by_one, pad_left, prepare
 from bigjax.evaluate.sampling import sample
 from bigjax.models import Model
-from bigjax.sharding import UNSHARDED, Layout
+from bigjax.sharding import Layout, on_the_mesh
 
 ANY, NONE = -1, -2
 """In a stop sequence: matches every token; matches none."""
@@ -46,7 +46,7 @@ def generate(
     eos_id: int | Sequence[int] | None = None,
     stop: Sequence[Sequence[int]] = (),
     start_id: int | None = None,
-    layout: Layout = UNSHARDED,
+    layout: Layout | None = None,
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt, or that an encoder-decoder makes of it, up to and without an end.
 
@@ -64,6 +64,7 @@ def generate(
       key: draws the tokens; may be None at temperature 0.
       eos_id: ends a row, as does any of several, and each sequence of tokens in `stop`.
       start_id: what an encoder-decoder writes after.
+      layout: where each axis lives; by default on the mesh that `jax.set_mesh` has set, if any.
 
     Raises:
       GenerationError: naming the argument that makes no sense, or the lengths that the model has no positions for.
@@ -73,6 +74,7 @@ def generate(
     check_start(model, start_id)
     if temperature and key is None:
         raise GenerationError(f"temperature={temperature} draws at random and needs a key")
+    layout = on_the_mesh(model.specs) if layout is None else layout
     tokens_BS, starts_B, done_B = pad_left(prompts, layout)
     greedy = temperature < COLDEST
     masks = top_p is not None, min_p is not None

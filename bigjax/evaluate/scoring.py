@@ -7,9 +7,32 @@ from typing import Any
 import jax
 
 from bigjax import sharding
-from bigjax.data import Batch
+from bigjax.config import Config
+from bigjax.data import Batch, EvalSet
 from bigjax.errors import UserError
+from bigjax.models import Model
 from bigjax.run import metrics
+from bigjax.sharding import Layout
+from bigjax.train import step
+
+
+def evaluator(
+    cfg: Config, model: Model, layout: Layout, held_out: EvalSet | None
+) -> Callable[[step.TrainState], dict[str, float]]:
+    """Return the function from a train state to the `score` of its weights on `held_out`, empty if that is None.
+
+    It scores `train.eval_batches` batches. Programs are compiled when they are first needed.
+    """
+    eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
+    fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
+
+    def evaluate(state: step.TrainState) -> dict[str, float]:
+        if held_out is None:
+            return {}
+        batches = held_out.batches(cfg.train.eval_batches)
+        return score(eval_step, state.weights, batches, cfg.train.global_batch_size, fresh())
+
+    return evaluate
 
 
 def score(

@@ -115,6 +115,17 @@ def _head(params: Params, cfg: ModelConfig, layout: Layout) -> dict[str, Any]:
     return layout.gather(params["head"], specs(cfg)["head"], cfg.dtype)
 
 
+def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
+    """Return what the head makes of hidden states, in float32: logits `(B, S, V)` of the token at every position,
+    else `class_logits`; of a head that is the pooler alone `pooled`."""
+    if cfg.head == "pooler":
+        return pooled(params, x_BSD, cfg, layout).astype(jnp.float32)
+    if "dense" not in params["head"]:
+        return class_logits(params, x_BSD, cfg, layout=layout)
+    everywhere_BS = jnp.broadcast_to(jnp.arange(x_BSD.shape[1]), x_BSD.shape[:2])
+    return masked_logits(params, x_BSD, layout.place(everywhere_BS, "batch", "seq"), cfg, layout)
+
+
 def masked_logits(
     params: Params, x_BSD: jax.Array, masked_BM: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED
 ) -> jax.Array:
@@ -176,6 +187,7 @@ def class_logits(
 FAMILY = Family(
     specs=specs,
     apply=apply,
+    logits=logits,
     unembedding=unembedding,
     masked_logits=masked_logits,
     masked_states=masked_states,

@@ -1,4 +1,4 @@
-"""One line that says how a run is doing: live on a terminal, from time to time in a log file."""
+"""What a run says: one line on how it is doing, live on a terminal, from time to time in a log file; and sentences."""
 
 import sys
 from collections.abc import Mapping
@@ -7,6 +7,14 @@ from typing import Any
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between lines where the output is not a terminal."""
+
+
+def say(sentence: str) -> None:
+    """Print a sentence on stderr, of several processes on that of process 0 alone."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def progress_line(step: int, total: int, metrics: Mapping[str, float], left_s: float | None) -> str:

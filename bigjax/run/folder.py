@@ -20,6 +20,7 @@ from bigjax.errors import ConfigError, UserError, named
 from bigjax.run import identity
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
+from bigjax.version import __version__
 
 PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint", "tokenizers", "transformers")
 """The packages whose versions a run records."""
@@ -158,6 +159,10 @@ class RunFolder:
         cfg, text = self._load()
         return identity.fingerprint(cfg, text or {})
 
+    def signature(self, config: Config) -> dict[str, Any]:
+        """Return `{"config", "fingerprint"}`, by which a checkpoint of the run here says whose it is."""
+        return {"config": strict.to_dict(config), "fingerprint": self.fingerprint}
+
     def open(self, config: Config, changing: Collection[str] = ()) -> bool:
         """Create the folder for `config`, or find that it already belongs to it; return whether it did.
 
@@ -292,7 +297,7 @@ def describe_session() -> dict[str, Any]:
         "argv": sys.argv,
         "git": git_revision(),
         "python": platform.python_version(),
-        "packages": versions(PACKAGES),
+        "packages": versions(PACKAGES) | {"bigjax": __version__},
         "devices": {
             "platform": jax.default_backend(),
             "kind": jax.devices()[0].device_kind,
@@ -304,12 +309,15 @@ def describe_session() -> dict[str, Any]:
 
 def git_revision() -> dict[str, Any] | None:
     """Return the commit of the code and whether the files differ from it; None outside a git checkout."""
-    here = Path(__file__).parent
+    folder, name = Path(__file__).resolve().parent, Path(__file__).name
 
     def git(*arguments: str) -> str:
-        return subprocess.run(("git", *arguments), cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ("git", *arguments), cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", name)  # installed inside somebody else's checkout, it is not of it
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from time import monotonic
 from types import FrameType, MappingProxyType
 
+from bigjax.run import processes
+
 EXIT_CODES: Mapping[int, int] = MappingProxyType({signal.SIGTERM: 143, signal.SIGINT: 130})
 """The exit status a shell expects of a process that ends for a signal: 128 plus its number."""
 
@@ -42,6 +44,16 @@ class Interrupt:
     def exit_code(self) -> int:
         """143 after SIGTERM, 130 after SIGINT, 0 if there was neither."""
         return 0 if self._signal is None else EXIT_CODES[self._signal]
+
+    def agreed(self, step: int, every_steps: int) -> bool:
+        """Return whether a signal has asked any process of the run to stop; every process calls this after each step.
+
+        One process knows it at once; several ask each other after every `every_steps` steps, for it takes time.
+        """
+        import jax
+
+        polling = jax.process_count() == 1 or step % every_steps == 0
+        return polling and processes.agreed(self.requested)
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():

@@ -1,6 +1,7 @@
 """Pictures of runs. Matplotlib is imported when the first one is drawn, and only its object interface is used."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +16,39 @@ def plot_loss(metrics_jsonl: str | Path, out: str | Path) -> None:
     Raises:
         UserError: the file has no row with `train/loss`.
     """
-    out = Path(out)
-    metrics_jsonl = Path(metrics_jsonl)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    metrics_jsonl, out = Path(metrics_jsonl), Path(out)
     train, evaluation = _curve(metrics_jsonl, "train/loss"), _curve(metrics_jsonl, "eval/loss")
     if not len(train):
         raise UserError(f"{metrics_jsonl} has no row with train/loss to plot")
+    title = metrics_jsonl.absolute().parent.name
+    if len(evaluation):
+        title += f": final eval loss {evaluation[-1][1]:.3f}"
+    draw_loss(out, train, evaluation, title)
+
+
+def draw_loss(
+    out: Path, train: Sequence[tuple[int, float]], evaluation: Sequence[tuple[int, float]] = (), title: str = ""
+) -> None:
+    """Draw a loss curve to the picture `out`: the pairs of step and loss in `train`, and those in `evaluation`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curve, scores = (np.asarray(points, float).reshape(-1, 2) for points in (train, evaluation))
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    smooth = smoothed(train[:, 1], reach=len(train) // 50)
-    axes.plot(*train.T, color="tab:blue", alpha=0.3, linewidth=0.7, label="train")
-    axes.plot(train[:, 0], smooth, color="tab:blue", linewidth=1.6, label="train, smoothed")
-    title = metrics_jsonl.absolute().parent.name
-    if len(evaluation):
-        axes.plot(*evaluation.T, "o-", color="tab:orange", markersize=4, linewidth=1, label="eval")
-        title += f": final eval loss {evaluation[-1, 1]:.3f}"
+    smooth = smoothed(curve[:, 1], reach=len(curve) // 50)
+    axes.plot(*curve.T, color="tab:blue", alpha=0.3, linewidth=0.7, label="train")
+    axes.plot(curve[:, 0], smooth, color="tab:blue", linewidth=1.6, label="train, smoothed")
+    if len(scores):
+        axes.plot(*scores.T, "o-", color="tab:orange", markersize=4, linewidth=1, label="eval")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.set_title(title, parse_math=False)  # a name is no formula, whatever it holds
     # The first steps would otherwise squeeze the part one looks at into the lower edge.
-    curves = np.concatenate([train[:, 1], evaluation[:, 1]])
-    shown = np.concatenate([smooth[len(smooth) // 50 :], evaluation[:, 1]])
+    both = np.concatenate([curve[:, 1], scores[:, 1]])
+    shown = np.concatenate([smooth[len(smooth) // 50 :], scores[:, 1]])
     if np.isfinite(shown).any():
-        low, high = np.min(curves[np.isfinite(curves)]), np.max(shown[np.isfinite(shown)])
+        low, high = np.min(both[np.isfinite(both)]), np.max(shown[np.isfinite(shown)])
         margin = 0.05 * (high - low) or 0.1
         axes.set_ylim(low - margin, high + margin)
     axes.grid(alpha=0.3)
@@ -68,7 +77,6 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     return np.where(counted, (sums[last] - sums[first]) / np.maximum(counted, 1), np.nan)
 
 
-def _curve(metrics_jsonl: Path, name: str) -> np.ndarray:
-    """Return `(n, 2)` steps and values of one metric."""
-    points = [(row["step"], row[name]) for row in read_rows(metrics_jsonl) if name in row]
-    return np.asarray(points, float).reshape(-1, 2)
+def _curve(metrics_jsonl: Path, name: str) -> list[tuple[int, float]]:
+    """Return steps and values of one metric."""
+    return [(row["step"], row[name]) for row in read_rows(metrics_jsonl) if name in row]

@@ -117,7 +117,7 @@ def replay_command(folder: RunFolder, event: Event) -> str:
     prefix = f"JAX_NUM_CPU_DEVICES={devices} " if jax.default_backend() == "cpu" and devices > 1 else ""
     suffix = f" --num_processes={processes}" if processes > 1 else ""
     workdir = shlex.quote(f"--workdir={folder.path}")
-    return f"{prefix}python -m experiments.check replay {workdir} --event={event.name}{suffix}"
+    return f"{prefix}python -m bigjax check replay {workdir} --event={event.name}{suffix}"
 
 
 def _rng(cfg: Config, step: int) -> dict[str, Any]:

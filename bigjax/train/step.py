@@ -40,6 +40,11 @@ class TrainState:
     watch: Any = None
     carried: Any = None
 
+    @property
+    def weights(self) -> Any:
+        """The parameters that are evaluated and used: the averaged ones if the config asks for them."""
+        return self.params if self.ema is None else self.ema
+
 
 def init_state(cfg: Config, model: Model, tx: optax.GradientTransformation, layout: Layout = UNSHARDED) -> TrainState:
     """Return the state before the first step; a pure function of `train.seed`, the same bits on every mesh."""

@@ -20,11 +20,12 @@ from absl import flags
 
 from bigjax.errors import UserError
 from bigjax.run.folder import RunFolder
-from experiments import cli
-from experiments.check import equivalence as check_equivalence
-from experiments.check import mup as check_mup
-from experiments.check import resume as check_resume
-from experiments.processes import distributed
+
+from .. import cli
+from ..processes import distributed
+from . import equivalence as check_equivalence
+from . import mup as check_mup
+from . import resume as check_resume
 
 CHECKPOINT = """Are the checkpoints of a run what was written? Every file is read and compared with its digest.
 
@@ -82,7 +83,7 @@ def replay(flag_values: flags.FlagValues) -> int:
     distributed.initialize(flag_values)
     import jax
 
-    from experiments.check import replay as again
+    from . import replay as again
 
     found = again.replay(workdir, event)
     if jax.process_index() == 0:
@@ -114,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     program, *arguments = sys.argv if argv is None else argv
     name = arguments[0] if arguments else ""
     if name in ("-h", "-help", "--help"):
-        print(f"{(__doc__ or '').strip()}\n\nExamples:")
-        print("\n".join(f"  {example}" for examples in EXAMPLES.values() for example in examples))
+        examples = "\n".join(f"  {example}" for examples in EXAMPLES.values() for example in examples)
+        print(cli.as_typed(f"{(__doc__ or '').strip()}\n\nExamples:\n{examples}"))
         return
     if name not in CHECKS:
         *others, last = CHECKS

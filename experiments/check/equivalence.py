@@ -25,13 +25,14 @@ from absl import flags
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.interop.hf import config as hf_config
-from experiments import cli, config_source
+
+from .. import cli, config_source
 
 EXAMPLES = (
-    "python -m experiments.check equivalence --config=configs/llama.py:8b",
-    "python -m experiments.check equivalence --config=configs/gpt.py:d12 --meshes='data=8;fsdp=4,tensor=2'",
+    "python -m experiments.check equivalence --config=llama:8b",
+    "python -m experiments.check equivalence --config=gpt:d12 --meshes='data=8;fsdp=4,tensor=2'",
     "python -m experiments.check equivalence --config=mine.py --meshes=tensor=2,shard_sequence --out=eq.json",
-    "python -m experiments.check equivalence --config=configs/llama.py:8b --against=hf",
+    "python -m experiments.check equivalence --config=llama:8b --against=hf",
     "python -m experiments.check equivalence --against=hf:SmolLM2-135M",
 )
 

@@ -22,12 +22,13 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+
+from .. import cli
 
 EXAMPLES = (
-    "python -m experiments.check mup --config=configs/quickstart.py --config.optim.name=adamw",
-    "python -m experiments.check mup --config=configs/moe_tiny.py --widths=64,256 --out=mup.json --plot=mup.png",
-    "python -m experiments.check mup --config=configs/gpt.py:d12 --depths=2,4,8,16",
+    "python -m experiments.check mup --config=quickstart --config.optim.name=adamw",
+    "python -m experiments.check mup --config=moe_tiny --widths=64,256 --out=mup.json --plot=mup.png",
+    "python -m experiments.check mup --config=gpt:d12 --depths=2,4,8,16",
 )
 
 MIN_WIDTH, MULTIPLE = 32, 16

@@ -15,7 +15,8 @@ from bigjax.run.folder import RunFolder
 from bigjax.run.json_files import reading
 from bigjax.train import continuation, forensics, step
 from bigjax.train import optimizers as optim
-from experiments import trained
+
+from .. import trained
 
 
 @dataclass(frozen=True)

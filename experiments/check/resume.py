@@ -20,17 +20,18 @@ from typing import Any
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+
+from .. import cli
 
 EXAMPLES = (
-    "python -m experiments.check resume --config=configs/quickstart.py",
+    "python -m experiments.check resume --config=quickstart",
     "python -m experiments.check resume --config=mine.py --steps=20 --kill_at=13 --out=resume.json",
     "python -m experiments.check resume --config=mine.py --meshes='data=2;data=4,tensor=2' --processes=0",
 )
 
 MESHES = "fsdp=2;data=2,fsdp=2,tensor=2;data=1"
 
-LAUNCHER = ("-m", "experiments.check.witnessed_train")
+LAUNCHER = ("-m", f"{__package__}.witnessed_train")
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 from absl import flags
 
 from bigjax.config import Config, strict
-from experiments import cli, train
-from experiments.processes import distributed
+
+from .. import cli, train
+from ..processes import distributed
 
 POLL_S = 0.005
 

@@ -6,7 +6,7 @@ set -uo pipefail
 : "${TPU:?name of the slice}" "${ZONE:?its zone}"
 folder=${FOLDER:-bigjax} restarts=${MAX_RESTARTS:-10}
 
-command="cd $folder && python3 -m experiments.train --distributed $(printf '%q ' "$@")"
+command="cd $folder && python3 -m bigjax train --distributed $(printf '%q ' "$@")"
 for ((attempt = 0; attempt <= restarts; attempt++)); do
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$command"
     status=$?

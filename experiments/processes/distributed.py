@@ -44,7 +44,7 @@ def supervise(flag_values: flags.FlagValues) -> int | None:
     kind = _kind(flag_values)
     if kind == "one":
         return None
-    from experiments.processes.group import Group
+    from .group import Group
 
     command = [sys.executable, *sys.orig_argv[1:]]
     commands = [command]

@@ -17,7 +17,8 @@ from time import monotonic, sleep
 from typing import Any
 
 from bigjax.run import heartbeat
-from experiments.processes.peers import Peers, Seen, name_of, who_is_lost
+
+from .peers import Peers, Seen, name_of, who_is_lost
 
 POLL_S = 0.1
 TAIL_LINES = 20

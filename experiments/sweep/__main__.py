@@ -24,15 +24,16 @@ from bigjax.science import sweeps
 from bigjax.science.sweeps import Point, SweepError
 from bigjax.science.sweeps.folder import SweepFolder
 from bigjax.train import continuation
-from experiments import cli, config_source
-from experiments.sweep import table as sweep_table
-from experiments.sweep.launch import SETTLED, Launch
-from experiments.sweep.table import LiveTable
+
+from .. import cli, config_source
+from . import table as sweep_table
+from .launch import SETTLED, Launch
+from .table import LiveTable
 
 EXAMPLES = (
-    "python -m experiments.sweep --config=configs/sweeps/lr_width.py --workdir=runs/lr_width",
-    "python -m experiments.sweep --config=configs/sweeps/lr_width.py --workdir=runs/lr_width --explain",
-    "python -m experiments.sweep --config=configs/sweeps/lr_width.py --config.train.steps=50 --runner=inline",
+    "python -m experiments.sweep --config=sweeps/lr_width --workdir=runs/lr_width",
+    "python -m experiments.sweep --config=sweeps/lr_width --workdir=runs/lr_width --explain",
+    "python -m experiments.sweep --config=sweeps/lr_width --config.train.steps=50 --runner=inline",
 )
 
 
@@ -126,20 +127,20 @@ def choose_runner(
       UserError: it cannot.
     """
     if flag_values.runner == "inline":
-        from experiments.sweep import inline as sweep_inline
+        from . import inline as sweep_inline
 
         return lambda launch, tick: sweep_inline.run(launch)
     if flag_values.runner == "vmap":
-        from experiments.sweep import stacked as sweep_stacked
+        from . import stacked as sweep_stacked
 
         sweep_stacked.check(points)
         return lambda launch, tick: sweep_stacked.run(launch, flag_values.stack, tick)
     if flag_values.runner == "slurm":
-        from experiments.sweep import slurm as sweep_slurm
+        from . import slurm as sweep_slurm
 
         executor = sweep_slurm.executor(folder, _parameters(flag_values.slurm))
         return lambda launch, tick: sweep_slurm.run(launch, executor, tick)
-    from experiments.sweep import local as sweep_local
+    from . import local as sweep_local
 
     processes = min(_processes(flag_values), len(points))
     return lambda launch, tick: sweep_local.run(launch, processes, tick)
@@ -147,7 +148,7 @@ def choose_runner(
 
 def search(flag_values: flags.FlagValues, base: ConfigDict, source: str, folder: SweepFolder) -> int:
     """Let Optuna choose points until there are enough trials."""
-    from experiments.sweep.search import Search
+    from .search import Search
 
     if flag_values.runner != "local":
         raise UserError(f"--search trains points as runner local, not {flag_values.runner}")

@@ -8,9 +8,10 @@ from bigjax.run import runtime
 from bigjax.run.folder import RunFolder
 from bigjax.science.sweeps import Point
 from bigjax.train.guard import Diverged
-from experiments import train
-from experiments.sweep.launch import Launch, Outcome, outcome_of
-from experiments.sweep.local import WAIT_S, Ended
+
+from .. import train
+from .launch import Launch, Outcome, outcome_of
+from .local import WAIT_S, Ended
 
 
 def run(launch: Launch) -> None:

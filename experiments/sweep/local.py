@@ -11,8 +11,9 @@ from pathlib import Path
 from bigjax.run import heartbeat
 from bigjax.run.children import Ended
 from bigjax.run.folder import RunFolder
-from experiments.processes.group import Member
-from experiments.sweep.launch import Launch, outcome_of
+
+from ..processes.group import Member
+from .launch import Launch, outcome_of
 
 POLL_S = 0.1
 WAIT_S = 0.5
@@ -20,12 +21,15 @@ WAIT_S = 0.5
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+TRAIN = f"{__name__.removesuffix('sweep.local')}train"
+"""The module that trains, of this package under the name that it goes by here."""
+
 Command = Callable[[RunFolder], Sequence[str]]
 
 
 def train_command(run: RunFolder) -> list[str]:
     """Return the command that trains, or goes on with, what the config in a run folder says."""
-    return [sys.executable, "-m", "experiments.train", f"--config={run.path}", f"--workdir={run.path}"]
+    return [sys.executable, "-m", TRAIN, f"--config={run.path}", f"--workdir={run.path}"]
 
 
 def run(launch: Launch, processes: int, tick: Callable[[], None], command: Command = train_command) -> None:

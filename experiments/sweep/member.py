@@ -10,7 +10,7 @@ import numpy as np
 
 from bigjax import data, models, sharding
 from bigjax.checkpoint import saving as checkpoint
-from bigjax.config import Config, MeshConfig, strict
+from bigjax.config import Config, MeshConfig
 from bigjax.interop.hf import origin as hf_origin
 from bigjax.run import lock as run_lock
 from bigjax.run import metrics
@@ -19,8 +19,9 @@ from bigjax.run.folder import RunFolder
 from bigjax.science.sweeps import Point
 from bigjax.train import guard, rollback, step
 from bigjax.train import optimizers as optim
-from experiments import finish
-from experiments.sweep.launch import Outcome, outcome_of
+
+from .. import finish
+from .launch import Outcome, outcome_of
 
 
 class Alone:
@@ -94,12 +95,11 @@ class Member:
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""
         if scores and not (done == self.cfg.train.steps and finish.scored(self.folder, done)):
-            self.writer.write(done, {f"eval/{name}": value for name, value in scores.items()})
+            self.writer.write(done, finish.scores_row(scores))
 
     def save(self, done: int, state: step.TrainState) -> None:
         """Save the checkpoint that a run by itself would have."""
-        identity = {"fingerprint": self.point.fingerprint, "config": strict.to_dict(self.cfg)}
-        self._checkpoints.save(done, state, self._stream.state(done), identity)
+        self._checkpoints.save(done, state, self._stream.state(done), self.folder.signature(self.cfg))
 
     def finish(self, alone: Alone, weights: Any, scores: dict[str, float], tokens_per_s: float | None) -> None:
         """Write what a run leaves at its end, once its last checkpoint is whole."""

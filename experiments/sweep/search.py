@@ -17,10 +17,11 @@ from bigjax.run.folder import RunFolder, read_rows
 from bigjax.science import sweeps
 from bigjax.science.sweeps import Change, Choice, Distribution, Point, SweepError
 from bigjax.science.sweeps.folder import Status
-from experiments import extras
-from experiments.sweep import local as sweep_local
-from experiments.sweep.launch import Launch, Outcome, outcome_of
-from experiments.sweep.local import WAIT_S, Command, train_command
+
+from .. import extras
+from . import local as sweep_local
+from .launch import Launch, Outcome, outcome_of
+from .local import WAIT_S, Command, train_command
 
 
 class Search:

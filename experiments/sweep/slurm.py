@@ -9,9 +9,10 @@ from typing import Any
 from bigjax.errors import UserError
 from bigjax.science.sweeps import Point
 from bigjax.science.sweeps.folder import SweepFolder
-from experiments import extras
-from experiments.sweep.launch import Launch, outcome_of
-from experiments.sweep.local import WAIT_S, Command, run_child, train_command
+
+from .. import extras
+from .launch import Launch, outcome_of
+from .local import WAIT_S, Command, run_child, train_command
 
 
 @dataclass

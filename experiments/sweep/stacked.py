@@ -17,16 +17,15 @@ from bigjax.checkpoint.digests import complete_steps
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.evaluate.scoring import scores_of
-from bigjax.run import metrics, runtime
-from bigjax.run.folder import RunFolder
-from bigjax.run.throughput import Throughput
+from bigjax.run import Pending, RunFolder, Throughput, metrics, runtime
 from bigjax.science.sweeps import Point, without_scalars
 from bigjax.science.sweeps import stacked as sweeps_stacked
 from bigjax.science.sweeps.stacked import Stack
 from bigjax.train import flops
-from experiments.sweep.launch import Launch, Outcome
-from experiments.sweep.local import WAIT_S
-from experiments.sweep.member import Alone, Member
+
+from .launch import Launch, Outcome
+from .local import WAIT_S
+from .member import Alone, Member
 
 
 def run(launch: Launch, limit: int, tick: Callable[[], None]) -> None:
@@ -121,7 +120,7 @@ def _train(launch: Launch, members: list[Member], tick: Callable[[], None]) -> N
         return
     scores = _evaluate(stack, state, members[0].text, cfg)
     _score(members, total, scores)
-    weights = alone.apart(state.params if state.ema is None else state.ema, len(members))
+    weights = alone.apart(state.weights, len(members))
     for member, own, score in zip(members, weights, scores, strict=False):
         if not member.outcome:
             member.finish(alone, own, score, report.speed.average())
@@ -132,7 +131,7 @@ class _Reports:
 
     def __init__(self, members: list[Member], start: int, alone: Alone):
         cfg = members[0].cfg
-        self._members, self._pending = members, None
+        self._members, self._pending = members, Pending(self._report)
         self._every, self._ends = cfg.log.every_steps, (start + 1, cfg.train.steps)
         self._tokens = cfg.train.global_batch_size * cfg.data.seq_len
         specs = alone.model.specs
@@ -141,16 +140,14 @@ class _Reports:
 
     def of(self, done: int, batches: list[data.Batch], values: Any) -> None:
         """Report the step before, or this one if it has ended."""
-        self.flush()
-        self._pending = (done, batches, values)
-        if not runtime.dispatches_ahead():
-            self.flush()
+        self._pending.dispatched(done, batches, values)
+        self._pending.settle()
 
     def flush(self) -> None:
         """Report the last step, which waits for it."""
-        if self._pending is None:
-            return
-        (done, batches, values), self._pending = self._pending, None
+        self._pending.flush()
+
+    def _report(self, done: int, batches: list[data.Batch], values: Any) -> None:
         values = jax.device_get(values)
         self.speed.count(self._tokens)
         rates = self.speed.read() if done % self._every == 0 or done in self._ends else None
@@ -161,7 +158,7 @@ class _Reports:
 
 def _evaluate(stack: Stack, state: Any, text: data.TextData, cfg: Config) -> list[dict[str, float]]:
     """Return the scores of every point on the held-out text, empty if there is none."""
-    weights, carried, totals = state.params if state.ema is None else state.ema, stack.fresh(), None
+    weights, carried, totals = state.weights, stack.fresh(), None
     for batch in text.eval.batches(cfg.train.eval_batches) if text.eval else ():
         sums, carried = stack.evaluate(weights, batch.arrays, carried)
         totals = sums if totals is None else metrics.add(totals, sums)

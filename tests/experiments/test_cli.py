@@ -96,7 +96,8 @@ def test_help_is_the_docstring_then_the_flags_then_examples(command):
         "It does nothing else.\n"
         "\n"
         "Flags:\n"
-        "  --config=FILE[:ARG]           config file and its argument, the folder of a run, or hf:PATH\n"
+        "  --config=FILE[:ARG]           config file, or the name of a shipped one, and its argument; the folder of a "
+        "run, or hf:PATH\n"
         "  --config.SECTION.FIELD=VALUE  change one field; None switches off what may be off\n"
         "  --workdir=VALUE               folder that the run writes\n"
         "  --debug                       show the traceback of an error\n"
@@ -196,8 +197,11 @@ def test_overrides_may_come_before_the_config():
             "Python tuple",
         ),
         (["--config.optim.lr=3"], "--config.optim.lr changes a config, but --config=FILE[:ARG] is missing"),
-        ([], "--config=FILE[:ARG] is missing, e.g. --config=configs/gpt.py:d12"),
-        (["--config="], "a config is missing: give FILE[:ARG], the folder of a run, or hf:PATH"),
+        ([], "--config=FILE[:ARG] is missing, e.g. --config=gpt:d12"),
+        (
+            ["--config="],
+            "a config is missing: give FILE[:ARG], the name of a shipped one, the folder of a run, or hf:PATH",
+        ),
         ([GPT, "--workdri=x"], "unknown flag --workdri: did you mean --workdir?"),
         (["--cofnig=x"], "unknown flag --cofnig: did you mean --config?"),
         ([GPT, "--zzzz"], "unknown flag --zzzz: --help lists the flags"),

@@ -203,7 +203,7 @@ def test_plot_is_a_picture(tmp_path):
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def train_a_little(folder, steps: int, witness=None) -> None:
+def train_a_little(folder, steps: int, witness=train.unwatched) -> None:
     cfg = Config(
         ModelConfig(vocab_size=256, num_layers=1, d_model=16, num_heads=2, max_seq_len=16),
         DataConfig(tokenizer="bytes", seq_len=16),

@@ -102,7 +102,7 @@ def test_every_run_has_its_folder_and_the_command_that_made_it(folders, written)
     command_of = {name: row["command"] for name, row in rows.items()}
     made = "python -m experiments.train --config=configs/quickstart.py --config.optim.lr=3e-4"
     assert command_of["base-1"] == made
-    assert command_of["wide"] == f"python -m experiments.train --config={folders}/wide --workdir=NEW"
+    assert command_of["wide"] == f"python -m bigjax train --config={folders}/wide --workdir=NEW"
     assert all(rows[name]["folder"] == str(folders / name) for name in rows)
     data = page_data(written / "index.html")
     assert [run["folder"] for run in data["runs"]] == [row["folder"] for row in rows.values()]

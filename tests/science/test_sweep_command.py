@@ -163,7 +163,7 @@ def test_mistakes_end_before_anything_is_written(call, arguments, tmp_path):
     status, _, said = call(f"--config={file}", *arguments[1:], place)
     assert (status, said.count("point ")) == (2, 2)
     assert "model.dmodel is not a field of the config: did you mean model.d_model?" in said
-    wanted = "defines no sweep(add), which adds the points: see configs/sweeps/\n"
+    wanted = "defines no sweep(add), which adds the points: see configs/sweeps/, or --config=sweeps/lr_width\n"
     assert call("--config=configs/quickstart.py", place)[::2] == (2, f"error: configs/quickstart.py {wanted}")
     assert "defines no space()" in call(f"--config={file}", place, "--search=tpe")[2]
     status, _, said = call(*arguments, "--config.model.dropout=0.1", place, "--preflight")

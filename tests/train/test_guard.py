@@ -135,7 +135,7 @@ def test_killed_and_resumed_with_dropped_updates_is_the_same_run_bit_for_bit(com
 def test_the_replay_command_reproduces_the_event(commands, skipped, tmp_path):
     event = read(skipped[0] / "run" / "forensics" / "step-9" / "event.json")
     python, m, module, *arguments = event["replay"].split()
-    assert (python, m, module) == ("python", "-m", "experiments.check")
+    assert (python, m, module, arguments[0]) == ("python", "-m", "bigjax", "check")
     done = commands.run("tests.poisoned", BAD, module, *arguments)
     assert done.stdout.splitlines() == [
         f"step 9, from the initial state: loss {event['loss']!r}, gradient norm {event['grad_norm']!r}",
@@ -144,10 +144,10 @@ def test_the_replay_command_reproduces_the_event(commands, skipped, tmp_path):
     # Without the bad batch the step is another, and the check says so.
     again = shutil.copytree(skipped[0] / "run", tmp_path / "run")
     other = ("--workdir=" + str(again), "--event=step-9")
-    said = commands.run("tests.poisoned", "5=nan", module, "replay", *other, code=4).stdout.splitlines()
+    said = commands.run("tests.poisoned", "5=nan", module, "check", "replay", *other, code=4).stdout.splitlines()
     assert said[1].startswith(f"  loss was {event['loss']!r} and is ")
     assert said[-1] == "NOT THE SAME as recorded"
-    said = commands.run(module, "replay", other[0], "--event=step-3", code=2).stderr
+    said = commands.run(module, "check", "replay", other[0], "--event=step-3", code=2).stderr
     assert said == f"error: {again} has no event 'step-3'; it has step-6, step-9\n"
 
 

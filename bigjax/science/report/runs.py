@@ -234,8 +234,10 @@ def _command(folder: RunFolder) -> tuple[str, str | None]:
     sessions = _json(folder.environment).get("sessions") if folder.environment.is_file() else None
     argv = sessions[0].get("argv") if isinstance(sessions, list) and sessions else None
     if not argv:
-        return f"python -m experiments.train --config={shlex.quote(str(folder.path))} --workdir=NEW", None
-    match = re.search(r"(?:^|/)experiments/(\w+)\.py$", argv[0])
-    program = ["python", "-m", f"experiments.{match[1]}"] if match else ["python", argv[0]]
+        return f"python -m bigjax train --config={shlex.quote(str(folder.path))} --workdir=NEW", None
+    match = re.search(r"(?:^|/)(bigjax/)?experiments/(\w+)\.py$", argv[0])
+    program = ["python", argv[0]]
+    if match:
+        program = ["bigjax", match[2]] if match[1] else ["python", "-m", f"experiments.{match[2]}"]
     sources = [word.partition("=")[2] for word in argv if word.startswith(("--config=", "-config="))]
     return shlex.join([*program, *argv[1:]]), sources[-1].partition(":")[0] if sources else None

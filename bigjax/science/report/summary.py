@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.config import shipped
 from bigjax.errors import UserError
 from bigjax.science.laws.report import METHODS, Study, study
 from bigjax.science.laws.robust import FitError
@@ -310,10 +311,11 @@ def _docstring(runs: list[Run]) -> tuple[str, str]:
     """Return the docstring of the one config file that all runs, or their sweep, were started with, and where it is."""
     files = {_config_file(run) for run in runs}
     (file,) = files if len(files) == 1 else (None,)
-    if file is None or not file.endswith(".py") or not Path(file).is_file():
+    path = Path(shipped.located(file or ""))
+    if file is None or path.suffix != ".py" or not path.is_file():
         return "", ""
     try:
-        return ast.get_docstring(ast.parse(Path(file).read_text(encoding="utf-8"))) or "", file
+        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "", file
     except (OSError, SyntaxError, ValueError):
         return "", ""
 

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from bigjax.config.strict import to_config_dict
 from bigjax.science.sweeps import Adder, ablation, seeds
-from experiments.studies.scaling import family
+
+from . import family
 
 ROWS = {
     "gelu": {"model.activation": "gelu_tanh"},

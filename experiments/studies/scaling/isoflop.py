@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from bigjax.config.strict import to_config_dict
 from bigjax.science.sweeps import Adder, seeds
-from experiments.studies.scaling import family
+
+from . import family
 
 DEPTHS = {2e11: (2, 3, 4, 5, 6), 5e11: (2, 3, 4, 5, 6), 1.25e12: (3, 4, 5, 6, 8)}
 """Of every budget."""

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from bigjax.config.strict import to_config_dict
 from bigjax.science.sweeps import Adder
-from experiments.studies.scaling import family
+
+from . import family
 
 DEPTH, BUDGET = 5, 5e12
 

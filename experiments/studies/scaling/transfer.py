@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags
 
 from bigjax.errors import UserError
-from experiments import cli
+
+from ... import cli
 
 EXAMPLES = ("python -m experiments.studies.scaling.transfer --runs='runs/mup_transfer/*' --out=runs/transfer",)
 

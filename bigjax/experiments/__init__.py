@@ -1,0 +1,5 @@
+"""The commands of a clone, which lie in its folder `experiments`; where bigjax is installed, this package is they."""
+
+from pathlib import Path
+
+__path__ = [str(Path(__file__).resolve().parents[2] / "experiments")]

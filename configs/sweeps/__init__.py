@@ -1,0 +1,1 @@
+"""Sweeps by name: each file's `sweep(add)` adds the points of one question."""
