@@ -123,13 +123,13 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
         tx = optimizers.build(cfg.optim, model.specs, total_steps, schedule)
         train_step = step.jit_train_step(cfg, model, tx, layout)
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
-        origin = begin.Start(cfg, checkpoints, model, tx, layout, abstract, text)
+        starting = begin.Start(cfg, checkpoints, model, tx, layout, abstract, text)
         pulse.phase("compile")
         # Only the step itself knows some clashes, such as an attention back end that cannot do what is asked of it.
         traced = train_step.trace(abstract, sharding.put_batch(text.train.batch(0).arrays, mesh, batch_size))
         continuation.check_longer(folder, cfg)
         compiling = step.compile_aside(traced)
-        state, start, text = origin.state(folder, pulse)
+        state, start, text = starting.state(folder, pulse)
 
         # ---- Run folder: from here on the run exists, and the same command continues it ----------------------------
         begin.open_folder(cfg, folder, text)
@@ -154,7 +154,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
                 # A step with nothing to predict is always reported: of what is to be counted none is left out.
                 due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
                 if due or not float(values["tokens"]):
-                    writer.write(done, finish.metrics_row(values, rate) | speed.read())
+                    writer.write(done, finish.metrics_row(cfg, values, rate) | speed.read())
 
             # ---- The loop ------------------------------------------------------------------------------------------
             # Where steps are dispatched ahead, a step is read while the next one runs; on CPUs, once it has ended.
@@ -186,7 +186,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
                 # Save: in the background, but for the last one, which is whole before the run is called complete.
                 if saving:
                     pulse.phase("save", done)
-                    saves.save(done, state, text.train.state(done), folder.identity(cfg), last=ending)
+                    saves.save(done, state, text.train.state(done), folder.signature(cfg), last=ending)
                     if news := saves.news():
                         writer.write(done, news)
                 if stopping:

@@ -32,6 +32,7 @@ INSIDE = (
     "run/children.py",
     "run/heartbeat.py",
     "run/lease.py",
+    "tasks",
     "train/forensics.py",
 )
 """What is handed paths by the library alone."""

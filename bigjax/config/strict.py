@@ -1,5 +1,6 @@
 """Strict conversion between plain mappings and frozen dataclasses, and the identity of a config."""
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -10,6 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from bigjax.config import named
 from bigjax.config.fields import (
     TYPE_NAMES,
     bounded,
@@ -31,6 +33,7 @@ __all__ = [
     "Difference",
     "Leaf",
     "bounded",
+    "code_of",
     "convert",
     "diff",
     "fingerprint",
@@ -41,6 +44,7 @@ __all__ = [
     "plumbing",
     "to_config_dict",
     "to_dict",
+    "with_fields",
 ]
 
 T = TypeVar("T")
@@ -77,8 +81,7 @@ def from_dict(cls: type[T], mapping: "Mapping[str, Any] | ConfigDict") -> T:
             once, each with the path, the value, what was expected and the nearest name), or fields clash.
     """
     problems: list[str] = []
-    if hasattr(cls, "schema_of"):  # some sections depend on what other fields name
-        cls = cls.schema_of(mapping)  # pyright: ignore[reportAttributeAccessIssue]
+    cls = _schema(cls, mapping)
     cfg = _build(cls, mapping, "", cls, problems)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -116,12 +119,26 @@ def maths(cfg: Any) -> dict[str, Any]:
 def fingerprint(cfg: Any) -> str:
     """Return 16 hexadecimal characters that two configs share exactly when their maths fields agree.
 
-    Fields at their default are left out, so that a new field does not change the identity of what ran before it.
+    Fields at their default are left out, so that a new field does not change the identity of what ran before it. Of
+    the user's own code that a field names, the content of its files counts.
     """
     defaults = _defaults(type(cfg))
     changed = [leaf for leaf in leaves(cfg) if not leaf.plumbing and leaf.value != defaults[leaf.path]]
-    canonical = json.dumps(_nest(changed), sort_keys=True, separators=(",", ":"))
+    fields = _nest(changed)
+    if code := code_of(cfg):
+        fields["code"] = {path: named.digest(name) for path, name in code.items()}
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def code_of(cfg: Any) -> dict[str, str]:
+    """Return the fields that name the user's own code, `module.path:NAME`, by path."""
+    declared = field_paths(type(cfg))
+    return {
+        leaf.path: leaf.value
+        for leaf in leaves(cfg)
+        if "named" in declared[leaf.path][1] and isinstance(leaf.value, str) and ":" in leaf.value
+    }
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -148,6 +165,31 @@ def diff(a: Any, b: Any) -> list[Difference]:
         if values[0] != values[1]:
             found.append(Difference(path, values[0], values[1], leaf.plumbing))
     return found
+
+
+def with_fields(cls: type, mapping: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested mapping of a config with fields set by dotted path.
+
+    Where one of them names another family or task, the sections that the one before had are left out, and those of the
+    new one are at their defaults.
+    """
+    changed = copy.deepcopy(dict(mapping))
+    before = _schema(cls, changed)
+    for path, value in changes.items():
+        *parents, name = path.split(".")
+        node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, changed)
+        node[name] = value
+    after = _schema(cls, changed)
+    for path in sections(before).keys() - sections(after).keys():
+        if not any(other.startswith(f"{path}.") for other in changes):
+            *parents, name = path.split(".")
+            functools.reduce(lambda node, parent: node[parent], parents, changed).pop(name, None)
+    return changed
+
+
+def _schema(cls: type, mapping: Mapping[str, Any]) -> type:
+    """Return the class that a mapping of fields describes, where some sections depend on what other fields name."""
+    return getattr(cls, "schema_of", lambda mapping: cls)(mapping)
 
 
 def nested(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigjax.config import Config, replace, strict
-from bigjax.data import cutting
+from bigjax.config import Config, named, replace, strict
 from bigjax.data.sources import readers
 from bigjax.data.sources.opening import open_source
 from bigjax.data.tokens.cache import cache_folder
@@ -44,7 +43,7 @@ def contents_of(cfg: Config) -> Contents:
 def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
     if spec.partition(":")[0] in MADE:
         return None
-    return _entry(open_source(spec, cutting.columns(cfg), cache_folder(cfg.data.cache_dir)).files)
+    return _entry(open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir)).files)
 
 
 def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:

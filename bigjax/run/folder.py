@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, replaced, strict
-from bigjax.data import identity
-from bigjax.data.identity import Contents
+from bigjax.config.named import own_files
+from bigjax.data import identity as text_identity
 from bigjax.errors import ConfigError, UserError, named
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
@@ -109,6 +109,11 @@ class RunFolder:
         return self.path / "left_out.json"
 
     @property
+    def code(self) -> Path:
+        """The user's own code that the config names, as it was: a file a module."""
+        return self.path / "code"
+
+    @property
     def profile(self) -> Path:
         """Traces of the steps chosen with --profile."""
         return self.path / "profile"
@@ -152,15 +157,15 @@ class RunFolder:
         stored, before = self._load()
         if before is None:  # it has no files, or an earlier version did not write down what they hold
             return strict.fingerprint(stored) == strict.fingerprint(config)
-        return self.fingerprint == identity.fingerprint(config)
+        return self.fingerprint == text_identity.fingerprint(config)
 
     @property
     def fingerprint(self) -> str:
         """The identity that the run recorded, or that its config has without any."""
         cfg, text = self._load()
-        return identity.fingerprint(cfg, text or {})
+        return text_identity.fingerprint(cfg, text or {})
 
-    def identity(self, config: Config) -> dict[str, Any]:
+    def signature(self, config: Config) -> dict[str, Any]:
         """Return `{"config", "fingerprint"}`, by which a checkpoint of the run here says whose it is."""
         return {"config": strict.to_dict(config), "fingerprint": self.fingerprint}
 
@@ -200,8 +205,8 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = identity.contents_of(config)
-        record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
+        text = text_identity.contents_of(config)
+        record = {"config": strict.to_dict(config), "fingerprint": text_identity.fingerprint(config, text)}
         write_json(self.config, record | ({"text": text} if text else {}))
 
     def write_data(self, described: dict[str, Any]) -> None:
@@ -215,6 +220,20 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.data} cannot be written to: {error.strerror}") from error
 
+    def keep_code(self, config: Config) -> None:
+        """Copy the user's own code that a config names to `code/`, a file a module.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        files = {module: file for name in strict.code_of(config).values() for module, file in own_files(name).items()}
+        try:
+            for module, file in files.items():
+                self.code.mkdir(exist_ok=True)
+                (self.code / f"{module}.py").write_bytes(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{self.code} cannot be written to: {error.strerror}") from error
+
     def load_config(self) -> Config:
         """Return the config of the run.
 
@@ -223,14 +242,14 @@ class RunFolder:
         """
         return self._load()[0]
 
-    def _load(self) -> tuple[Config, Contents | None]:
+    def _load(self) -> tuple[Config, text_identity.Contents | None]:
         """Return the config of the run and what the files of its text held; None where nobody wrote that down."""
         self.existing(self.path)
         try:
             record = json.loads(self.config.read_text())
             cfg = strict.from_dict(Config, record["config"])
             text = record.get("text")
-            fingerprint = identity.fingerprint(cfg, text or {})
+            fingerprint = text_identity.fingerprint(cfg, text or {})
         except ConfigError as error:
             raise UserError(f"{self.config} does not fit this version of the schema:\n{error}") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -259,14 +278,14 @@ class RunFolder:
     def _changed(self, config: Config, changing: Collection[str]) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the fields that differ from the stored config, all of which may."""
         stored, before = self._load()
-        differences, now = strict.diff(stored, config), identity.contents_of(config)
+        differences, now = strict.diff(stored, config), text_identity.contents_of(config)
         known = now if before is None else before  # an earlier version did not write it down
         maths = [found for found in differences if not found.plumbing and found.path not in changing]
         values = {leaf.path: leaf.value for leaf in strict.leaves(config)}
         aligned = replaced(stored, {path: values[path] for path in changing})
-        if before is None or identity.fingerprint(aligned, known) != identity.fingerprint(config, now):
+        if before is None or text_identity.fingerprint(aligned, known) != text_identity.fingerprint(config, now):
             lines = [f"  {found.path}: {found.a!r} there, {found.b!r} here" for found in maths]
-            lines += [f"  {line}" for line in identity.changes(known, now)]
+            lines += [f"  {line}" for line in text_identity.changes(known, now)]
             if lines:
                 listed = "\n".join(lines)
                 whose = "run" if maths else "text"

@@ -16,6 +16,7 @@ def plot_loss(metrics_jsonl: str | Path, out: str | Path) -> None:
     Raises:
         UserError: the file has no row with `train/loss`.
     """
+    metrics_jsonl, out = Path(metrics_jsonl), Path(out)
     train, evaluation = _curve(metrics_jsonl, "train/loss"), _curve(metrics_jsonl, "eval/loss")
     if not len(train):
         raise UserError(f"{metrics_jsonl} has no row with train/loss to plot")

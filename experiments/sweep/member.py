@@ -90,7 +90,7 @@ class Member:
             self.outcome = Outcome("diverged", error.exit_code, str(error))
             return
         if rates is not None or not float(values["tokens"]):
-            self.writer.write(done, finish.metrics_row(values, self._rate) | (rates or {}))
+            self.writer.write(done, finish.metrics_row(self.cfg, values, self._rate) | (rates or {}))
 
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""
@@ -99,7 +99,7 @@ class Member:
 
     def save(self, done: int, state: step.TrainState) -> None:
         """Save the checkpoint that a run by itself would have."""
-        self._checkpoints.save(done, state, self._stream.state(done), self.folder.identity(self.cfg))
+        self._checkpoints.save(done, state, self._stream.state(done), self.folder.signature(self.cfg))
 
     def finish(self, alone: Alone, weights: Any, scores: dict[str, float], tokens_per_s: float | None) -> None:
         """Write what a run leaves at its end, once its last checkpoint is whole."""

@@ -29,8 +29,8 @@ def test_saves_fail_while_the_disk_is_full_and_succeed_later(tmp_path):
             saves.save(2, state, {}, {})
             saves.wait()
             assert (saves.failures, saves.last_failed, checkpoints.steps()) == (1, True, [1])
-            saves.save(3, state, {}, {})
-            saves.wait()
+            assert (saves.news(), saves.news()) == ({"checkpoint/failed_saves": 1}, {})
+            saves.save(3, state, {}, {}, last=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         assert (saves.failures, checkpoints.steps()) == (2, [1])

@@ -8,13 +8,13 @@ import pytest
 
 from bigjax import models
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, replace, strict
-from bigjax.data.random_batch import random_batch
 from bigjax.run.metrics import read_rows
 from bigjax.science import sweeps
 from bigjax.science.sweeps import grid, seeds, zip_
 from bigjax.science.sweeps.folder import SweepFolder
 from bigjax.science.sweeps.stacked import Stack, StackError, check, make_mesh
 from bigjax.sharding import UNSHARDED
+from bigjax.tasks import random_batch
 from bigjax.train import optimizers as optim
 from bigjax.train import step
 from experiments import train

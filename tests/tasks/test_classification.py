@@ -9,7 +9,7 @@ from bigjax import data
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig, strict
 from bigjax.data import DataError
 from bigjax.data.sources import shakespeare
-from bigjax.evaluate import classification
+from bigjax.tasks.reports import classification
 from tests import commands
 
 ROWS = [('the moon, the "sun"', "sky"), ("a wet\nfish", "sea"), ("stars and clouds", "sky"), ("salt 海", "sea")] * 6

@@ -11,7 +11,7 @@ from bigjax import data
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from bigjax.data import DataError
 from bigjax.data.rows.tagged import first_tokens
-from bigjax.evaluate import entities
+from bigjax.tasks.reports import entities
 from tests import commands
 
 PEOPLE, PLACES = ("Hamlet", "Juliet", "Lear"), ("Verona", "Elsinore", "Dover")
