@@ -98,7 +98,7 @@ def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
     rollback.note(folder, text.train.left_out)
     if jax.process_index() == 0:
         data.save_tokenizer(text.tokenizer, folder.path)
-        origin.keep(cfg.init_from, folder.path)
+        origin.keep(origin.start_of(cfg), folder.path)
         folder.write_data(text.describe())
         folder.keep_code(cfg)
 

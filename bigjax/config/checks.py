@@ -131,7 +131,7 @@ def problems(cfg: Any) -> Iterator[str]:
         yield "data.sources is empty: name at least one source, such as 'shakespeare'"
     rest = [f"mesh.{axis}" for axis, size in mesh.sizes.items() if size == -1]
     if len(rest) > 1:
-        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): set one of them to 1, as {rest[0]}=1"
+        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): set {rest[0]}=1 or {rest[1]}=1"
     for axis, size in mesh.sizes.items():
         if size == 0:
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"

@@ -74,7 +74,7 @@ class Member:
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
         data.save_tokenizer(self.text.tokenizer, folder.path)
-        hf_origin.keep(cfg.init_from, folder.path)
+        hf_origin.keep(hf_origin.start_of(cfg), folder.path)
         folder.write_data(self.text.describe())
         rollback.note(folder, self._stream.left_out)
         self._guard = guard.Guard(cfg, folder, dataclasses.replace(self.text, train=self._stream), self._say)

@@ -127,13 +127,15 @@ def test_the_same_command_again_says_complete_and_changes_nothing(commands, fini
     assert contents(workdir) == before
 
 
-def test_more_steps_in_the_same_folder_are_another_run(commands, finished):
+def test_more_steps_do_not_go_on_in_the_same_folder_once_the_decay_has_begun(commands, finished):
+    """A warm-up of 1 and a decay of 2 of 8 steps, to a tenth: the 7th had 0.55 of the peak."""
     workdir, _ = finished
     before = contents(workdir)
     done = commands.run(TRAIN, *WHOLE, f"--workdir={workdir}", "--config.train.steps=9", code=2)
     assert done.stderr.splitlines()[1:] == [
-        f"error: {workdir} belongs to another run; choose another --workdir. It differs in",
-        "  train.steps: 8 there, 9 here",
+        f"error: {workdir} has trained 8 steps and cannot go on as this config says: the learning rate of step 7 was "
+        f"0.0011 there and would be 0.002 here; set init_state={workdir}@4 and another --workdir, to branch off before "
+        "the rates differ"
     ]
     assert contents(workdir) == before
 

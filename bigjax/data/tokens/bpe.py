@@ -35,7 +35,8 @@ def build_tokenizer(spec: str, training: Sequence[Side], root: str | Path, room:
     if kind == "bpe" and rest.isdecimal():
         if room is not None and int(rest) > room:
             raise DataError(
-                f"data.tokenizer={spec!r} would have more ids than model.vocab_size={room}: raise that or take fewer"
+                f"data.tokenizer={spec!r} would have more ids than model.vocab_size={room}: set "
+                f"model.vocab_size={rest} or more, or data.tokenizer=bpe:{room} or fewer"
             )
         return _trained(int(rest), training, Path(root))
     near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]

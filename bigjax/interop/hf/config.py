@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigjax.config import ModelConfig, MoeConfig, RopeConfig, strict
+from bigjax.config import ModelConfig, MoeConfig, RopeConfig, replaced, strict
 from bigjax.errors import ConfigError, brief
 from bigjax.interop.hf.architecture import Architecture, HuggingFaceError, Settings, window_fields
 from bigjax.interop.hf.bert import BERT
@@ -259,5 +259,7 @@ def _canonical(model: ModelConfig) -> ModelConfig:
     if model.moe.num_experts:
         width = 0 if model.moe.d_ff == model.d_ff else model.moe.d_ff
         moe = dataclasses.replace(model.moe, top_k=model.moe.experts_per_token, d_ff=width)
+    if model.family == "encdec":
+        model = replaced(model, {"encdec.num_decoder_layers": model.num_decoder_layers})
     fields = {"rope": rope, "attn_scale": scale, "moe": moe, "max_seq_len": length, **window_fields(model.windows)}
     return dataclasses.replace(model, **fields)
