@@ -75,7 +75,8 @@ def main(flag_values: flags.FlagValues) -> int:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+    if not flag_values.plan:
+        print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
