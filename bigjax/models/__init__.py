@@ -38,7 +38,7 @@ class Model:
             return declared
         return mup.parametrized(declared, self.family.specs(mup.base_shape(self.cfg)), self.cfg)
 
-    # A config is checked where JAX is not imported yet, and this room with it.
+    # JAX is imported where it is used: to read a config imports this package, too.
 
     def init(self, key: "jax.Array", layout: "Layout | None" = None) -> Any:
         """Return initial parameters, a nested dict of float32 arrays as `specs` declares them; see `place`.
