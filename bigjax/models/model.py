@@ -5,16 +5,17 @@ Legend: B batch, S sequence, T what a decoder reads, V vocab, C classes.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from bigjax import params as param_tree
+from bigjax import sharding
 from bigjax.config import ModelConfig, named
 from bigjax.models.family import Family
 from bigjax.models.parts import mup
-
-if TYPE_CHECKING:
-    import jax
-
-    from bigjax.sharding import Layout
+from bigjax.sharding import Layout
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,14 @@ class Model:
 
     # A config is checked where JAX is not imported yet, and this room with it.
 
-    def init(self, key: "jax.Array", layout: "Layout | None" = None) -> Any:
+    def init(self, key: jax.Array, layout: Layout | None = None) -> Any:
         """Return initial parameters, a nested dict of float32 arrays as `specs` declares them; see `place`.
 
         The same key gives the same bits on every mesh.
         """
-        from bigjax import params
+        return self.place(param_tree.init(self.specs, key), layout)
 
-        return self.place(params.init(self.specs, key), layout)
-
-    def place(self, params: Any, layout: "Layout | None" = None) -> Any:
+    def place(self, params: Any, layout: Layout | None = None) -> Any:
         """Return parameters, such as the NumPy arrays of an import, on the device, or where the mesh stores them.
 
         Args:
@@ -52,11 +51,6 @@ class Model:
         Raises:
           ShardingError: the mesh does not fit the model.
         """
-        import jax
-        import jax.numpy as jnp
-
-        from bigjax import sharding
-
         layout = sharding.on_the_mesh(self.specs) if layout is None else layout
         if not layout.sizes:
             return jax.tree.map(jnp.asarray, params)
@@ -70,7 +64,7 @@ class Model:
 
         return jax.tree.map(put, self.specs, params)
 
-    def apply(self, params: Any, tokens_BS: Any, layout: "Layout | None" = None, **inputs: Any) -> "jax.Array":
+    def apply(self, params: Any, tokens_BS: Any, layout: Layout | None = None, **inputs: Any) -> jax.Array:
         """Return logits in float32, `(B, S, V)` of a model that predicts tokens, for token ids `(B, S)`.
 
         An encoder with classes returns `(B, C)`, or `(B, S, C)` where each token has one; an encoder-decoder
@@ -80,10 +74,6 @@ class Model:
           layout: as for `place`.
           inputs: what else the family's `apply` takes, such as `segments_BS`, or `key` and `rows_B` for dropout.
         """
-        import jax.numpy as jnp
-
-        from bigjax import sharding
-
         layout = sharding.on_the_mesh(self.specs) if layout is None else layout
         tokens_BS = layout.place(jnp.asarray(tokens_BS), "batch", "seq")
         x_BSD, _ = self.family.apply(params, tokens_BS, self.cfg, layout=layout, **inputs)
