@@ -16,7 +16,7 @@ from bigjax.run.lock import LOCK
 from bigjax.run.metrics import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu")
+TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu", "perf/measured_peak_flops")
 
 TINY = (
     "--config=configs/quickstart.py",
