@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bigjax.errors import UserError, shortened
+from bigjax.errors import UserError, brief
 
 PACKAGE = "bigjax.experiments"
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
         hint = f"did you mean {near[0]}?" if near else "bigjax --help lists them"
-        print(f"error: there is no command {shortened(name)!r}: {hint}", file=sys.stderr)
+        print(f"error: there is no command {brief(name)}: {hint}", file=sys.stderr)
         return UserError.exit_code
     sys.argv = [program, *arguments[1:]]
     runpy.run_module(f"{PACKAGE}.{name}", run_name="__main__", alter_sys=True)

@@ -35,8 +35,3 @@ def listed(names: Iterable[str], limit: int = 10, width: int = 60) -> str:
     found = list(names)
     rest = f" and {len(found) - limit} more" if len(found) > limit else ""
     return ", ".join(name if len(name) <= width else f"{name[:width]}..." for name in found[:limit]) + rest
-
-
-def shortened(text: str) -> str:
-    """Return what a user typed, cut where it is too long to be quoted in one sentence."""
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -21,3 +21,13 @@ def handing_on(package: str, modules: Mapping[str, tuple[str, ...]]) -> tuple[Ca
         return module if homes[name].endswith(f".{name}") and not modules[homes[name]] else getattr(module, name)
 
     return get, sorted(homes)
+
+
+def function(place: str) -> Callable[..., Any]:
+    """Return the function at `module:NAME`; its module is imported when the function is first called."""
+    module, _, name = place.partition(":")
+
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **options)
+
+    return call

@@ -93,13 +93,14 @@ def throughput(cfg: Config, model: Model) -> Throughput:
 
 
 def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
-    """Write what the run is into its folder: config, environment, the batches that are left out, data, tokenizer."""
+    """Write what the run is into its folder: config, environment, data and what is left out of it, tokenizer, code."""
     folder.open(cfg, continuation.LENGTHS)
     rollback.note(folder, text.train.left_out)
     if jax.process_index() == 0:
         data.save_tokenizer(text.tokenizer, folder.path)
-        origin.keep(cfg.init_from, folder.path)
+        origin.keep(origin.start_of(cfg), folder.path)
         folder.write_data(text.describe())
+        folder.keep_code(cfg)
 
 
 def banner(

@@ -112,7 +112,7 @@ def required(flag_values: flags.FlagValues, name: str) -> Any:
 
 def config_of(argv: Sequence[str]) -> str | None:
     """Return what the command line gives as --config."""
-    return _take_config(list(argv))[1]
+    return _take_config(list(argv), Config)[1]
 
 
 def out_path(flag_values: flags.FlagValues) -> Path | None:
@@ -211,24 +211,34 @@ def _main(run, doc, define_flags, examples, config, argv) -> int | None:
 
 def _parse(flag_values: flags.FlagValues, argv: list[str]) -> str | None:
     """Parse a command line with --config and its overrides; return where the config comes from."""
-    argv, source, switched_off = _take_config(argv)
+    source = _take_config(argv, Config)[1]
+    config = None if source is None else config_source.load(source)
+    declared: type[Config] = Config
+    if config is not None:
+        config, declared = config_source.with_named(config, _named(argv))
+    argv, source, switched_off = _take_config(argv, declared)
     overrides = [match[1] for match in map(_OVERRIDE.match, argv) if match] + switched_off
-    if source is None:
+    if config is None:
         if overrides:
             raise UserError(f"--config.{overrides[0]} changes a config, but --config=FILE[:ARG] is missing")
         flags.DEFINE_string("config", None, "", flag_values=flag_values)
         return _parse_flags(flag_values, argv)
-    config = config_source.load(source)
     for path in overrides:
-        _check_override(config, path)
+        _check_override(config, declared, path)
     for path in switched_off:
         config.update_from_flattened_dict({path: None})
     config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=argv)
-    _parse_flags(flag_values, argv)
+    _parse_flags(flag_values, argv, declared)
     return source
 
 
-def _take_config(argv: list[str]) -> tuple[list[str], str | None, list[str]]:
+def _named(argv: Sequence[str]) -> dict[str, str]:
+    """Return the overrides that say which sections the config has, as those of a family."""
+    matches = [match for match in map(_OVERRIDE.match, argv) if match and match[2] is not None]
+    return {match[1]: match[2] for match in matches if match[1] in ("model.family", "train.objective")}
+
+
+def _take_config(argv: list[str], declared: type[Config]) -> tuple[list[str], str | None, list[str]]:
     """Return argv without --config and without overrides to None, the value of --config, and those overrides' paths.
 
     The file is loaded here rather than by a config-file flag, which hides the file's own error in a traceback, and
@@ -239,7 +249,7 @@ def _take_config(argv: list[str]) -> tuple[list[str], str | None, list[str]]:
     for argument in arguments:
         # A bool may stand alone; any other override without "=" is followed by its value.
         match = _OVERRIDE.match(argument)
-        if match and match[2] is None and not _is_bool(match[1]):
+        if match and match[2] is None and schema.field_paths(declared).get(match[1], (None,))[0] is not bool:
             argument = f"{argument}={next(arguments, '')}"
             match = _OVERRIDE.match(argument)
         if argument in ("--config", "-config"):
@@ -261,16 +271,12 @@ def _sets(argument: str, path: str) -> bool:
     return match is not None and match[1] == path
 
 
-def _is_bool(path: str) -> bool:
-    return schema.field_paths(Config).get(path, (None,))[0] is bool
-
-
-def _check_override(config: ConfigDict, path: str) -> None:
-    if path in schema.sections(Config):
-        example = next(name for name in schema.field_paths(Config) if name.startswith(f"{path}."))
+def _check_override(config: ConfigDict, declared: type[Config], path: str) -> None:
+    if path in schema.sections(declared):
+        example = next(name for name in schema.field_paths(declared) if name.startswith(f"{path}."))
         raise UserError(f"--config.{path} is a section: set its fields one by one, e.g. --config.{example}=...")
-    if path not in schema.field_paths(Config):
-        raise UserError(f"--config.{schema.unknown_field(Config, path)}")
+    if path not in schema.field_paths(declared):
+        raise UserError(f"--config.{schema.unknown_field(declared, path)}")
     node: Any = config
     for name in path.split("."):
         if name not in node:
@@ -281,7 +287,7 @@ def _check_override(config: ConfigDict, path: str) -> None:
         node = node[name]
 
 
-def _parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
+def _parse_flags(flag_values: flags.FlagValues, argv: list[str], declared: type[Config] = Config) -> None:
     try:
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
@@ -289,19 +295,19 @@ def _parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
         hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
         raise UserError(f"unknown flag --{error.flagname}: {hint}") from error
     except flags.IllegalFlagValueError as error:
-        raise UserError(_illegal_value(str(error))) from error
+        raise UserError(_illegal_value(str(error), declared)) from error
     except ValueError as error:  # a switch with a value, as --noanalytic=3
         raise UserError(str(error)) from error
     if rest[1:]:
         raise UserError(f"unexpected argument {rest[1]!r}: every argument is a flag, --NAME=VALUE")
 
 
-def _illegal_value(message: str) -> str:
+def _illegal_value(message: str, declared: type[Config]) -> str:
     """Reword absl's 'flag --config.optim.lr=a: could not convert ...' as what the field accepts."""
     match = re.match(r"flag --config\.([^=]+)=(.*?): ", message, re.DOTALL)
-    if not match or match[1] not in schema.field_paths(Config):
+    if not match or match[1] not in schema.field_paths(declared):
         return message.removeprefix("flag ")
-    expected = schema.expected(Config, match[1])
+    expected = schema.expected(declared, match[1])
     hint = ": repeat the flag, or write a Python tuple" if expected.startswith("a tuple") else ""
     return f"--config.{match[1]}={match[2]} is not {expected}{hint}"
 

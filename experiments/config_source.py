@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import inspect
 import json
@@ -16,10 +17,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, shipped, strict
+from bigjax.config import Config, DataConfig, OptimConfig, TrainConfig, paths, shipped, strict
 from bigjax.config import fields as schema
-from bigjax.config.checks import OBJECTIVES
-from bigjax.errors import UserError, named, shortened
+from bigjax.config import named as known
+from bigjax.errors import UserError, named
 from bigjax.interop.hf import config as hf_config
 from bigjax.run.folder import RunFolder
 
@@ -93,13 +94,31 @@ def load_config(source: str | Path, changes: Mapping[str, Any] = MappingProxyTyp
 def _change(config: ConfigDict, changes: Mapping[str, Any], where: str, source: str) -> None:
     try:
         # A ConfigDict would take True for 1.0.
-        values = {path: strict.convert(Config, path, value) for path, value in changes.items()}
+        declared = Config.schema_of(paths.with_fields(Config, config.to_dict(), changes))
+        values = {path: strict.convert(declared, path, value) for path, value in changes.items()}
     except strict.ConfigError as error:
         raise UserError(f"{where}: {error}") from error
     try:
         config.update_from_flattened_dict(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where} changes what {source} does not have: {error}") from error
+
+
+def with_named(config: ConfigDict, changes: dict[str, str]) -> tuple[ConfigDict, type[Config]]:
+    """Return a config with the sections that belong to what its fields name, and the class that declares them.
+
+    Args:
+      changes: fields that name something, such as `model.family`, and what they are to name.
+    """
+    if not changes:
+        return config, Config.schema_of(config)
+    nested = paths.with_fields(Config, config.to_dict(), changes)
+    declared = Config.schema_of(nested)
+    for path, section in schema.sections(declared).items():
+        *parents, name = path.split(".")
+        node = functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, nested)
+        node.setdefault(name, strict.to_config_dict(section()).to_dict())
+    return ConfigDict(nested).lock(), declared
 
 
 def load_sweep(source: str) -> Callable[[Any], Any]:
@@ -150,9 +169,8 @@ def _finetuning(source: str, folder: Path) -> Config:
     An encoder-decoder is tuned as T5 was (Raffel et al. 2020, section 3.1.2).
     """
     model = hf_config.import_config(folder).model
-    heads: dict[str, Any] = {
-        head: name for name, (families, head) in reversed(OBJECTIVES.items()) if model.family in families
-    }
+    tasks = {name: known.load("train.objective", name, known.TASKS) for name in reversed(known.TASKS)}
+    heads = {task.head: name for name, task in tasks.items() if model.kind in task.families}
     head = model.head if model.head in heads else "lm"
     tokenizer = folder / "tokenizer.json"
     length = min(model.max_seq_len, 1024)
@@ -193,7 +211,7 @@ def _load_module(file: str) -> ModuleType:
     if not path.is_file():
         siblings = [str(other) for other in path.parent.glob("*.py") if other.name != "__init__.py"]
         near = (difflib.get_close_matches(str(path), siblings, n=1) or [shipped.nearest(file)])[0]
-        raise UserError(f"there is no config file {shortened(file)!r}" + (f": did you mean {near}?" if near else ""))
+        raise UserError(f"there is no config file {file!r}" + (f": did you mean {near}?" if near else ""))
     with _running(file):
         package = package_of(path)
     spec = importlib.util.spec_from_file_location(f"{package}.config_file" if package else "config_file", path)

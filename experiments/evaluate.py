@@ -63,14 +63,13 @@ def main(flag_values: flags.FlagValues) -> int:
     import jax
 
     from bigjax import data
-    from bigjax.evaluate import beam_search, likelihood, tasks
+    from bigjax.evaluate import beam_search, likelihood, reports, tasks
     from bigjax.models import build
 
     from . import trained
 
     asked = tasks.parse(cfg, flag_values.tasks)
-    if flag_values.no_answer_threshold is not None and cfg.train.objective != "question_answering":
-        raise UserError(f"--no_answer_threshold is for question_answering, not train.objective={cfg.train.objective!r}")
+    reports.check_options(cfg, no_answer_threshold=flag_values.no_answer_threshold)
     _check_use(flag_values, asked)
     if asked.scores:
         beam_search.check_beams(build(cfg.model), flag_values.beams, flag_values.length_penalty)
@@ -131,8 +130,7 @@ def _on_text(run: Any, tokenizer: Any, flag_values: flags.FlagValues) -> dict[st
         batches = texts.batches(flag_values.batches)
         scores: dict[str, Any] = {"sources": [source.spec for source in texts.sources]}
         scores |= score(jax.jit(eval_step), run.weights, batches, cfg.train.global_batch_size, carried)
-        threshold = flag_values.no_answer_threshold
-        options = {} if threshold is None else {"no_answer_threshold": threshold}
+        options = {"no_answer_threshold": flag_values.no_answer_threshold}
         measured, said = reports.measure(cfg, run.model, run.weights, texts, run.layout, flag_values.batches, **options)
         if said and jax.process_index() == 0:
             print(said, file=sys.stderr)

@@ -15,6 +15,7 @@ from bigjax.models import Model
 from bigjax.run import Interrupt, MetricsWriter, RunFolder, metrics, plots, say
 from bigjax.run.json_files import reading
 from bigjax.sharding import Layout
+from bigjax.tasks import named_task
 from bigjax.train import rollback
 from bigjax.train.flops import run_flops_per_token
 
@@ -26,13 +27,13 @@ EMPTY = "train/empty_batches"
 """The metric, 1, of a step whose batch held nothing to predict."""
 
 
-def metrics_row(values: dict[str, Any], rate: Callable[[int], float]) -> dict[str, float]:
+def metrics_row(cfg: Config, values: dict[str, Any], rate: Callable[[int], float]) -> dict[str, float]:
     """Return what `metrics.jsonl` says of a step, of the metrics of `step.make_train_step`; waits for the device.
 
     Of a batch with nothing to predict it says just that: there is no loss.
     """
-    empty = not float(values["tokens"])
-    names = [] if empty else [name for name in values if name in metrics.TRAINING or "/" in name]
+    empty, told = not float(values["tokens"]), named_task(cfg).metrics
+    names = [] if empty else [name for name in values if name in told or "/" in name]
     row = metrics.scalars({name if "/" in name else f"train/{name}": values[name] for name in names})
     row |= {"optim/grad_norm": float(values["grad_norm"]), "optim/lr": rate(int(values["updates"]))}
     row |= {EMPTY: 1} if empty else {}
@@ -96,6 +97,7 @@ def write(
         **{f"eval_{name}": value for name, value in scores.items()},
         "skipped_updates": next((int(row[SKIPPED]) for row in reversed(rows) if SKIPPED in row), 0),
         "duplicates": text.duplicates,
+        **({"held_out_trained_on": both} if (both := text.duplicates["held_out_trained_on"]) else {}),
         "empty_batches": sum(EMPTY in row for row in rows),
         "left_out_batches": rollback.left_out(folder),
         "tokens_per_s": tokens_per_s,

@@ -32,8 +32,8 @@ from typing import Any
 from absl import flags
 
 from bigjax.config import Config
-from bigjax.data import identity
 from bigjax.errors import UserError
+from bigjax.run import identity
 from bigjax.train import rollback
 
 from . import cli, plan
@@ -75,7 +75,8 @@ def main(flag_values: flags.FlagValues) -> int:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+    if not flag_values.plan:
+        print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
@@ -154,7 +155,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
                 # A step with nothing to predict is always reported: of what is to be counted none is left out.
                 due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
                 if due or not float(values["tokens"]):
-                    writer.write(done, finish.metrics_row(values, rate) | speed.read())
+                    writer.write(done, finish.metrics_row(cfg, values, rate) | speed.read())
 
             # ---- The loop ------------------------------------------------------------------------------------------
             # Where steps are dispatched ahead, a step is read while the next one runs; on CPUs, once it has ended.

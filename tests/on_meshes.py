@@ -18,9 +18,9 @@ from jax.sharding import AbstractMesh, NamedSharding
 import configs
 from bigjax import config, models, params, sharding
 from bigjax.config import Config, TrainConfig, strict
-from bigjax.data.random_batch import random_batch
 from bigjax.preflight.equivalence.observation import COMPILE_QUICKLY, COMPILE_STEP
 from bigjax.preflight.shrink import shrink
+from bigjax.tasks import random_batch
 from bigjax.train import optimizers as optim
 from bigjax.train import step
 from tests.conftest import mesh_of

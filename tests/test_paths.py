@@ -1,6 +1,7 @@
 """Whatever takes a path takes it as a string, too."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 
 from bigjax import data
 from bigjax.checkpoint import digests
+from bigjax.config import Config
 from bigjax.data.tokens.bpe import train_bpe
 from bigjax.data.tokens.tokenizers import load_file
 from bigjax.evaluate.multiple_choice import read_questions
 from bigjax.interop import hf
 from bigjax.interop.hf import verify as hf_verify
 from bigjax.interop.hf.config import class_names, end_ids, import_config
-from bigjax.interop.hf.origin import keep, origin_of
+from bigjax.interop.hf.origin import keep, origin_of, start_of
 from bigjax.params import names
 from bigjax.run.folder import RunFolder, read_rows
 from bigjax.run.plots import plot_loss
@@ -27,11 +29,14 @@ INSIDE = (
     "data/sources",  # of (name, path) pairs that the library found itself
     "data/tokens/cache.py",
     "data/tokens/shards.py",
+    "data/tokens/text_bytes.py",
     "data/cutting.py",
+    "data/text_data.py",
     "preflight",
     "run/children.py",
     "run/heartbeat.py",
     "run/lease.py",
+    "tasks",
     "train/forensics.py",
 )
 """What is handed paths by the library alone."""
@@ -69,6 +74,7 @@ def test_a_model_in_and_out(folder):
     assert (end_ids("out"), class_names("out"), origin_of("out")) == ([], ("LABEL_0", "LABEL_1"), Path("out"))
     keep("hf:out", "run")
     assert (folder / "run/origin/config.json").is_file()
+    assert start_of(replace(Config(), init_state="runs/a@20")) == "runs/a"
     hf.export_checkpoint(params, LLAMA, "again", started_from="run")
 
 

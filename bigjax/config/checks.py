@@ -6,37 +6,33 @@ from collections.abc import Iterator
 from math import gcd
 from typing import Any
 
-from bigjax.config import lengths
+from bigjax.config import lengths, named
 from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
+from bigjax.errors import ConfigError
 
 SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")
 """The activations of a block that `model.remat` may name."""
 
-OBJECTIVES = {
-    "causal_lm": (("decoder", "rnn"), "lm"),
-    "masked_lm": (("encoder",), "lm"),
-    "masked_lm_next_sentence": (("encoder",), "lm_next_sentence"),
-    "classification": (("encoder",), "classification"),
-    "token_classification": (("encoder",), "token_classification"),
-    "question_answering": (("encoder",), "question_answering"),
-    "seq2seq": (("encdec",), "lm"),
-    "span_corruption": (("encdec",), "lm"),
-    "prefix_lm": (("encdec",), "lm"),
-}
-"""Objective -> the families that it trains and the head they need."""
-
 
 def _objective_problems(cfg: Any) -> Iterator[str]:
-    model, train = cfg.model, cfg.train
-    families, head = OBJECTIVES[train.objective]
-    if model.kind not in families:
+    """Yield what the task of a run asks of its model, and what else it asks for."""
+    model, name = cfg.model, cfg.train.objective
+    try:
+        task = named.task(cfg)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if not hasattr(task, "families"):
+        yield f"train.objective={name!r} is a {type(task).__name__}, not a bigjax.tasks.Task"
+        return
+    if not {model.kind, model.family} & set(task.families):
         yield (
-            f"train.objective={train.objective!r} trains model.family={' or '.join(map(repr, families))}, "
+            f"train.objective={name!r} trains model.family={' or '.join(map(repr, task.families))}, "
             f"not {model.family!r}"
         )
-    if model.head != head:
-        yield f"train.objective={train.objective!r} needs model.head={head!r}, not {model.head!r}"
+    if model.head != task.head:
+        yield f"train.objective={name!r} needs model.head={task.head!r}, not {model.head!r}"
     if model.head.endswith("classification") != bool(model.num_classes) or model.num_classes == 1:
         yield (
             f"model.num_classes={model.num_classes} does not suit model.head={model.head!r}: classification needs 2 or "
@@ -44,31 +40,17 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
         )
     if model.token_types and model.kind != "encoder":
         yield f"model.token_types={model.token_types} is for model.family='encoder', not {model.family!r}"
-    yield from _pair_problems(cfg)
-    if families == ("encoder",) and train.loss_chunks > 1:
-        yield f"train.loss_chunks={train.loss_chunks} is not for train.objective={train.objective!r}"
-    if train.objective != "causal_lm" and cfg.log.sample_tokens:
-        yield f"log.sample_tokens={cfg.log.sample_tokens} needs train.objective='causal_lm', not {train.objective!r}"
-    if model.kind == "encoder" and cfg.data.seq_len < 3:
-        yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"
+    if cfg.log.sample_tokens and not task.continues_text:
+        yield f"log.sample_tokens={cfg.log.sample_tokens} needs {_those('continues_text')}, not {name!r}"
+    if cfg.data.order == "contiguous" and not task.carried_loss:
+        yield f"data.order='contiguous' needs {_those('carried_loss')}, not {name!r}"
+    yield from task.problems(cfg)
 
 
-def _pair_problems(cfg: Any) -> Iterator[str]:
-    """What rows of two parts, each with its token type, need."""
-    objective, data, types = cfg.train.objective, cfg.data, cfg.model.token_types
-    if objective not in ("masked_lm_next_sentence", "question_answering"):
-        return
-    if types < 2:
-        yield f"model.token_types={types} does not tell the two parts of a row apart: objective {objective!r} needs 2"
-    if data.seq_len < 5:
-        yield f"data.seq_len={data.seq_len} has no room for two tokens between the three that end their parts"
-    if objective == "question_answering" and cfg.train.label_smoothing:
-        yield f"train.label_smoothing={cfg.train.label_smoothing} would make padding an answer of {objective!r}"
-    if objective == "question_answering" and data.doc_stride > (room := (data.seq_len - 2) // 2):
-        yield (
-            f"data.doc_stride={data.doc_stride} skips tokens where a question takes half of a row: with "
-            f"data.seq_len={data.seq_len} it is at most {room}: set data.doc_stride={room}"
-        )
+def _those(ability: str) -> str:
+    """Return the tasks of bigjax's own that can do something, for a message."""
+    able = named.those("train.objective", named.TASKS, lambda task: getattr(task, ability))
+    return f"train.objective={' or '.join(map(repr, able))}"
 
 
 def problems(cfg: Any) -> Iterator[str]:
@@ -149,7 +131,7 @@ def problems(cfg: Any) -> Iterator[str]:
         yield "data.sources is empty: name at least one source, such as 'shakespeare'"
     rest = [f"mesh.{axis}" for axis, size in mesh.sizes.items() if size == -1]
     if len(rest) > 1:
-        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): set one of them to 1, as {rest[0]}=1"
+        yield f"{rest[0]} and {rest[1]} are both -1 (all the remaining devices): set {rest[0]}=1 or {rest[1]}=1"
     for axis, size in mesh.sizes.items():
         if size == 0:
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
@@ -164,8 +146,6 @@ def _order_problems(cfg: Any) -> Iterator[str]:
     """Yield what the contiguous order, in which batches go on row by row, cannot be with."""
     if cfg.data.order != "contiguous":
         return
-    if cfg.train.objective != "causal_lm":
-        yield f"data.order='contiguous' needs train.objective='causal_lm', not {cfg.train.objective!r}"
     if cfg.data.weights:
         yield (
             f"data.weights={cfg.data.weights} mix shuffled rows, but data.order='contiguous' reads every source from "

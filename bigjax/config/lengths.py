@@ -10,10 +10,13 @@ DECAYING = ("linear", "cosine", "wsd")
 def lengths(cfg: Any, steps: int) -> tuple[int, int]:
     """Return the steps of warm-up and of decay in a run of `steps`; where its batch grows, all count full batches.
 
-    A share is rounded to whole steps, and is one at least. Where both are shares, decay gives way to the rounding.
+    A share is rounded to whole steps, and is one at least. A share of decay gives way where rounding would have it fill
+    the run, or meet a share of warm-up: a run of a single step would have the last rate only.
     """
     warmup, decay = (_in_steps(length, steps) for length in (cfg.warmup, cfg.decay))
-    return warmup, min(decay, steps - warmup) if max(cfg.warmup, cfg.decay) < 1 else decay
+    if cfg.decay < 1:
+        decay = min(decay, steps - (max(warmup, 1) if cfg.warmup < 1 else 1))
+    return warmup, decay
 
 
 def _in_steps(length: float, steps: int) -> int:

@@ -109,7 +109,7 @@ def _depth_problems(model: Any) -> Iterator[str]:
 
 
 def _optimizer_problems(said: str, optim: Any) -> Iterator[str]:
-    if optim.name in ("adafactor", "lion"):
+    if optim.name not in ("sgd", "adam", "adamw", "muon"):
         yield f"{said} has no rule for optim.name={optim.name!r}: take 'sgd', 'adam', 'adamw' or 'muon'"
     if optim.name in ("sgd", "adam") and optim.weight_decay:
         yield (

@@ -4,12 +4,14 @@ A new family, task or optimizer of bigjax is one file and one line here. The use
 module is found as Python finds it, from the folder that the command is typed in.
 """
 
+import ast
 import difflib
 import hashlib
 import importlib
 import importlib.util
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from typing import Any
 from bigjax.errors import ConfigError
 
 FAMILIES = {
-    "decoder": "bigjax.models.decoder:FAMILY",
-    "encoder": "bigjax.models.encoder:FAMILY",
+    "decoder": "bigjax.models.family:DECODER",
+    "encoder": "bigjax.models.family:ENCODER",
     "encdec": "bigjax.models.encdec:FAMILY",
     "rnn": "bigjax.models.rnn:FAMILY",
 }
@@ -36,6 +38,16 @@ TASKS = {
     "prefix_lm": "bigjax.tasks.prefix_lm:TASK",
 }
 """`train.objective` -> where its `tasks.Task` is."""
+
+OPTIMIZERS = {
+    "sgd": "bigjax.train.optimizers:sgd",
+    "adam": "bigjax.train.optimizers:adam",
+    "adamw": "bigjax.train.optimizers:adamw",
+    "adafactor": "bigjax.train.optimizers:adafactor",
+    "lion": "bigjax.train.optimizers:lion",
+    "muon": "bigjax.train.optimizers:muon",
+}
+"""`optim.name` -> the function `(cfg.optim, specs, rate)` that returns the optax transformation."""
 
 
 def load(field: str, name: str, known: Mapping[str, str]) -> Any:
@@ -59,9 +71,8 @@ def load(field: str, name: str, known: Mapping[str, str]) -> Any:
 @cache
 def _imported(field: str, name: str, place: str) -> Any:
     module_name, _, attribute = place.partition(":")
-    here = str(Path.cwd())
-    if name == place and not {"", here} & set(sys.path):
-        sys.path.append(here)  # a console command has its own folder there instead
+    if name == place:
+        _look_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -83,22 +94,98 @@ def _imported(field: str, name: str, place: str) -> Any:
     return getattr(module, attribute)
 
 
+def those(field: str, known: Mapping[str, str], suits: Callable[[Any], Any]) -> list[str]:
+    """Return the names of `known` of which what they name suits."""
+    return [name for name in known if suits(load(field, name, known))]
+
+
+def task(cfg: Any) -> Any:
+    """Return the `tasks.Task` that `train.objective` names, for rooms below that of tasks."""
+    return load("train.objective", cfg.train.objective, TASKS)
+
+
+def _look_here() -> None:
+    """Have modules be found in the folder that the command is typed in, as `python -m` does."""
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is `module.path:NAME` of a module that there is, and not a form that bigjax has a meaning for."""
+    module, separator, attribute = name.partition(":")
+    if not separator or not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return False
+    _look_here()
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return "." in module  # which says best itself why it cannot be imported
+
+
 def section(name: str) -> str:
     """Return the name of the section in which what `name` names has fields of its own: `NAME` of `module.path:NAME`."""
     return name.rpartition(":")[2]
 
 
-def source_file(name: str) -> Path | None:
-    """Return the file that defines the user's own `module.path:NAME`, None for what bigjax brings."""
+def own_files(name: str) -> dict[str, Path]:
+    """Return the files of the user's own `module.path:NAME` by module, empty for what bigjax brings.
+
+    They are that of its module and those that it imports, at once or in turn, from the same folder or package.
+    """
     module, separator, _ = name.partition(":")
     if not separator:
+        return {}
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        here = waiting.pop()
+        file = _file_of(here)
+        if here in found or file is None:
+            continue
+        found[here] = file
+        waiting += [other for other in _imports(here, file) if _beside(other, module, _file_of(other), found[module])]
+    return dict(sorted(found.items()))
+
+
+def _file_of(module: str) -> Path | None:
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        file = getattr(loaded, "__file__", None)
+        return Path(file) if file else None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
         return None
-    found = sys.modules.get(module)
-    origin = getattr(found, "__file__", None) if found else None
-    return Path(origin) if origin else None
+    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+def _imports(module: str, file: Path) -> set[str]:
+    """Return the modules that a file imports by name, and those that names it imports from packages may be."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _beside(other: str, module: str, file: Path | None, first: Path) -> bool:
+    """Whether a module is the user's, too: of the same top package, or, of modules in none, in the same folder."""
+    if file is None:
+        return False
+    top = module.partition(".")[0]
+    return other.partition(".")[0] == top if "." in module else file.parent == first.parent
 
 
 def digest(name: str) -> str | None:
-    """Return the sha256 of the file that defines the user's own `module.path:NAME`, None for what bigjax brings."""
-    file = source_file(name)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file else None
+    """Return the sha256 of all the files of the user's own `module.path:NAME`, None for what bigjax brings."""
+    files = own_files(name)
+    if not files:
+        return None
+    contents = [[module, hashlib.sha256(file.read_bytes()).hexdigest()] for module, file in files.items()]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()

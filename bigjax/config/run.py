@@ -78,6 +78,7 @@ class DataConfig:
 class TrainConfig:
     """Length, batch and objective of a run.
 
+    `objective` is the name of a task, in `config.named.TASKS`, or `module.path:NAME` of a `bigjax.tasks.Task`.
     With a `ramp_batch_size` the batch starts with so many rows, and grows by as many at a time until after
     `ramp_tokens` tokens it has `global_batch_size`; warmup and decay then count in full batches (`data.batches.ramp`).
     """
@@ -116,7 +117,7 @@ class OptimConfig:
     its last `decay`. `constant` and `inverse_sqrt` do not read it.
     """
 
-    name: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
+    name: str = named_field("adamw", named.OPTIMIZERS)
     lr: float = bounded(1e-3, above=0)
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
     warmup: float = bounded(0.0, minimum=0)
@@ -283,8 +284,8 @@ class Config:
 
 
 def _with_sections(model: type, objective: str) -> Any:
-    del objective
-    return sections.extended(Config, (("model", model),))
+    task = named.load("train.objective", objective, named.TASKS)
+    return sections.extended(Config, (("model", model), ("task", task.fields)))
 
 
 def replace(cfg: Config, **changes: Mapping[str, Any]) -> Config:

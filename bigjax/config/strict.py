@@ -7,9 +7,10 @@ import hashlib
 import json
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from bigjax.config import named
 from bigjax.config.fields import (
     TYPE_NAMES,
     bounded,
@@ -21,6 +22,7 @@ from bigjax.config.fields import (
     unknown_field,
     unwrap_optional,
 )
+from bigjax.config.paths import nested, schema_of
 from bigjax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,13 +33,13 @@ __all__ = [
     "Difference",
     "Leaf",
     "bounded",
+    "code_of",
     "convert",
     "diff",
     "fingerprint",
     "from_dict",
     "leaves",
     "maths",
-    "nested",
     "plumbing",
     "to_config_dict",
     "to_dict",
@@ -77,8 +79,7 @@ def from_dict(cls: type[T], mapping: "Mapping[str, Any] | ConfigDict") -> T:
             once, each with the path, the value, what was expected and the nearest name), or fields clash.
     """
     problems: list[str] = []
-    if hasattr(cls, "schema_of"):  # some sections depend on what other fields name
-        cls = cls.schema_of(mapping)  # pyright: ignore[reportAttributeAccessIssue]
+    cls = schema_of(cls, mapping)
     cfg = _build(cls, mapping, "", cls, problems)
     if problems:
         raise ConfigError("\n".join(problems))
@@ -105,23 +106,37 @@ def convert(cls: type, path: str, value: Any) -> Any:
 
 def to_dict(cfg: Any) -> dict[str, Any]:
     """Return `cfg` as a nested dict that JSON can hold: tuples as lists, every float field as a float."""
-    return _nest(leaves(cfg))
+    return nested({leaf.path: leaf.value for leaf in leaves(cfg)})
 
 
 def maths(cfg: Any) -> dict[str, Any]:
     """Return `to_dict` without plumbing fields, and without the sections that have no others."""
-    return _nest(leaf for leaf in leaves(cfg) if not leaf.plumbing)
+    return nested({leaf.path: leaf.value for leaf in leaves(cfg) if not leaf.plumbing})
 
 
 def fingerprint(cfg: Any) -> str:
     """Return 16 hexadecimal characters that two configs share exactly when their maths fields agree.
 
-    Fields at their default are left out, so that a new field does not change the identity of what ran before it.
+    Fields at their default are left out, so that a new field does not change the identity of what ran before it. Of
+    the user's own code that a field names, the content of its files counts.
     """
     defaults = _defaults(type(cfg))
     changed = [leaf for leaf in leaves(cfg) if not leaf.plumbing and leaf.value != defaults[leaf.path]]
-    canonical = json.dumps(_nest(changed), sort_keys=True, separators=(",", ":"))
+    fields = nested({leaf.path: leaf.value for leaf in changed})
+    if code := code_of(cfg):
+        fields["code"] = {path: named.digest(name) for path, name in code.items()}
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def code_of(cfg: Any) -> dict[str, str]:
+    """Return the fields that name the user's own code, `module.path:NAME`, by path."""
+    declared = field_paths(type(cfg))
+    return {
+        leaf.path: leaf.value
+        for leaf in leaves(cfg)
+        if "named" in declared[leaf.path][1] and isinstance(leaf.value, str) and ":" in leaf.value
+    }
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -148,11 +163,6 @@ def diff(a: Any, b: Any) -> list[Difference]:
         if values[0] != values[1]:
             found.append(Difference(path, values[0], values[1], leaf.plumbing))
     return found
-
-
-def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields given by dotted path as the nested mapping that `from_dict` reads."""
-    return _nest(Leaf(path, value, False) for path, value in fields.items())
 
 
 def leaves(cfg: Any) -> list[Leaf]:
@@ -277,14 +287,6 @@ def _canonical(annotation: Any, value: Any) -> Any:
         return [_canonical(typing.get_args(inner)[0], element) for element in value]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return _as_float(value) if inner is float and is_number else value
-
-
-def _nest(flat: Iterator[Leaf] | list[Leaf]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for leaf in flat:
-        *sections, name = leaf.path.split(".")
-        functools.reduce(lambda node, section: node.setdefault(section, {}), sections, nested)[name] = leaf.value
-    return nested
 
 
 def _typed(cfg: Any) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigjax.config import Config
-from bigjax.data import cutting
+from bigjax.config import Config, named
 from bigjax.data.batches import ramp as batch_ramp
 from bigjax.data.batches.evalset import EvalSet
 from bigjax.data.batches.lanes import build_lanes
@@ -15,7 +14,6 @@ from bigjax.data.errors import DataError
 from bigjax.data.rows.packed import PackedText, Rows
 from bigjax.data.sources import duplicates
 from bigjax.data.sources.opening import Split, SplitSource, open_source, split_sources
-from bigjax.data.tokens.bpe import build_tokenizer
 from bigjax.data.tokens.cache import cache_folder
 from bigjax.data.tokens.tokenizers import Tokenizer
 
@@ -86,12 +84,14 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     if rows.step not in (None, 1) or rows.start is None or not 0 <= rows.start < rows.stop <= batch_size:
         raise DataError(f"rows={rows} is no contiguous part of a batch of train.global_batch_size={batch_size}")
     root = cache_folder(data.cache_dir)
+    task = named.task(cfg)
     train_sides, eval_sides = sides_of(cfg, root)
     found = duplicates.count(_found_elsewhere(train_sides), _found_elsewhere(eval_sides), root)
     duplicates.check(found, data.max_overlap)
     if tokenizer is None:
-        tokenizer = build_tokenizer(data.tokenizer, cutting.texts(cfg, train_sides), root, cfg.model.vocab_size)
-    cut = cutting.cutter(cfg, for_text(cfg, tokenizer), root, train_sides)
+        made: Tokenizer = task.processor(cfg, train_sides, root)
+        tokenizer = made
+    cut = task.rows(cfg, for_text(cfg, tokenizer), root, train_sides)
     train_rows, eval_rows = tuple(map(cut, train_sides)), tuple(map(cut, eval_sides))
     counts = [len(source) for source in train_rows]
     if sum(counts) < batch_size:
@@ -131,14 +131,11 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
     return TextData(train, held_out, tokenizer, root, found, (*notes, *duplicates.told(found)))
 
 
-WHOLE = ("classification", "token_classification", "question_answering", "seq2seq")
-"""Objectives whose documents cannot be cut in two."""
-
-
 def sides_of(cfg: Config, root: Path | None = None) -> tuple[list[SplitSource], list[SplitSource]]:
     """Return what a run trains on and what it holds out; see `sources.opening.split_sources`."""
-    data, whole = cfg.data, cfg.train.objective in WHOLE
-    return split_sources(data.sources, data.eval_sources, data.holdout, cutting.columns(cfg), root, whole=whole)
+    data, task = cfg.data, named.task(cfg)
+    columns, whole = task.columns(cfg), task.whole
+    return split_sources(data.sources, data.eval_sources, data.holdout, columns, root, whole=whole)
 
 
 def for_text(cfg: Config, tokenizer: Tokenizer) -> Tokenizer:
@@ -158,12 +155,12 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
       DataError: as `build`.
     """
     data, root = cfg.data, cache_folder(cfg.data.cache_dir)
-    columns = cutting.columns(cfg)
-    sides = [SplitSource(open_source(spec, columns, root), "eval", "all") for spec in sources]
+    task = named.task(cfg)
+    sides = [SplitSource(open_source(spec, task.columns(cfg), root), "eval", "all") for spec in sources]
     # Only where nobody names the classes are they taken from what was trained on.
     unnamed = cfg.model.num_classes and not data.classes
     training = sides_of(cfg, root)[0] if unnamed else []
-    cut = cutting.cutter(cfg, for_text(cfg, tokenizer), root, training)
+    cut = task.rows(cfg, for_text(cfg, tokenizer), root, training)
     return _eval_set(tuple(map(cut, sides)), rows, cfg.train.global_batch_size)
 
 

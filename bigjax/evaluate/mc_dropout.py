@@ -13,8 +13,8 @@ from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.models import Model
 from bigjax.sharding import UNSHARDED, Layout
-from bigjax.tasks import losses
-from bigjax.tasks.objectives import Sums
+from bigjax.tasks import losses, named_task, names_of
+from bigjax.tasks.sums import Sums
 from bigjax.train.step import fresh, row_numbers
 
 
@@ -32,12 +32,13 @@ def make_eval_step(
     has the same masks in it, and a state that is carried on is carried on in each draw by itself.
 
     Raises:
-      DropoutError: nothing is random, or the objective is not `causal_lm`.
+      DropoutError: nothing is random, or the task does not predict every next token.
     """
     if not cfg.model.random:
         raise DropoutError("the model has no dropout to draw: model.dropout=0.0")
-    if cfg.train.objective != "causal_lm":
-        raise DropoutError(f"draws of dropout need train.objective='causal_lm', not {cfg.train.objective!r}")
+    if not named_task(cfg).continues_text:
+        able = names_of(lambda task: task.continues_text)
+        raise DropoutError(f"draws of dropout need train.objective={able}, not {cfg.train.objective!r}")
 
     def eval_step(params, batch: Mapping[str, jax.Array], carried_K: Any):
         inputs = {"layout": layout, "segments_BS": batch.get("segments"), "rows_B": row_numbers(batch["tokens"])}

@@ -12,7 +12,7 @@ from bigjax.errors import UserError
 from bigjax.evaluate import likelihood, multiple_choice, writing
 from bigjax.evaluate.likelihood import Scorer
 from bigjax.evaluate.multiple_choice import Question
-from bigjax.evaluate.text_scores import SCORES
+from bigjax.tasks.reports.texts import SCORES
 
 FORMS = (*SCORES, "multiple_choice:FILE.jsonl", "rolling:SOURCE")
 """The forms of a task's name."""

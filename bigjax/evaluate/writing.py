@@ -6,14 +6,15 @@ from typing import Any
 from bigjax.config import Config
 from bigjax.data import Tokenizer
 from bigjax.data.cutting import ends_of
-from bigjax.data.rows.pairs import Ends, target_side
+from bigjax.data.rows.pairs import Ends
 from bigjax.data.sources.opening import SplitSource
 from bigjax.errors import UserError
 from bigjax.evaluate.beam_search import beam_search
 from bigjax.evaluate.generation import generate
-from bigjax.evaluate.text_scores import SCORES
 from bigjax.models import Model
 from bigjax.sharding import Layout
+from bigjax.tasks import named_task, names_of
+from bigjax.tasks.reports.texts import SCORES
 
 
 def prompt_of(cfg: Config, tokenizer: Tokenizer, text: str) -> tuple[list[int], Ends | None]:
@@ -32,9 +33,10 @@ def prompt_of(cfg: Config, tokenizer: Tokenizer, text: str) -> tuple[list[int], 
 
 def check_scores(cfg: Config, names: Sequence[str]) -> None:
     """Raise UserError unless the run has texts to compare with."""
-    if cfg.train.objective != "seq2seq":
+    if not named_task(cfg).references:
+        able = names_of(lambda task: task.references)
         raise UserError(
-            f"--tasks={','.join(names)} compares what a run with train.objective='seq2seq' writes, not "
+            f"--tasks={','.join(names)} compares what a run with train.objective={able} writes, not "
             f"{cfg.train.objective!r}"
         )
 
@@ -73,9 +75,10 @@ def answer(
 
 def pairs(cfg: Config, sides: Sequence[SplitSource]) -> Iterator[tuple[str, str]]:
     """Yield every text of the sides and what should be written for it."""
+    references = named_task(cfg).references
+    assert references is not None  # `check_scores`
     for side in sides:
-        for (_, text), (_, target) in zip(side.documents(), target_side(cfg, side).documents(), strict=True):
-            yield text, target
+        yield from references(cfg, side)
 
 
 def score(written: Sequence[str], references: Sequence[str], names: Sequence[str]) -> dict[str, float]:

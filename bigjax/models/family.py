@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bigjax import lazy
 from bigjax.config import ModelConfig
+from bigjax.config.model import transformer_shape
 from bigjax.errors import UserError
 
 
@@ -45,7 +47,8 @@ class Family:
     Attributes:
       specs: `(model config)` -> the nested dict of `ParamSpec`: the only place where its parameters exist.
       apply: `(params, tokens or inputs, model config, layout=, key=, ...)` -> hidden states, what it says of itself.
-      logits: `(params, hidden states, model config, layout)` -> logits over the vocabulary `(..., V)` in float32.
+      logits: `(params, hidden states, model config, layout)` -> logits over the vocabulary `(..., V)`, or classes
+        `(..., C)`, in float32.
       unembedding: the output matrix `(D, V)`, for a loss in chunks; head_pieces, next_logits: the same for generation.
       prefill, decode: read a prompt into a cache, then a token at a time.
       apply_segment, initial_state: go on from a state that the batch before left.
@@ -80,3 +83,33 @@ class Family:
     def has(self, name: str) -> bool:
         """Return whether the family has a function of this name."""
         return not getattr(getattr(self, name), "lacking", False)
+
+
+def transformer(module: str, *functions: str) -> Family:
+    """Return a transformer without fields of its own, whose functions are those of a module, imported when called."""
+    return Family(**{name: lazy.function(f"{module}:{name}") for name in functions}, derive=transformer_shape)
+
+
+# Declared here, and not beside their functions, so that most configs are checked before JAX is imported.
+DECODER = transformer(
+    "bigjax.models.decoder",
+    "specs",
+    "apply",
+    "logits",
+    "unembedding",
+    "head_pieces",
+    "next_logits",
+    "prefill",
+    "decode",
+)
+ENCODER = transformer(
+    "bigjax.models.encoder",
+    "specs",
+    "apply",
+    "logits",
+    "unembedding",
+    "masked_logits",
+    "masked_states",
+    "pooled",
+    "class_logits",
+)

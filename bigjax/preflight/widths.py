@@ -19,10 +19,9 @@ from bigjax import models, params
 from bigjax.config import Config, replace
 from bigjax.config.mup import MupConfig
 from bigjax.config.named import section
-from bigjax.data.random_batch import random_batch
 from bigjax.errors import ConfigError
 from bigjax.preflight.shrink import shrink
-from bigjax.tasks.objectives import OBJECTIVES
+from bigjax.tasks import named_task, random_batch
 from bigjax.train import optimizers as optim
 
 TOLERANCE = 0.25
@@ -211,10 +210,10 @@ def sizes_at(cfg: Config, *, steps: int, seeds: int) -> dict[str, Size]:
     """
     model = models.build(cfg.model)
     batch = {name: jnp.asarray(value) for name, value in random_batch(cfg).items()}
-    tx = optim.build(cfg.optim, model.specs, steps)
+    tx, loss_of = optim.build(cfg.optim, model.specs, steps), named_task(cfg).loss
 
     def loss(p):
-        total, count = OBJECTIVES[cfg.train.objective](model, p, batch, cfg.train)["loss"]
+        total, count = loss_of(model, p, batch, cfg.train)["loss"]
         return total / count
 
     @jax.jit

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, replaced, strict
-from bigjax.data import identity
+from bigjax.config.named import own_files
 from bigjax.errors import ConfigError, UserError, named
+from bigjax.run import identity
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
 from bigjax.version import __version__
@@ -106,6 +107,11 @@ class RunFolder:
     def left_out(self) -> Path:
         """The batches that rollbacks left out; see `bigjax.train.rollback`."""
         return self.path / "left_out.json"
+
+    @property
+    def code(self) -> Path:
+        """The user's own code that the config names, as it was: a file a module."""
+        return self.path / "code"
 
     @property
     def profile(self) -> Path:
@@ -213,6 +219,20 @@ class RunFolder:
             write_json(self.data, described)
         except OSError as error:
             raise UserError(f"{self.data} cannot be written to: {error.strerror}") from error
+
+    def keep_code(self, config: Config) -> None:
+        """Copy the user's own code that a config names to `code/`, a file a module.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        files = {module: file for name in strict.code_of(config).values() for module, file in own_files(name).items()}
+        try:
+            for module, file in files.items():
+                self.code.mkdir(exist_ok=True)
+                (self.code / f"{module}.py").write_bytes(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{self.code} cannot be written to: {error.strerror}") from error
 
     def load_config(self) -> Config:
         """Return the config of the run.

@@ -17,10 +17,7 @@ from bigjax.errors import UserError
 from bigjax.run.console import Progress
 from bigjax.run.folder import RunFolder, read_rows
 from bigjax.run.json_files import dumps, write_text
-from bigjax.tasks.objectives import Sums
-
-TRAINING = ("loss", "nll", "accuracy", "next_sentence_nll", "next_sentence_accuracy")
-"""What an objective measures that is reported as `train/NAME`; a model's own metrics have names of their own."""
+from bigjax.tasks.sums import Sums
 
 
 def add(a: Sums, b: Sums) -> Sums:

@@ -20,14 +20,14 @@ def plot_loss(metrics_jsonl: str | Path, out: str | Path) -> None:
     train, evaluation = _curve(metrics_jsonl, "train/loss"), _curve(metrics_jsonl, "eval/loss")
     if not len(train):
         raise UserError(f"{metrics_jsonl} has no row with train/loss to plot")
-    title = metrics_jsonl.absolute().parent.name
+    title = Path(metrics_jsonl).absolute().parent.name
     if len(evaluation):
         title += f": final eval loss {evaluation[-1][1]:.3f}"
     draw_loss(out, train, evaluation, title)
 
 
 def draw_loss(
-    out: Path, train: Sequence[tuple[int, float]], evaluation: Sequence[tuple[int, float]] = (), title: str = ""
+    out: str | Path, train: Sequence[tuple[int, float]], evaluation: Sequence[tuple[int, float]] = (), title: str = ""
 ) -> None:
     """Draw a loss curve to the picture `out`: the pairs of step and loss in `train`, and those in `evaluation`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,6 +77,6 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     return np.where(counted, (sums[last] - sums[first]) / np.maximum(counted, 1), np.nan)
 
 
-def _curve(metrics_jsonl: Path, name: str) -> list[tuple[int, float]]:
+def _curve(metrics_jsonl: str | Path, name: str) -> list[tuple[int, float]]:
     """Return steps and values of one metric."""
     return [(row["step"], row[name]) for row in read_rows(metrics_jsonl) if name in row]

@@ -1,4 +1,4 @@
-"""Objectives: a model and a loss on one batch, as sums and counts.
+"""Predicting tokens one after another: a model and a loss on one batch, as sums and counts.
 
 An objective returns `Sums`, a dict from metric name to `(sum, count)`; training minimises `loss`.
 Legend: B batch, S sequence.
@@ -13,7 +13,6 @@ from bigjax.config import TrainConfig
 from bigjax.models import Model
 from bigjax.models.parts.layers import Aux
 from bigjax.sharding import UNSHARDED, Layout
-from bigjax.tasks import encoders as objectives_encoder
 from bigjax.tasks import losses
 from bigjax.tasks.sums import Sums, entropy_sums, with_aux
 
@@ -133,25 +132,3 @@ def seq2seq(
     inputs |= {"inputs_BT": batch["inputs"], "written_BT": batch["weights"]}
     x_BTD, aux = model.family.apply(params, batch["tokens"], model.cfg, **inputs)
     return with_aux(_token_loss(model, params, x_BTD, batch, cfg, layout), aux, batch["weights"])
-
-
-OBJECTIVES = {
-    "causal_lm": causal_lm,
-    "masked_lm": objectives_encoder.masked_lm,
-    "masked_lm_next_sentence": objectives_encoder.masked_lm_next_sentence,
-    "classification": objectives_encoder.classification,
-    "token_classification": objectives_encoder.classification,
-    "question_answering": objectives_encoder.question_answering,
-    "seq2seq": seq2seq,
-    "span_corruption": seq2seq,
-    "prefix_lm": seq2seq,
-}
-"""`train.objective` -> function. `config_checks.OBJECTIVES` says which families each trains."""
-
-
-_WHOLE_BATCH = {"masked_lm_next_sentence": objectives_encoder.scale_pairs}
-
-
-def whole_batch(cfg: TrainConfig, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-    """Return a batch with what the objective must know of all of it, before it is split into microbatches."""
-    return _WHOLE_BATCH[cfg.objective](batch) if cfg.objective in _WHOLE_BATCH else batch

@@ -3,18 +3,26 @@
 Legend: B batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from bigjax.config import Config, named
+from bigjax.data.cutting import Cut, text_tokenizer
+from bigjax.data.sources.opening import SplitSource
+from bigjax.data.tokens.tokenizers import Tokenizer
 
-Sums = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), scalars; a metric of the model's own may have an array of sums. Adding both before dividing
-makes averages exact under any split."""
+if TYPE_CHECKING:
+    import jax
+
+    from bigjax.tasks.sums import Sums
+
+Batch = dict[str, np.ndarray]
+Report = tuple[dict[str, Any], str]
+"""JSON-able values, and the same as text to read."""
 
 
 @dataclass(frozen=True)
@@ -28,40 +36,82 @@ def no_problems(cfg: Config) -> Iterator[str]:
     return iter(())
 
 
-def named_task(cfg: Config) -> "Task":
-    """Return the task that `train.objective` names."""
-    return named.load("train.objective", cfg.train.objective, named.TASKS)
+def encoder_problems(cfg: Config) -> Iterator[str]:
+    """Ask for what all tasks of an encoder that reads tokens need."""
+    if cfg.train.loss_chunks > 1:
+        yield f"train.loss_chunks={cfg.train.loss_chunks} is not for train.objective={cfg.train.objective!r}"
+    if cfg.data.seq_len < 3:
+        yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"
+
+
+def pair_problems(cfg: Config) -> Iterator[str]:
+    """Ask for what rows of two parts, each with its token type, need."""
+    objective, types = cfg.train.objective, cfg.model.token_types
+    if types < 2:
+        yield f"model.token_types={types} does not tell the two parts of a row apart: objective {objective!r} needs 2"
+    if cfg.data.seq_len < 5:
+        yield f"data.seq_len={cfg.data.seq_len} has no room for two tokens between the three that end their parts"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task. Every function takes the whole config first, unless it says otherwise.
+    """One task.
 
     Attributes:
-      families: the families that it trains, or that the user's own is `like`; and `head`, the head that they need.
-      columns: `(cfg)` -> what it reads of each record.
-      processor: `(cfg, training sides, cache folder)` -> what turns records into numbers, such as a tokenizer.
-      rows: `(cfg, processor, cache folder, training sides)` -> a function that cuts one side of a source into `Rows`.
+      families: the families that it trains. head: the head that they need.
+      columns: `(cfg)` -> the column that it reads of each record, or the columns.
+      rows: `(cfg, tokenizer, cache folder, training sides)` -> a function that cuts one side of a source into `Rows`;
+        it raises DataError where the tokenizer or the sides do not suit.
       example: `(cfg, rng)` -> a batch of random content as `rows` shapes it, for checks and plans, which read no data.
       loss: `(model, params, batch, cfg.train, layout=, key=)` -> `Sums`; training minimises `loss`.
+      carried_loss: the same of a batch that goes on from the state in which the one before left the model, with the
+        state after it; None if rows never go on.
       whole_batch: adds to a batch what the loss must know of all of it, before it is split into microbatches.
-      predict: `(model, params, batch, layout=)` -> what the model says of every weight of the batch, `(B, ...)`.
-      report: `(predictions, truths, held-out set, **options)` -> JSON-able values and a table to read.
+      processor: `(cfg, training sides, cache folder)` -> the tokenizer of a run that is given none.
+      metrics: what of the loss's sums is reported as `train/NAME`; a model's own have names of their own.
+      cross_entropy: whether the loss is that of `targets`, and nothing beside it, so that other libraries' can be
+        compared with it.
+      continues_text: whether it predicts every next token of a text, so that what it trains can go on with one.
+      whole: whether a record cannot be cut in two, so that only whole ones are held out.
+      references: `(cfg, side)` -> the texts of a side with what is to be written for each; None where nothing is.
+      predict: `(model, params, batch, layout=)` -> logits for every weight of a batch, `(*weights.shape, ...)`.
+      report: `(predictions, targets, held-out set, **options)` of all that has weight -> a `Report`.
       head_positions: `(cfg)` -> the positions of a row that an encoder's head is applied to, None for all.
-      problems: what it asks of a config, one sentence each.
+      problems: `(cfg)` -> what it asks of a config, one sentence each.
       fields: a frozen dataclass, its own fields, in the config as `task.NAME`.
     """
 
     families: tuple[str, ...]
-    columns: Callable[[Config], Any]
-    rows: Callable[..., Callable[[Any], Any]]
-    example: Callable[[Config, np.random.Generator], dict[str, np.ndarray]]
-    loss: Callable[..., Sums]
+    columns: Callable[[Config], str | tuple[str, ...]]
+    rows: Callable[[Config, Tokenizer, Path, Sequence[SplitSource]], Cut]
+    example: Callable[[Config, np.random.Generator], Batch]
+    loss: "Callable[..., Sums]"
     head: str = "lm"
-    processor: Callable[..., Any] | None = None
-    whole_batch: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] | None = None
-    predict: Callable[..., jax.Array] | None = None
-    report: Callable[..., tuple[dict[str, Any], str]] | None = None
+    carried_loss: "Callable[..., tuple[Sums, Any]] | None" = None
+    whole_batch: "Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] | None" = None
+    processor: Callable[[Config, Sequence[SplitSource], Path], Tokenizer] = text_tokenizer
+    metrics: tuple[str, ...] = ("loss", "nll")
+    cross_entropy: bool = False
+    continues_text: bool = False
+    whole: bool = False
+    references: Callable[[Config, SplitSource], Iterator[tuple[str, str]]] | None = None
+    predict: "Callable[..., jax.Array] | None" = None
+    report: Callable[..., Report] | None = None
     head_positions: Callable[[Config], int | None] = lambda cfg: None
     problems: Callable[[Config], Iterator[str]] = no_problems
     fields: type = NoFields
+
+
+def named_task(cfg: Config) -> Task:
+    """Return the task that `train.objective` names."""
+    return named.task(cfg)
+
+
+def names_of(suits: Callable[[Task], Any]) -> str:
+    """Return the names of bigjax's own tasks that suit, for a message."""
+    return " or ".join(map(repr, named.those("train.objective", named.TASKS, suits)))
+
+
+def random_batch(cfg: Config, seed: int = 0) -> Batch:
+    """Return a batch of random content for the run's task, of `train.global_batch_size` rows with padding in them."""
+    return named_task(cfg).example(cfg, np.random.default_rng(seed))

@@ -96,7 +96,7 @@ def check_branch(cfg: Config) -> None:
     folder, step = origin(cfg)
     before = folder.load_config()
     if differing := list(_clashes(before, cfg)):
-        more = f", and {len(differing) - 3} fields more" if len(differing) > 3 else ""
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
             f"init_state={cfg.init_state!r} cannot be gone on from: {'; '.join(differing[:3])}{more}; set the same "
             "here, or init_from, which takes the parameters alone"

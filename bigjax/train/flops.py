@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.config import Config, ModelConfig
-from bigjax.data.rows.masking import num_predictions
 from bigjax.params import count, names
 from bigjax.run import chips
+from bigjax.tasks import named_task
 
 LOOKED_UP = ("embedding", "norm", "bias")
 """The kinds of parameters that no matrix product uses."""
@@ -18,15 +18,8 @@ LOOKED_UP = ("embedding", "norm", "bias")
 def run_flops_per_token(cfg: Config, specs: Any) -> float:
     """Return `model_flops_per_token` of a run: of its rows, and with its head where the objective applies it."""
     data = cfg.data
-    applied = head_positions(cfg)
+    applied = named_task(cfg).head_positions(cfg)
     return model_flops_per_token(cfg.model, specs, data.seq_len, data.target_len, head_positions=applied)
-
-
-def head_positions(cfg: Config) -> int | None:
-    """Return the positions of a row that the objective applies an encoder's head to, None for all."""
-    masked = num_predictions(cfg.data.seq_len, cfg.data.mask_rate)
-    positions = {"masked_lm": masked, "masked_lm_next_sentence": masked, "classification": 1}
-    return positions.get(cfg.train.objective)
 
 
 def model_flops_per_token(

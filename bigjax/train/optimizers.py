@@ -1,7 +1,7 @@
 """Optax chains and learning-rate schedules from the configuration."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from bigjax.config import ConfigError, OptimConfig
+from bigjax.config import ConfigError, OptimConfig, named
 from bigjax.config.lengths import DECAYING, lengths, too_long
 from bigjax.data.batches.ramp import BatchRamp
 from bigjax.models.parts import mup
@@ -116,20 +116,14 @@ def build(
     as in PyTorch (SGD, Adam). Muon (Jordan et al. 2024) updates the parameters of kind `matrix` with `muon_lr`, on the
     same schedule, and AdamW all others with `lr`. Adafactor (Shazeer & Stern 2018) sees each layer's matrix by itself.
     Under muP each parameter's learning rate has a factor of its own, which spares weight decay, and Adam's epsilon one,
-    too.
+    too. The user's own optimizer is a function like `adamw` below.
+
+    Raises:
+      ConfigError: `optim.name` is the user's own and cannot be imported.
     """
     rate = rate or schedule(cfg, steps)
-    coupled, decoupled = (partial(_with_decay, cfg, specs, rate, decoupled=which) for which in (False, True))
-    adafactor = optax.chain(optax.adafactor(None), optax.scale(-1.0))
-    builders = {
-        "adamw": lambda: decoupled(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)),
-        "adam": lambda: coupled(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps)),
-        "sgd": lambda: coupled(optax.trace(cfg.momentum, cfg.nesterov)),
-        "lion": lambda: decoupled(optax.scale_by_lion(cfg.b1, cfg.b2)),
-        "adafactor": lambda: decoupled(per_matrix(adafactor, specs)),
-        "muon": lambda: _muon(cfg, specs, rate),
-    }
-    parts = [builders[cfg.name]()]
+    build_one = named.load("optim.name", cfg.name, named.OPTIMIZERS)
+    parts = [build_one(cfg, specs, rate)]
     if cfg.grad_clip is not None:
         parts.insert(0, optax.clip_by_global_norm(cfg.grad_clip))
     factors = jax.tree.map(lambda spec: getattr(cfg.lr_multipliers, spec.kind), specs)
@@ -138,7 +132,37 @@ def build(
     return optax.chain(*parts)
 
 
-def _with_decay(cfg: OptimConfig, specs: Any, rate, direction: optax.GradientTransformation, *, decoupled: bool) -> Any:
+def adamw(cfg: OptimConfig, specs: Any, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), from gradients to what is added to parameters.
+
+    Args:
+      specs: the nested dict of `ParamSpec`. rate: the learning rate by the number of updates made.
+    """
+    return with_decay(cfg, specs, rate, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), decoupled=True)
+
+
+def adam(cfg: OptimConfig, specs: Any, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015); weight decay is added to the gradient, as in PyTorch."""
+    return with_decay(cfg, specs, rate, optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps), decoupled=False)
+
+
+def sgd(cfg: OptimConfig, specs: Any, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum; weight decay is added to the gradient, as in PyTorch."""
+    return with_decay(cfg, specs, rate, optax.trace(cfg.momentum, cfg.nesterov), decoupled=False)
+
+
+def lion(cfg: OptimConfig, specs: Any, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Lion (Chen et al. 2023) with decoupled weight decay."""
+    return with_decay(cfg, specs, rate, optax.scale_by_lion(cfg.b1, cfg.b2), decoupled=True)
+
+
+def adafactor(cfg: OptimConfig, specs: Any, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern 2018), which sees each layer's matrix by itself, with decoupled weight decay."""
+    direction = per_matrix(optax.chain(optax.adafactor(None), optax.scale(-1.0)), specs)
+    return with_decay(cfg, specs, rate, direction, decoupled=True)
+
+
+def with_decay(cfg: OptimConfig, specs: Any, rate, direction: optax.GradientTransformation, *, decoupled: bool) -> Any:
     """Add weight decay to what `direction` returns (decoupled, Loshchilov & Hutter 2019) or to what it is given."""
     decay = optax.add_decayed_weights(cfg.weight_decay, kind_mask(specs, DECAYED_KINDS))
     direction = _at_width(direction, cfg.name, specs)
@@ -160,7 +184,9 @@ def _at_width(direction: optax.GradientTransformation, name: str, specs: Any) ->
     return optax.chain(*before, direction, scaled(lambda spec: mup.learning_rate(spec, name)))
 
 
-def _muon(cfg: OptimConfig, specs: Any, rate) -> Any:
+def muon(cfg: OptimConfig, specs: Any, rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the parameters of kind `matrix`, AdamW for all others."""
+
     def dimensions(tree):
         # Parameters of other optimizers are masked out of `tree`; only its matrices get dimension numbers.
         return jax.tree.map(

@@ -15,8 +15,8 @@ from bigjax import params as param_tree
 from bigjax.config import Config
 from bigjax.models import Model
 from bigjax.sharding import UNSHARDED, Layout, axes_of_entry
-from bigjax.tasks.objectives import OBJECTIVES, Sums, carried_lm, whole_batch
-from bigjax.tasks.sums import mean, per_count
+from bigjax.tasks import named_task
+from bigjax.tasks.sums import Sums, mean, per_count
 from bigjax.train import divergence
 
 
@@ -157,7 +157,7 @@ def make_train_step(
         _check_sharded(batch, layout)
         root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
         key = jax.random.fold_in(root, state.step) if cfg.model.random else None
-        params, batch = state.params, whole_batch(cfg.train, batch)
+        params, batch = state.params, _whole_batch(cfg, batch)
         if unrolled:
             params = param_tree.map_blocks(param_tree.unstack, params)
         if state.carried is not None:
@@ -194,15 +194,20 @@ def make_train_step(
 
 def _objective(cfg: Config, model: Model, layout: Layout) -> Callable[..., tuple[Sums, Any]]:
     """Return `objective(params, batch, key) -> (sums, carried)`, where only some models carry anything."""
-    named = OBJECTIVES[cfg.train.objective]
+    task = named_task(cfg)
 
-    def plain(params, batch, key=None):
-        return named(model, params, batch, cfg.train, layout=layout, key=key), None
+    def objective(params, batch, key=None):
+        if cfg.carries_state and task.carried_loss:
+            return task.carried_loss(model, params, batch, cfg.train, layout=layout, key=key)
+        return task.loss(model, params, batch, cfg.train, layout=layout, key=key), None
 
-    def carrying(params, batch, key=None):
-        return carried_lm(model, params, batch, cfg.train, layout=layout, key=key)
+    return objective
 
-    return carrying if cfg.carries_state else plain
+
+def _whole_batch(cfg: Config, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    """Return a batch with what the loss must know of all of it, before it is split into microbatches."""
+    whole_batch = named_task(cfg).whole_batch
+    return whole_batch(batch) if whole_batch else batch
 
 
 def _squares(tree: Any) -> dict[str, jax.Array]:
@@ -283,7 +288,7 @@ def make_eval_step(cfg: Config, model: Model, layout: Layout = UNSHARDED) -> Cal
 
     def eval_step(params, batch, carried=None):
         _check_sharded(batch, layout)
-        batch = whole_batch(cfg.train, batch)
+        batch = _whole_batch(cfg, batch)
         return objective(params, batch if carried is None else {**batch, "carried": carried})
 
     return eval_step

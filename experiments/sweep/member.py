@@ -74,7 +74,7 @@ class Member:
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
         data.save_tokenizer(self.text.tokenizer, folder.path)
-        hf_origin.keep(cfg.init_from, folder.path)
+        hf_origin.keep(hf_origin.start_of(cfg), folder.path)
         folder.write_data(self.text.describe())
         rollback.note(folder, self._stream.left_out)
         self._guard = guard.Guard(cfg, folder, dataclasses.replace(self.text, train=self._stream), self._say)
@@ -90,7 +90,7 @@ class Member:
             self.outcome = Outcome("diverged", error.exit_code, str(error))
             return
         if rates is not None or not float(values["tokens"]):
-            self.writer.write(done, finish.metrics_row(values, self._rate) | (rates or {}))
+            self.writer.write(done, finish.metrics_row(self.cfg, values, self._rate) | (rates or {}))
 
     def score(self, done: int, scores: dict[str, float]) -> None:
         """Write the scores of a step, but for the last step's that an earlier session wrote."""

@@ -10,6 +10,8 @@ from bigjax import data
 from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, TrainConfig
 from bigjax.data import DataError
 from bigjax.data.sources import duplicates
+from bigjax.science.report.page.tables import tables
+from bigjax.science.report.summary import build
 from experiments import train
 
 LINES = [f"line number {number} of the text" for number in range(60)]
@@ -66,6 +68,8 @@ def test_what_is_allowed_is_counted_said_and_kept(tmp_path, capsys):
         "note: 4 of 9 held-out documents repeat an earlier one (44.4%)",
     ):
         assert line in said
+    (table, *_) = tables(build(str(tmp_path / "run")))
+    assert dict(zip([name for name, _ in table.columns], table.rows[0], strict=True))["held out and trained on"] == 8
     for name in ("data.json", "result.json"):
         assert json.loads((tmp_path / "run" / name).read_text())["duplicates"] == wanted
 

@@ -101,6 +101,17 @@ def test_a_file_is_found_by_its_name_whatever_that_is(name, tmp_path):
     assert [text for _, text in open_source(f"text:{tmp_path}/{name}", "text").read()] == ["this one"]
 
 
+def test_folders_are_found_by_their_names_too(tmp_path):
+    folder = tmp_path / "[corpus] of *" / "1?"
+    folder.mkdir(parents=True)
+    for name in ("a.txt", "b.txt", "c.md"):
+        (folder / name).write_text(name)
+    for pattern in ("*.txt", "[ab].txt"):
+        assert [text for _, text in open_source(f"text:{folder}/{pattern}", "text").read()] == ["a.txt", "b.txt"]
+    with pytest.raises(DataError, match="no file matches"):
+        open_source(f"text:{folder}/[de].txt", "text")
+
+
 @pytest.mark.parametrize("kind", ["text", "jsonl", "csv"])
 def test_a_folder_is_answered_with_what_to_type(kind, tmp_path):
     for name in ("1.md", "2.md", "notes.txt"):

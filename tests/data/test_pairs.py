@@ -9,9 +9,9 @@ from bigjax import data
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig, replace
 from bigjax.data import DataError
 from bigjax.data.sources import copying
-from bigjax.evaluate import text_scores
 from bigjax.models import build
 from bigjax.params import names
+from bigjax.tasks.reports import texts as text_scores
 from bigjax.train.flops import model_flops_per_token
 from tests.commands import Commands, read, shared_cache
 from tests.models_of import model_of

@@ -46,7 +46,7 @@ def test_it_lists_every_command_with_one_line(arguments, capsys):
         ("sweeps", "there is no command 'sweeps': did you mean sweep?"),
         ("cli", "there is no command 'cli': bigjax --help lists them"),  # a file that is no command
         ("--config=quickstart", "there is no command '--config=quickstart': bigjax --help lists them"),
-        ("x" * 1000, f"there is no command '{'x' * 77}...': bigjax --help lists them"),
+        ("x" * 1000, f"there is no command '{'x' * 27}...{'x' * 28}': bigjax --help lists them"),
     ],
 )
 def test_an_unknown_command_gets_the_nearest(name, said, capsys):

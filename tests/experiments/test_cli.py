@@ -189,7 +189,7 @@ def test_overrides_may_come_before_the_config():
         ),
         (
             [GPT, "--config.train.microbatches=3"],
-            "train.global_batch_size=512 is not divisible by train.microbatches=3",
+            "train.global_batch_size=512 is not divisible by train.microbatches=3: set train.microbatches=1",
         ),
         (
             [GPT, "--config.data.sources=shakespeare,text:*.txt"],

@@ -56,7 +56,10 @@ MISTAKES = {
     "profile": (["--profile=9"], "--profile=9 is not a range of steps such as 10-12"),
     "profile of other steps": (["--profile=7-9"], "--profile=7-9 leaves the steps of the run, 1-8"),
     "processes": (["--process_id=2"], "--coordinator_address and --num_processes missing: .*"),
-    "clash": (["--config.train.microbatches=3"], "train.global_batch_size=8 is not divisible by train.microbatches=3"),
+    "clash": (
+        ["--config.train.microbatches=3"],
+        "train.global_batch_size=8 is not divisible by train.microbatches=3: set train.microbatches=1",
+    ),
     "batch": (
         ["--config.train.global_batch_size=9"],
         r"train.global_batch_size=9 in train.microbatches=1 gives 9 rows, not divisible by mesh.data=8 \(-1: all the "
@@ -68,6 +71,11 @@ MISTAKES = {
         "blocks/attn/.*: axis (kv_)?heads of size 2 is not divisible by mesh.tensor=8; change the mesh or the size.*",
     ),
     "init_from": (["--config.init_from=/nowhere"], "/nowhere is not the folder of a run: it has no config.json"),
+    "init_state": (["--config.init_state=/nowhere@3"], "/nowhere is not the folder of a run: it has no config.json"),
+    "no step": (
+        ["--config.init_state=/nowhere"],
+        "init_state='/nowhere' does not name a run and a step: set it as in init_state=runs/NAME@1000",
+    ),
     "source": (["--config.data.sources=text:/nowhere/*.txt"], ".*/nowhere/.*"),
     "vocabulary": (
         ["--config.model.vocab_size=255"],

@@ -36,6 +36,10 @@ SIZES = (
 )
 
 
+OVERLAP = "--config.data.max_overlap=1.0"
+"""What is scored here is trained on, too."""
+
+
 def pairs(folder) -> tuple[str, ...]:
     texts = ["".join(random.Random(n).choices("etaoin shrdlu", k=150)) for n in range(8)]
     source = jsonl(folder, [{"text": text} for text in texts])
@@ -45,13 +49,13 @@ def pairs(folder) -> tuple[str, ...]:
 def words(folder) -> tuple[str, ...]:
     (folder / "unseen").mkdir()
     trained, unseen = conll(folder), conll(folder / "unseen", SENTENCES[:4])
-    config = ("--config=configs/finetune_token_classification.py", "--config.model.num_classes=4")
+    config = ("--config=configs/finetune_token_classification.py", "--config.model.num_classes=4", OVERLAP)
     return (*config, f"--config.data.sources=conll:{trained}", f"--config.data.eval_sources=conll:{unseen}")
 
 
 def answers(folder) -> tuple[str, ...]:
     trained, unseen = jsonl(folder, [*EXAMPLES, UNANSWERED]), jsonl(folder, EXAMPLES[:4], "unseen")
-    config = ("--config=configs/finetune_question_answering.py", "--config.data.doc_stride=16")
+    config = ("--config=configs/finetune_question_answering.py", "--config.data.doc_stride=16", OVERLAP)
     return (*config, f"--config.data.sources=jsonl:{trained}", f"--config.data.eval_sources=jsonl:{unseen}")
 
 

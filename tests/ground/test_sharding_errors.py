@@ -8,8 +8,8 @@ import optax
 import pytest
 from jax.nn.initializers import zeros
 
-from bigjax import models, sharding
-from bigjax.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
+from bigjax import config, models, sharding
+from bigjax.config import MESH_AXES, Config, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from bigjax.params import ParamSpec
 from bigjax.sharding import ShardingError
 from bigjax.train import step
@@ -53,6 +53,14 @@ def test_the_rest_of_the_devices():
         sharding.mesh_shape(MeshConfig(data=-1, fsdp=3, tensor=2), 8)
     with pytest.raises(ConfigError, match=r"mesh\.data and mesh\.fsdp are both -1"):
         Config(mesh=MeshConfig(data=-1, fsdp=-1))
+
+
+@pytest.mark.parametrize("axis", ["fsdp", "tensor", "expert", "slice"])
+def test_the_default_of_data_gives_way_to_an_axis_that_takes_the_rest(axis):
+    cfg = config.replace(Config(), mesh={axis: -1}).mesh
+    assert sharding.mesh_shape(cfg, 8) == dict.fromkeys(MESH_AXES, 1) | {axis: 8}
+    assert sharding.mesh_shape(MeshConfig(**{axis: 2}), 8) == dict.fromkeys(MESH_AXES, 1) | {axis: 2, "data": 4}
+    assert cfg.sizes["data"] == 1 and MeshConfig().sizes["data"] == -1
 
 
 @pytest.mark.parametrize("axis", ["stage", "expert", "context"])

@@ -36,13 +36,14 @@ def commands(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory) -> tuple[str, str]:
+def table(tmp_path_factory) -> tuple[str, ...]:
     """Return the flags of a table that is trained on and scored."""
     folder = tmp_path_factory.mktemp("tables")
     for name, pairs in (("trained", ROWS), ("scored", ROWS[:7])):
         lines = [f"{text},{label}\n" for text, label in [("text", "label"), *pairs]]
         (folder / f"{name}.csv").write_text("".join(lines))
-    return f"--config.data.sources=csv:{folder}/trained.csv", f"--config.data.eval_sources=csv:{folder}/scored.csv"
+    sources = f"--config.data.sources=csv:{folder}/trained.csv", f"--config.data.eval_sources=csv:{folder}/scored.csv"
+    return *sources, "--config.data.max_overlap=1.0"  # what is scored is trained on, too
 
 
 def folder_of(cfg, save_tokenizer, parent):

@@ -307,8 +307,9 @@ def test_both_stacks_of_an_encoder_decoder_are_checked():
     with pytest.raises(ConfigError) as caught:
         Config(model=model, data=DataConfig(seq_len=32, target_len=24), train=TrainConfig(objective="span_corruption"))
     assert str(caught.value).splitlines() == [
-        "model.encdec.num_decoder_layers=3 is not divisible by model.moe.every=2",
-        "data.target_len=24 is not divisible by model.moe.group_size=16",
+        "model.encdec.num_decoder_layers=3 is not divisible by model.moe.every=2: set "
+        "model.encdec.num_decoder_layers=2",
+        "data.target_len=24 is not divisible by model.moe.group_size=16: set model.moe.group_size=8",
     ]
 
 

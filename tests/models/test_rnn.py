@@ -9,7 +9,6 @@ import pytest
 
 from bigjax import config, models, params, sharding
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, strict
-from bigjax.data.random_batch import random_batch
 from bigjax.errors import ConfigError
 from bigjax.evaluate import mc_dropout
 from bigjax.models import rnn
@@ -17,7 +16,7 @@ from bigjax.models.rnn import _Drops
 from bigjax.params import init
 from bigjax.preflight.equivalence.observation import COMPILE_STEP
 from bigjax.science.variational import weight_decay
-from bigjax.tasks import objectives
+from bigjax.tasks import objectives, random_batch
 from bigjax.train import flops, step
 from bigjax.train import optimizers as optim
 from configs import rnn as rnn_configs

@@ -10,9 +10,9 @@ import pytest
 import transformers
 
 from bigjax import models, params
-from bigjax.config import ModelConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from bigjax.tasks import encoders as objectives_encoder
-from bigjax.tasks import objectives
+from bigjax.tasks import named_task
 from configs import bert
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
@@ -185,10 +185,11 @@ def assert_same(peer, cfg: ModelConfig, loss, wanted) -> None:
 def mean_loss(cfg: ModelConfig, batch: dict, objective: str):
     """Return the loss of an objective as a function of the parameters."""
     train = TrainConfig(objective=objective)
-    whole = objectives.whole_batch(train, batch)
+    task = named_task(Config(cfg, DataConfig(seq_len=16, doc_stride=1), train))
+    whole = task.whole_batch(batch) if task.whole_batch else batch
 
     def loss(tree):
-        total, count = objectives.OBJECTIVES[objective](models.build(cfg), tree, whole, train)["loss"]
+        total, count = task.loss(models.build(cfg), tree, whole, train)["loss"]
         return total / count
 
     return loss

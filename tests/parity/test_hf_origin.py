@@ -74,7 +74,7 @@ def trained(source, tokenizer, workdir):
             "tokenizer": f"hf:{tokenizer}/tokenizer.json",
         },
         train={"steps": 2, "global_batch_size": 8, "eval_every_steps": 0},
-        optim={"warmup_steps": 1},
+        optim={"warmup": 1},
         log={"plot": False, "tensorboard": False, "sample_tokens": 0},
     )
     if not source.startswith("hf:"):

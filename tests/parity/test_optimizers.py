@@ -234,6 +234,7 @@ def test_warm_up_and_decay_that_fill_the_run_end_where_they_should(schedule, fil
 @pytest.mark.parametrize("schedule", FALLS)
 def test_a_run_of_one_update_has_the_peak_unless_it_is_a_decay(schedule):
     assert rates(1, schedule=schedule) == rates(1, schedule=schedule, warmup=1) == pytest.approx(1, rel=1e-6)
+    assert rates(1, schedule=schedule, decay=0.9) == pytest.approx(1, rel=1e-6)
     assert rates(1, schedule=schedule, decay=1) == pytest.approx(0.2, rel=1e-6)
 
 
@@ -259,7 +260,7 @@ def test_a_share_is_so_many_steps(schedule):
 
 
 @pytest.mark.parametrize("length", ["warmup", "decay"])
-@pytest.mark.parametrize(("share", "steps"), [(0.004, 1), (0.0251, 5), (0.999, 200), (1.0, 1), (2.0, 2), (0.0, 0)])
+@pytest.mark.parametrize(("share", "steps"), [(0.004, 1), (0.0251, 5), (0.995, 199), (1.0, 1), (2.0, 2), (0.0, 0)])
 def test_a_share_is_rounded_and_one_step_at_least(length, share, steps):
     assert lengths.lengths(OptimConfig(**{length: share}), 200) == ((steps, 0) if length == "warmup" else (0, steps))
 

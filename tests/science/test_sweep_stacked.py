@@ -8,13 +8,13 @@ import pytest
 
 from bigjax import models
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, replace, strict
-from bigjax.data.random_batch import random_batch
 from bigjax.run.metrics import read_rows
 from bigjax.science import sweeps
 from bigjax.science.sweeps import grid, seeds, zip_
 from bigjax.science.sweeps.folder import SweepFolder
 from bigjax.science.sweeps.stacked import Stack, StackError, check, make_mesh
 from bigjax.sharding import UNSHARDED
+from bigjax.tasks import random_batch
 from bigjax.train import optimizers as optim
 from bigjax.train import step
 from experiments import train
@@ -37,6 +37,10 @@ NUMBERS = {
     "model.init_std": [0.02, 0.05],
     "train.seed": [0, 2],
 }
+
+
+PEAK = {"perf/mfu", "perf/measured_peak_flops"}
+"""What only a run alone on its device says."""
 
 
 def points(base: Config, *factors):
@@ -101,7 +105,7 @@ def test_the_folders_are_those_of_single_runs_with_their_own_data(together, tmp_
         here, there = (list(read_rows(path / "metrics.jsonl")) for path in (among, alone))
         assert [row["step"] for row in here] == [row["step"] for row in there]
         for a, b in zip(here, there, strict=True):
-            assert a.keys() == b.keys() - {"perf/mfu", "perf/measured_peak_flops"}  # of a stack there is no peak
+            assert a.keys() - PEAK == b.keys() - PEAK
             for name in {"train/loss", "optim/lr", "eval/loss"} & a.keys():
                 assert a[name] == pytest.approx(b[name], rel=1e-4)
     first = [next(read_rows(together.folder.path / row["run"] / "metrics.jsonl")) for row in rows]

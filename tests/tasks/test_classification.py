@@ -9,7 +9,7 @@ from bigjax import data
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig, strict
 from bigjax.data import DataError
 from bigjax.data.sources import shakespeare
-from bigjax.evaluate import classification
+from bigjax.tasks.reports import classification
 from tests import commands
 
 ROWS = [('the moon, the "sun"', "sky"), ("a wet\nfish", "sea"), ("stars and clouds", "sky"), ("salt 海", "sea")] * 6
@@ -115,6 +115,7 @@ def test_from_masked_tokens_to_classes(tmp_path, tmp_path_factory):
         "--config.data.seq_len=32",
         f"--config.data.sources=csv:{path}",
         f"--config.data.eval_sources=csv:{unseen}",
+        "--config.data.max_overlap=1.0",  # what is learnt here is learnt by heart
         "--config.train.global_batch_size=8",
         "--config.optim.warmup=2",
         "--config.train.steps=30",

@@ -8,7 +8,7 @@ import pytest
 from bigjax import data
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig, strict
 from bigjax.data import DataError
-from bigjax.evaluate import question_answering
+from bigjax.tasks.reports import answers as question_answering
 from tests import commands
 
 HOMES = {"Romeo": "Verona", "Hamlet": "Elsinore", "Timon": "Athens", "Shylock": "Venice", "Lear": "Dover"}

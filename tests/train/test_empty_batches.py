@@ -12,10 +12,10 @@ import pytest
 from bigjax import models
 from bigjax.config import Config, DataConfig, GuardConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.data import DataError
-from bigjax.data.random_batch import random_batch
 from bigjax.errors import UserError
 from bigjax.evaluate.scoring import scores_of
 from bigjax.params import names
+from bigjax.tasks import random_batch
 from bigjax.train import divergence, step
 from bigjax.train import optimizers as optim
 from experiments import train

@@ -41,7 +41,9 @@ def target_side(cfg: Config, side: SplitSource) -> ColumnSide:
     """
     spec = side.source.spec
     if spec.partition(":")[0] in ONE_COLUMN:
-        raise DataError(f"{spec!r} has one column, but train.objective='seq2seq' needs a text and its target")
+        raise DataError(
+            f"{spec!r} has one column, but train.objective={cfg.train.objective!r} needs a text and its target"
+        )
     return ColumnSide(side, open_source(spec, cfg.data.target_key))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bigjax.config import ModelConfig, MoeConfig, RopeConfig, strict
+from bigjax.config import ModelConfig, MoeConfig, RopeConfig, replaced, strict
+from bigjax.config.paths import nested
 from bigjax.errors import ConfigError, brief
 from bigjax.interop.hf.architecture import Architecture, HuggingFaceError, Settings, window_fields
 from bigjax.interop.hf.bert import BERT
@@ -171,7 +172,7 @@ def _read(architecture: Architecture, settings: Settings, values: Mapping[str, A
     try:
         fields |= architecture.read(settings, fields)
         unknown = [key for key in settings.rest() if not _without_effect(key)]
-        model = strict.from_dict(ModelConfig, strict.nested(fields))
+        model = strict.from_dict(ModelConfig, nested(fields))
     except ConfigError as error:
         raise HuggingFaceError(f"{place} describes no model that can be built:\n{error}") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -259,5 +260,7 @@ def _canonical(model: ModelConfig) -> ModelConfig:
     if model.moe.num_experts:
         width = 0 if model.moe.d_ff == model.d_ff else model.moe.d_ff
         moe = dataclasses.replace(model.moe, top_k=model.moe.experts_per_token, d_ff=width)
+    if model.family == "encdec":
+        model = replaced(model, {"encdec.num_decoder_layers": model.num_decoder_layers})
     fields = {"rope": rope, "attn_scale": scale, "moe": moe, "max_seq_len": length, **window_fields(model.windows)}
     return dataclasses.replace(model, **fields)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigjax.config import ModelConfig
+from bigjax.config import Config, ModelConfig
 from bigjax.errors import UserError
 from bigjax.interop.hf.architecture import Architecture, HuggingFaceError
 from bigjax.interop.hf.config import CONFIG, GENERATION, asked_keys, folder_of, import_config, read_json
@@ -38,8 +38,13 @@ def origin_of(source: str | Path | None) -> Path | None:
         return folder / FOLDER
     values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(values, dict) and "config" in values:
-        return origin_of(RunFolder(folder).load_config().init_from)
+        return origin_of(start_of(RunFolder(folder).load_config()))
     return folder if "model_type" in values or (folder / GENERATION).is_file() else None
+
+
+def start_of(cfg: Config) -> str | None:
+    """Return where the weights of a run start from: the run that it branches off, or what `init_from` names."""
+    return cfg.init_state.rpartition("@")[0] if cfg.init_state else cfg.init_from
 
 
 def keep(source: str | Path | None, run: str | Path) -> None:

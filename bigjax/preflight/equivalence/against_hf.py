@@ -28,6 +28,7 @@ from bigjax.interop.hf.config import export_config, import_config
 from bigjax.interop.hf.verify import PLAIN, VerificationError
 from bigjax.preflight.equivalence.compare import Check, Difference, Reference, judged
 from bigjax.preflight.equivalence.observation import named_pieces, whole
+from bigjax.tasks import Task, named_task, names_of
 
 NAME = "PyTorch"
 """What stands where a mesh does in a `Check`."""
@@ -108,14 +109,16 @@ def _their_encoded(model: Any, batch: Mapping[str, Any]) -> Any:
 
 
 OUTPUTS = {
-    "causal_lm": Output(_next_tokens, _their_next_tokens),
-    "masked_lm": Output(_masked_tokens, _their_masked_tokens),
-    "classification": Output(_row_classes, _their_encoded),
-    "seq2seq": Output(_written, _their_written),
-    "span_corruption": Output(_written, _their_written),
-    "prefix_lm": Output(_written, _their_written),
+    ("decoder", "lm"): Output(_next_tokens, _their_next_tokens),
+    ("encoder", "lm"): Output(_masked_tokens, _their_masked_tokens),
+    ("encoder", "classification"): Output(_row_classes, _their_encoded),
+    ("encdec", "lm"): Output(_written, _their_written),
 }
-"""By `train.objective`."""
+"""By `model.family` and `model.head`, for tasks whose loss is the cross-entropy of these logits."""
+
+
+def _comparable(task: Task) -> bool:
+    return task.cross_entropy and any((family, task.head) in OUTPUTS for family in task.families)
 
 
 def require() -> None:
@@ -131,8 +134,8 @@ def comparable(cfg: Config) -> Config:
       UserError: its objective is not compared, or no covered Hugging Face architecture holds the model; naming the
         fields in which the nearest differs.
     """
-    if cfg.train.objective not in OUTPUTS:
-        raise UserError(f"--against compares models that train for {', '.join(OUTPUTS)}, not {cfg.train.objective}")
+    if not _comparable(named_task(cfg)):
+        raise UserError(f"--against compares models that train for {names_of(_comparable)}, not {cfg.train.objective}")
     export_config(cfg.model)
     moe = dataclasses.replace(cfg.model.moe, jitter=0.0, aux_loss=0.0, z_loss=0.0)
     return replace(
@@ -176,7 +179,7 @@ def compare(expected: Reference, folder: str | Path | None = None) -> Check:
             folder = scratch / "model"
             _export(expected, folder)
         try:
-            output = OUTPUTS[expected.cfg.train.objective]
+            output = OUTPUTS[expected.cfg.model.family, expected.cfg.model.head]
             theirs = _theirs(folder, expected.batch, output, scratch / "gradients")
         except Exception as error:  # whatever transformers raises is a finding about the folder
             reason = f"fails in transformers: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -242,7 +245,7 @@ def _compared(expected: Reference, theirs: Theirs) -> Iterator[Difference]:
 def _logits(expected: Reference) -> tuple[np.ndarray, float]:
     """Return our logits and the 2-norm of the sizes of the terms that they are sums of."""
     stage = expected.stage
-    output = OUTPUTS[expected.cfg.train.objective]
+    output = OUTPUTS[expected.cfg.model.family, expected.cfg.model.head]
 
     def run(weights: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits, sizes = output.ours(stage, weights, batch)

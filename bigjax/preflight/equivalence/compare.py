@@ -20,12 +20,12 @@ import optax
 
 from bigjax import params
 from bigjax.config import Config, MeshConfig, replace
-from bigjax.data.random_batch import random_batch
 from bigjax.errors import UserError
 from bigjax.preflight.equivalence import bounds as error_bounds
 from bigjax.preflight.equivalence.meshes import MAX_DEVICES, devices, mesh_name
 from bigjax.preflight.equivalence.observation import MeshFailure, Observation, Stage, distance, whole
 from bigjax.preflight.shrink import shrink
+from bigjax.tasks import random_batch
 
 
 @dataclass(frozen=True)

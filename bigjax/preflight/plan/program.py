@@ -7,9 +7,9 @@ import jax
 
 from bigjax import models, sharding
 from bigjax.config import Config, replace
-from bigjax.data.random_batch import random_batch
 from bigjax.models import Model
 from bigjax.sharding import Layout
+from bigjax.tasks import random_batch
 from bigjax.train import optimizers as optim
 from bigjax.train import step
 from bigjax.train.step import TrainState

@@ -195,7 +195,8 @@ def _configs(nested: list[Any]) -> list[dict[str, Any]]:
     except UserError:
         defaults = {leaf.path: leaf.value for leaf in strict.leaves(Config())}
         return [defaults | _flat(config) if isinstance(config, dict) else {} for config in nested]
-    return [{path: flat[path] for path in ORDER if path in flat} for flat in map(_flat, schema)]
+    flats = [_flat(config) for config in schema]  # with the fields of families and tasks behind those of all
+    return [{path: flat[path] for path in dict.fromkeys((*ORDER, *flat)) if path in flat} for flat in flats]
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

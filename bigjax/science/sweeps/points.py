@@ -17,10 +17,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, strict
+from bigjax.config import Config, paths, strict
 from bigjax.config import fields as schema
-from bigjax.data import identity
 from bigjax.errors import ConfigError
+from bigjax.run import identity
 from bigjax.science.sweeps.factors import Change, Factor, SweepError
 
 SCALARS = (
@@ -148,24 +148,19 @@ def point_of(number: int, change: Change, base: ConfigDict, shown: Iterable[str]
     Raises:
       ConfigError: a field is wrong.
     """
-    if problems := [_unknown(path) for path in change.values if path not in schema.field_paths(Config)]:
+    nested = paths.with_fields(Config, base.to_dict(), change.values)
+    declared = Config.schema_of(nested)
+    if problems := [_unknown(declared, path) for path in change.values if path not in schema.field_paths(declared)]:
         raise ConfigError("; ".join(problems))
-    nested = base.to_dict()
-    for path, value in change.values.items():
-        *sections, name = path.split(".")
-        node = nested
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
     cfg = strict.from_dict(Config, nested)
     name = _describe(change, [path for path in shown if path in change.values]) or "base"
     return Point(number, name, dict(change.values), cfg, identity.fingerprint(cfg), change.label)
 
 
-def _unknown(path: str) -> str:
-    if path in schema.sections(Config):
+def _unknown(declared: type[Config], path: str) -> str:
+    if path in schema.sections(declared):
         return f"{path} is a section: set its fields one by one"
-    return schema.unknown_field(Config, path)
+    return schema.unknown_field(declared, path)
 
 
 def _distinguishing(changes: Sequence[Change]) -> list[str]:

@@ -9,11 +9,15 @@ the optimizer has all gradients. Which arrays those are was read from programs o
 from dataclasses import dataclass
 from math import prod
 
+import jax
+import jax.numpy as jnp
+
 from bigjax.config import Config
 from bigjax.models.parts.matrices import axes_of
 from bigjax.params import ParamSpec
 from bigjax.preflight.plan.analytic import rnn as analytic_rnn
 from bigjax.preflight.plan.analytic.share import Share
+from bigjax.train import optimizers
 
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1}
 """Arrays of a parameter's size that an optimizer keeps; Adafactor and Muon depend on the parameter."""
@@ -67,8 +71,17 @@ def optimizer_bytes(share: Share) -> int:
     elif name == "muon":
         elements = sum((1 if spec.kind == "matrix" else 2) * share.stored(spec) for spec in share.specs.values())
     else:
-        elements = MOMENTS[name] * sum(share.stored(spec) for spec in share.specs.values())
+        moments = MOMENTS[name] if name in MOMENTS else _moments(share)
+        elements = round(moments * sum(share.stored(spec) for spec in share.specs.values()))
     return 4 * elements + average
+
+
+def _moments(share: Share) -> float:
+    """Return how many arrays of a parameter's size the user's own optimizer keeps, on average, by its shapes."""
+    params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), share.tree)
+    state = jax.eval_shape(optimizers.build(share.cfg.optim, share.tree, share.cfg.train.steps).init, params)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state, params)]
+    return sizes[0] / sizes[1]
 
 
 def _adafactor_elements(spec: ParamSpec, share: Share) -> int:

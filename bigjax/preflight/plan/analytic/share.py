@@ -14,7 +14,7 @@ from bigjax.models.moe.routing import capacity
 from bigjax.models.parts.layers import GATED
 from bigjax.params import ParamSpec, names
 from bigjax.sharding import Layout, axes_of_entry
-from bigjax.train.flops import head_positions
+from bigjax.tasks import named_task
 
 CUDNN_BLOCK = 128
 """Side of the tiles in which FlashAttention on a GPU skips what lies above the diagonal (Dao 2023, section 3.3)."""
@@ -176,7 +176,7 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         rows=train.global_batch_size // train.microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
         seq_len=data.seq_len,
         memory_len=0,
-        loss_len=(head_positions(cfg) or data.seq_len) if model.head.startswith("lm") else 0,
+        loss_len=(named_task(cfg).head_positions(cfg) or data.seq_len) if model.head.startswith("lm") else 0,
         residual_len=local(data.seq_len, "residual_seq"),
         heads=local(model.num_heads, "heads"),
         kv_heads=local(model.num_kv_heads, "kv_heads"),

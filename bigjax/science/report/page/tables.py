@@ -92,6 +92,7 @@ def _runs(report: Report) -> Table:
         ("train loss", "train_loss", "loss"),
         ("bits per byte", "eval_bits_per_byte", "loss"),
         ("accuracy", "eval_accuracy", "loss"),
+        ("held out and trained on", "held_out_trained_on", "count"),
         ("parameters", "params_total", "count"),
         ("tokens", "tokens", "count"),
         ("FLOPs", "flops", "flops"),

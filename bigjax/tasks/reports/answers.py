@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigjax.data.rows.answers import AnswerSpans
-from bigjax.evaluate.text_scores import bag_f1
+from bigjax.tasks.reports.texts import bag_f1
 
 LONGEST = 30
 """Tokens of an answer at most (Devlin et al. 2019, run_squad.py)."""

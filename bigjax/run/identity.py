@@ -1,4 +1,7 @@
-"""Which text a run is of: by what its files hold, wherever they lie. The fingerprint of a run sees that, not paths."""
+"""Which text a run is of: by what its files hold, wherever they lie. The fingerprint of a run sees that, not paths.
+
+What reads files is imported only where there are any, so that a command can say at once what it does.
+"""
 
 import hashlib
 import json
@@ -6,12 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigjax.config import Config, replace, strict
-from bigjax.data import cutting
-from bigjax.data.sources import readers
-from bigjax.data.sources.opening import open_source
-from bigjax.data.tokens.cache import cache_folder
-from bigjax.data.tokens.tokenizers import definition_files
+from bigjax.config import Config, named, replace, strict
 
 FIELDS = ("data.sources", "data.eval_sources", "data.tokenizer")
 """The fields that name files."""
@@ -44,13 +42,22 @@ def contents_of(cfg: Config) -> Contents:
 def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
     if spec.partition(":")[0] in MADE:
         return None
-    return _entry(open_source(spec, cutting.columns(cfg), cache_folder(cfg.data.cache_dir)).files)
+    from bigjax.data.sources.opening import open_source
+    from bigjax.data.tokens.cache import cache_folder
+
+    return _entry(open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir)).files)
 
 
 def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
     kind, _, place = spec.partition(":")
+    if own := named.own_files(spec) if kind not in ("bytes", "bpe", "hf") and named.is_own(spec) else {}:
+        return _entry({module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in own.items()})
     if kind != "hf" or not place:
         return None
+    from bigjax.data.sources import readers
+    from bigjax.data.tokens.cache import cache_folder
+    from bigjax.data.tokens.tokenizers import definition_files
+
     root = cache_folder(cfg.data.cache_dir)
     return _entry({path.name: readers.file_digest(path, root) for path in definition_files(Path(place))})
 

@@ -50,3 +50,9 @@ def table(measured: dict[str, Any]) -> str:
     macro = measured["macro"]
     lines.append(f"{'macro':{width}}  {macro['precision']:9.3f}  {macro['recall']:6.3f}  {macro['f1']:6.3f}")
     return "\n".join(lines)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits `(..., classes)`."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)

@@ -10,10 +10,11 @@ import time
 import pytest
 
 from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, TrainConfig, strict
-from bigjax.data import DataError, identity, save_tokenizer
+from bigjax.data import DataError, save_tokenizer
 from bigjax.data.sources.readers import REMEMBERED, file_digest
 from bigjax.data.tokens.tokenizers import ByteTokenizer
 from bigjax.errors import UserError
+from bigjax.run import identity
 from bigjax.run.folder import RunFolder
 from bigjax.science.sweeps import collect
 from bigjax.science.sweeps.folder import SweepFolder
