@@ -37,11 +37,13 @@ def run_docstring():
     assert not runner.failures, "".join(said)
 
 
-def test_the_lines_of_the_docstring_run_on_one_device():
+def test_the_lines_of_the_docstring_run_on_one_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run_docstring()
 
 
-def test_the_lines_of_the_docstring_run_on_a_mesh():
+def test_the_lines_of_the_docstring_run_on_a_mesh(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with jax.set_mesh(mesh_of(fsdp=4, tensor=2)[1]):
         run_docstring()
 
