@@ -92,7 +92,8 @@ def test_commands_are_found_in_fenced_blocks():
     text = (
         "Run `pytest`.\n```bash\n# one\npip install -e .\nA=1 python -m a.b \\\n  --c='d e' && pytest -q  # two\n```\n"
     )
-    text += "```\n$ python -m a.c\nbigjax: run 1\n$ bigjax train -x\n```\n```python\nimport pip\n```\n```console\npytest tests\n```\n"
+    text += "```\n$ python -m a.c\nbigjax: run 1\n$ bigjax train -x\n```\n"
+    text += "```python\nimport pip\n```\n```console\npytest tests\n```\n"
     found = [command for line in command_lines(text) for command in split_commands(line)]
     assert found == [
         ["pip", "install", "-e", "."],
