@@ -19,8 +19,8 @@ from typing import Any
 from bigjax.errors import ConfigError
 
 FAMILIES = {
-    "decoder": "bigjax.models.decoder:FAMILY",
-    "encoder": "bigjax.models.encoder:FAMILY",
+    "decoder": "bigjax.models.family:DECODER",
+    "encoder": "bigjax.models.family:ENCODER",
     "encdec": "bigjax.models.encdec:FAMILY",
     "rnn": "bigjax.models.rnn:FAMILY",
     "mlp": "bigjax.models.mlp:FAMILY",

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bigjax import lazy
 from bigjax.config import ModelConfig
+from bigjax.config.model import transformer_shape
 from bigjax.errors import UserError
 
 
@@ -83,3 +85,33 @@ class Family:
     def has(self, name: str) -> bool:
         """Return whether the family has a function of this name."""
         return not getattr(getattr(self, name), "lacking", False)
+
+
+def transformer(module: str, *functions: str) -> Family:
+    """Return a transformer without fields of its own, whose functions are those of a module, imported when called."""
+    return Family(**{name: lazy.function(f"{module}:{name}") for name in functions}, derive=transformer_shape)
+
+
+# Declared here, and not beside their functions, so that most configs are checked before JAX is imported.
+DECODER = transformer(
+    "bigjax.models.decoder",
+    "specs",
+    "apply",
+    "logits",
+    "unembedding",
+    "head_pieces",
+    "next_logits",
+    "prefill",
+    "decode",
+)
+ENCODER = transformer(
+    "bigjax.models.encoder",
+    "specs",
+    "apply",
+    "logits",
+    "unembedding",
+    "masked_logits",
+    "masked_states",
+    "pooled",
+    "class_logits",
+)
