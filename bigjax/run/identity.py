@@ -17,7 +17,7 @@ FIELDS = ("data.sources", "data.eval_sources", "data.tokenizer")
 LISTED = 1000
 """Of a source of more files than these only the hash of all is kept."""
 
-MADE = ("shakespeare", "shakespeare-passages", "copy")
+MADE = ("shakespeare", "shakespeare-passages", "copy", "sklearn")
 """Kinds of sources that are no files."""
 
 Contents = dict[str, Any]
