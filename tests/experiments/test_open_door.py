@@ -229,7 +229,8 @@ def test_it_is_swept(commands, home):
 
 
 def test_its_meshes_are_equal(commands, home):
-    done = commands.run("experiments.check", "equivalence", "--config=my/config.py", "--meshes=data=2;fsdp=2", cwd=home)
+    arguments = ("--config=my/config.py", "--meshes=data=2;fsdp=2")
+    done = commands.run("experiments.check", "equivalence", *arguments, cwd=home, devices=2)
     assert "SAME" in done.stdout
 
 
