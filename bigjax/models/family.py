@@ -89,7 +89,8 @@ class Family:
 
 def transformer(module: str, *functions: str) -> Family:
     """Return a transformer without fields of its own, whose functions are those of a module, imported when called."""
-    return Family(**{name: lazy.function(f"{module}:{name}") for name in functions}, derive=transformer_shape)
+    found: dict[str, Any] = {name: lazy.function(f"{module}:{name}") for name in functions}
+    return Family(**found, derive=transformer_shape)
 
 
 # Declared here, and not beside their functions, so that most configs are checked before JAX is imported.

@@ -14,7 +14,7 @@ from bigjax.config import Config, named
 from bigjax.data.cutting import Cut, text_tokenizer
 from bigjax.data.errors import DataError
 from bigjax.data.sources.opening import SplitSource
-from bigjax.data.tokens.tokenizers import load_tokenizer
+from bigjax.data.tokens.tokenizers import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import jax
