@@ -33,6 +33,7 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "positions": (),
     "buckets": (),
     "classes": (),
+    "features": (),
     "layers": (),
     "vector": (),
 }

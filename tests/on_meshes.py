@@ -162,7 +162,8 @@ def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False, rep
         for _ in range(repeat):
             after, metrics = jax.block_until_ready(run.step(state, batch))
         trees = jax.device_get((after.opt_state[0], after.params, after.ema))
-        scalars = {name: float(metrics[name]) for name in ("loss", "nll", "z_loss", "tokens", "grad_norm")}
+        told = ("loss", "nll", "z_loss", "tokens", "grad_norm")
+        scalars = {name: float(metrics[name]) for name in told if name in metrics}
     return Result(*(params.names(tree) for tree in trees), scalars)
 
 

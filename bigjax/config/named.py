@@ -23,6 +23,7 @@ FAMILIES = {
     "encoder": "bigjax.models.family:ENCODER",
     "encdec": "bigjax.models.encdec:FAMILY",
     "rnn": "bigjax.models.rnn:FAMILY",
+    "mlp": "bigjax.models.mlp:FAMILY",
 }
 """`model.family` -> where its `models.Family` is."""
 
@@ -36,6 +37,7 @@ TASKS = {
     "seq2seq": "bigjax.tasks.seq2seq:TASK",
     "span_corruption": "bigjax.tasks.span_corruption:TASK",
     "prefix_lm": "bigjax.tasks.prefix_lm:TASK",
+    "regression": "bigjax.tasks.regression:TASK",
 }
 """`train.objective` -> where its `tasks.Task` is."""
 

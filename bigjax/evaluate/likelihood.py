@@ -145,7 +145,7 @@ class Scorer:
             # A decoder's predictions of them end with its rows.
             targets_BT[row, slice(0, len(text)) if encdec else slice(T - len(text), T)] = text
         start_id = np.int32(ends_of(self.tokenizer).start if encdec else 0)
-        run = _program(Model(_forward(self.cfg.model), self.model.family), LayoutKey(self.layout))
+        run = _program(Model(for_any_length(self.cfg.model), self.model.family), LayoutKey(self.layout))
         scores = jax.device_get(run(self.weights, tokens_BS, starts_B, targets_BT, lengths_B, start_id))
         return [Likelihood(float(p), bool(g)) for p, g in zip(*scores, strict=True)][: len(pairs)]
 
@@ -168,7 +168,7 @@ def windows(ids: Ids, prefix_id: int, length: int) -> Iterator[tuple[Ids, Ids]]:
         yield known, ids[start:end]
 
 
-def _forward(cfg: ModelConfig) -> ModelConfig:
+def for_any_length(cfg: ModelConfig) -> ModelConfig:
     """Return the same model for rows of any length: capacities and some attention kernels depend on it."""
     moe = dataclasses.replace(cfg.moe, capacity_factor=None, group_size=0)
     attention = "blocked" if cfg.kind == "decoder" else "reference"

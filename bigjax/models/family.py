@@ -53,6 +53,7 @@ class Family:
       prefill, decode: read a prompt into a cache, then a token at a time.
       apply_segment, initial_state: go on from a state that the batch before left.
       masked_logits, masked_states, pooled, class_logits: heads over chosen places, whole rows, or every token.
+      values: numbers that are no logits, `(B,)` in float32.
       encode: what is read once for all that is written.
       like: the built-in family whose tasks train it, as its functions take the same arguments; by default none other.
       fields: a frozen dataclass, its own fields, in the config as `model.NAME` after the family's name.
@@ -75,6 +76,7 @@ class Family:
     pooled: Callable[..., Any] = field(default=lacking("pooled"))
     class_logits: Callable[..., Any] = field(default=lacking("class_logits"))
     encode: Callable[..., Any] = field(default=lacking("encode"))
+    values: Callable[..., Any] = field(default=lacking("values"))
     like: str | None = None
     fields: type = NoFields
     derive: Callable[[ModelConfig], Mapping[str, Any]] = nothing_derived

@@ -1,6 +1,6 @@
 """Predicting the class of texts (encoders; Devlin et al. 2019, section 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from bigjax import lazy
 from bigjax.config import Config
 from bigjax.data.cutting import Cut, ends_of_rows, shard_of
 from bigjax.data.rows import example as examples
-from bigjax.data.rows.labelled import LabelledText, classes_of, read_labels
+from bigjax.data.rows.labelled import LabelledText, classes_of, names_of_classes, read_labels
 from bigjax.data.rows.packed import Rows
 from bigjax.data.sources.opening import SplitSource
 from bigjax.data.tokens.tokenizers import Tokenizer
 from bigjax.tasks.reports import classification
-from bigjax.tasks.task import Batch, Report, Task, encoder_problems
+from bigjax.tasks.task import Answers, Asked, Batch, Report, Task, encoder_problems, string, tokens_alone
 
 
 def rows(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
@@ -42,6 +42,33 @@ def report(logits_NC: np.ndarray, true_N: np.ndarray, held_out: Any) -> Report:
     return {"classification": measured}, classification.table(measured)
 
 
+def ask(cfg: Config, tokenizer: Tokenizer) -> Callable[..., Asked]:
+    """Make a row of a text, cut off at `data.seq_len` as in training; the answer is its likeliest class."""
+    special, classes, room = ends_of_rows(cfg, tokenizer), names_of_classes(cfg), cfg.data.seq_len - 2
+
+    def asked(text: Any) -> Asked:
+        ids = tokenizer.encode(string(text, cfg.data.text_key))
+        row = [special["cls"], *ids[:room].tolist(), special["sep"]]
+
+        def answer(logits: Sequence[np.ndarray]) -> dict[str, Any]:
+            probs_C = classification.softmax(logits[0].astype(np.float64))
+            best = int(probs_C.argmax())
+            return {
+                "prediction": classes[best],
+                "probability": float(probs_C[best]),
+                "probabilities": dict(zip(classes, probs_C.tolist(), strict=True)),
+            }
+
+        return Asked([tokens_alone(row)], answer, cut=len(ids) > room)
+
+    return asked
+
+
+def answer_like(cfg: Config) -> dict[str, Any]:
+    """Return what an answer is like."""
+    return {"prediction": "", "probability": 0.0, "probabilities": dict.fromkeys(names_of_classes(cfg), 0.0)}
+
+
 TASK = Task(
     families=("encoder",),
     head="classification",
@@ -53,6 +80,7 @@ TASK = Task(
     cross_entropy=True,
     predict=lazy.function("bigjax.tasks.encoders:class_logits"),
     report=report,
+    answers=Answers(lambda cfg: (cfg.data.text_key,), ask, answer_like),
     head_positions=lambda cfg: 1,
     problems=encoder_problems,
     whole=True,

@@ -36,9 +36,20 @@ def masked_lm(
     Returns:
       `loss`, `nll` and `z_loss` in nats over the masked tokens, and `accuracy`, the share that is predicted first.
     """
+    return classify(masked_logits(model, params, batch, layout=layout, key=key), batch, cfg)
+
+
+def masked_logits(
+    model: Model,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    *,
+    layout: Layout = UNSHARDED,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Return logits `(B, M, V)` in float32 of the tokens at the masked positions of a batch."""
     x_BSD = _encode(model, params, batch, layout, key)
-    logits_BMV = model.family.masked_logits(params, x_BSD, batch["masked"], model.cfg, layout)
-    return classify(logits_BMV, batch, cfg)
+    return model.family.masked_logits(params, x_BSD, batch["masked"], model.cfg, layout)
 
 
 def masked_lm_next_sentence(

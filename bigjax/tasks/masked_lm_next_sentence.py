@@ -13,7 +13,7 @@ from bigjax.data.rows import example as examples
 from bigjax.data.rows.sentence_pairs import SentencePairs
 from bigjax.data.sources.opening import SplitSource
 from bigjax.data.tokens.tokenizers import Tokenizer
-from bigjax.tasks.masked_lm import example_masking, predictions
+from bigjax.tasks.masked_lm import ANSWERS, example_masking, predictions
 from bigjax.tasks.task import Batch, Task, encoder_problems, pair_problems
 
 
@@ -45,6 +45,8 @@ TASK = Task(
     example=example,
     loss=lazy.function("bigjax.tasks.encoders:masked_lm_next_sentence"),
     whole_batch=lazy.function("bigjax.tasks.encoders:scale_pairs"),
+    predict=lazy.function("bigjax.tasks.encoders:masked_logits"),
+    answers=ANSWERS,
     metrics=("loss", "nll", "accuracy", "next_sentence_nll", "next_sentence_accuracy"),
     head_positions=predictions,
     problems=problems,

@@ -1,6 +1,6 @@
 """Predicting where in a text the answer to a question stands (encoders; Devlin et al. 2019, sections 4.2 and 4.3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from bigjax import lazy
 from bigjax.config import Config
 from bigjax.data.cutting import Cut, ends_of_rows, strings_tokenizer
 from bigjax.data.rows import example as examples
-from bigjax.data.rows.answers import AnswerSpans
+from bigjax.data.rows.answers import AnswerSpans, Example, longest_question
 from bigjax.data.sources.opening import SplitSource
 from bigjax.data.sources.readers import OPTIONAL
 from bigjax.data.tokens.tokenizers import Tokenizer
 from bigjax.tasks.reports import answers
-from bigjax.tasks.task import Batch, Report, Task, encoder_problems, pair_problems
+from bigjax.tasks.task import Answers, Asked, Batch, Report, Task, encoder_problems, pair_problems, string
 
 
 def columns(cfg: Config) -> tuple[str, ...]:
@@ -70,6 +70,43 @@ def report(
     return measured, answers.peek(written, right, [one.question for one in asked])
 
 
+def ask(cfg: Config, tokenizer: Tokenizer) -> Callable[..., Asked]:
+    """Make rows of a question, with a piece of its context each; the answer is the best span of all of them."""
+    special, data = ends_of_rows(cfg, tokenizer), cfg.data
+
+    def asked(context: Any, question: Any) -> Asked:
+        context, question = string(context, data.text_key), string(question, data.question_key)
+        one = Example(context, question, (), ())
+        rows = AnswerSpans.of(cfg, "", (one,), tokenizer, special)
+        numbers = np.arange(len(rows))
+        arrays = rows.arrays(numbers, numbers)
+        lengths = arrays["segments"].sum(axis=1)
+        cut = len(tokenizer.encode(question)) > longest_question(cfg)
+
+        def answer(logits: Sequence[np.ndarray]) -> dict[str, Any]:
+            found = answers.best_answers(logits, rows)
+            if not found:  # the tokenizer makes nothing of the context
+                return {}
+            best = found[0]
+            places = {"start": best.start, "end": best.end}
+            doubt = {"probability": best.probability, "no_answer": best.none - best.score}
+            return {"prediction": best.text, **places, **doubt}
+
+        pieces = [{name: arrays[name][b, :n] for name in PADDED} for b, n in enumerate(lengths.tolist())]
+        return Asked(pieces, answer, cut)
+
+    return asked
+
+
+PADDED = ("tokens", "segments", "types")
+
+
+def answer_like(cfg: Config) -> dict[str, Any]:
+    """Return what an answer is like: `no_answer` is by how much its score exceeds that of the prediction."""
+    del cfg
+    return {"prediction": "", "start": 0, "end": 0, "probability": 0.0, "no_answer": 0.0}
+
+
 def problems(cfg: Config) -> Iterator[str]:
     """Ask for rows that have room for a question and a piece of its context, none of which is skipped."""
     yield from encoder_problems(cfg)
@@ -95,6 +132,7 @@ TASK = Task(
     metrics=("loss", "nll", "accuracy"),
     predict=lazy.function("bigjax.tasks.encoders:span_logits"),
     report=report,
+    answers=Answers(lambda cfg: (cfg.data.text_key, cfg.data.question_key), ask, answer_like, PADDED),
     problems=problems,
     whole=True,
 )

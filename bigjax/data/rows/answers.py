@@ -106,11 +106,24 @@ class AnswerSpans:
         Raises:
           DataError: as `read_examples`; the tokenizer has no token for an answer; there is no example.
         """
-        examples, data = tuple(read_examples(side)), cfg.data
+        examples = tuple(read_examples(side))
         if not examples:
             raise DataError(f"{side.source.spec!r} has no question for {side.split} (rule {side.rule})")
-        longest = (data.seq_len - 3) // 2
-        questions = tuple(ids[:longest] for ids in tokenizer.encode_batch([one.question for one in examples]))
+        return cls.of(cfg, side.source.spec, examples, tokenizer, special)
+
+    @classmethod
+    def of(
+        cls, cfg: Config, spec: str, examples: tuple[Example, ...], tokenizer: Tokenizer, special: dict[str, int]
+    ) -> "AnswerSpans":
+        """Tokenise examples, cut their contexts into pieces and find the tokens of the answers.
+
+        Raises:
+          DataError: the tokenizer has no token for an answer.
+        """
+        data = cfg.data
+        questions = tuple(
+            ids[: longest_question(cfg)] for ids in tokenizer.encode_batch([one.question for one in examples])
+        )
         contexts, spans = zip(*tokenizer.encode_spans([one.context for one in examples]), strict=True)
         pieces, ends = [], []
         for number, one in enumerate(examples):
@@ -118,12 +131,10 @@ class AnswerSpans:
             pieces += [(number, *piece) for piece in _pieces(len(contexts[number]), room, data.doc_stride)]
             first, last = _ends(one, spans[number])
             if first > last:
-                raise DataError(f"{side.source.spec!r}: the tokenizer has no token for the answer {one.answers[0]!r}")
+                raise DataError(f"{spec!r}: the tokenizer has no token for the answer {one.answers[0]!r}")
             ends.append((first, last))
         found = (np.array(ends), np.array(pieces))
-        return cls(
-            side.source.spec, data.seq_len, data.doc_stride, examples, questions, contexts, spans, *found, special
-        )
+        return cls(spec, data.seq_len, data.doc_stride, examples, questions, contexts, spans, *found, special)
 
     @property
     def digest(self) -> str:
@@ -180,6 +191,11 @@ class AnswerSpans:
             "targets": targets_B2,
             "weights": weights_B2,
         }
+
+
+def longest_question(cfg: Config) -> int:
+    """Return how many tokens of a question are read: half of a row."""
+    return (cfg.data.seq_len - 3) // 2
 
 
 def _ends(one: Example, spans: np.ndarray) -> tuple[int, int]:

@@ -76,6 +76,11 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{number}" for number in range(count))
 
 
+def names_of_classes(cfg: Config) -> tuple[str, ...]:
+    """Return the names of a trained model's classes, in the order of its logits."""
+    return cfg.data.classes or numbered(cfg.model.num_classes)
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledText:
     """Rows `[CLS] text [SEP]`, cut off at S tokens and padded, with the number of the text's class.

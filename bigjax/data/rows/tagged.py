@@ -84,7 +84,7 @@ class TaggedText:
                     laid[place] = number
             tokens.append(ids)
             labels.append(laid)
-            bounds += [bounds[-1] + stop for stop in _cuts(laid != IGNORED, cfg.data.seq_len - 2)]
+            bounds += [bounds[-1] + stop for stop in row_ends(laid != IGNORED, cfg.data.seq_len - 2)]
             counts.append(int(np.count_nonzero(laid != IGNORED)))
         if not sum(counts):
             raise DataError(f"{side.source.spec!r} has no word to predict for {side.split} (rule {side.rule})")
@@ -143,7 +143,7 @@ def first_tokens(words: list[str], spans: np.ndarray) -> Iterator[int | None]:
         start += len(word) + 1
 
 
-def _cuts(starts: np.ndarray, room: int) -> list[int]:
+def row_ends(starts: np.ndarray, room: int) -> list[int]:
     """Return the ends of the rows of a sentence, each of at most `room` tokens and up to a start of a word."""
     ends, begin = [], 0
     while len(starts) - begin > room:

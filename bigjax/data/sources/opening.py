@@ -12,6 +12,8 @@ compute it. Held-out documents are whole documents. Which they are depends on th
   document is on the same side in every run and on every machine, and copies of a document are on one side;
 - where this leaves a side empty, the document with the lowest hash is held out, or the one with the highest trained on;
   of fewer than `FEW` plain texts the end of each is held out, `data.holdout` of it.
+
+The user's own source is `module.path:NAME`, see `own`.
 """
 
 import contextlib
@@ -27,8 +29,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bigjax.config import named
 from bigjax.data.errors import DataError
-from bigjax.data.sources import copying, readers, shakespeare, tables
+from bigjax.data.sources import copying, own, readers, shakespeare, tables
 from bigjax.data.sources import tfds as tfds_source
 
 Split = Literal["train", "eval"]
@@ -104,12 +107,14 @@ def open_source(
         columns of a kind that has one.
     """
     kind, _, rest = spec.partition(":")
+    if kind not in FORMS and named.is_own(spec):
+        return _made(spec, [spec, *own.code(spec).values()], own.reader(spec, text_key, labels), own.code(spec))
     packaged = kind.startswith("shakespeare")
     if kind not in FORMS or (spec != kind if packaged else not rest):
         near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
         raise DataError(
-            f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}"
-            f"{_QUOTED if ':' not in spec else ''}"
+            f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}, or your "
+            f"own as module.path:NAME{_QUOTED if ':' not in spec else ''}"
         )
     if not _suits(kind, text_key):
         raise DataError(f"{spec!r} cannot give what train.objective reads: {_wanted(text_key)}")
@@ -166,12 +171,14 @@ def _wanted(columns: str | tuple[str, ...]) -> str:
     return f"{', '.join(repr(key) for key in columns if key not in readers.OPTIONAL)} of each record of {forms}"
 
 
-def _made(spec: str, how: list[str], read: Callable[[], Iterator[Document]]) -> Source:
+def _made(
+    spec: str, how: list[str], read: Callable[[], Iterator[Document]], files: dict[str, str] | None = None
+) -> Source:
     """Return the source of records that are in no file; it is known by what they hold."""
     digest = hashlib.sha256(json.dumps(how).encode())
     for _, value in read():
         digest.update(canonical(value))
-    return Source(spec, {}, digest.hexdigest(), read)
+    return Source(spec, files or {}, digest.hexdigest(), read)
 
 
 def _packaged(source: Source) -> bool:

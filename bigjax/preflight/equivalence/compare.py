@@ -23,7 +23,7 @@ from bigjax.config import Config, MeshConfig, replace
 from bigjax.errors import UserError
 from bigjax.preflight.equivalence import bounds as error_bounds
 from bigjax.preflight.equivalence.meshes import MAX_DEVICES, devices, mesh_name
-from bigjax.preflight.equivalence.observation import MeshFailure, Observation, Stage, distance, whole
+from bigjax.preflight.equivalence.observation import MEANS, MeshFailure, Observation, Stage, distance, whole
 from bigjax.preflight.shrink import shrink
 from bigjax.tasks import random_batch
 
@@ -220,7 +220,7 @@ def _compared(expected: Reference, initial: Mapping[str, list], seen: Observatio
     for name in expected.order:
         yield Difference("initial parameter", name, distance(initial[name], expected.initial[name]), 0.0)
     yield Difference("number of", "tokens", distance(seen.losses["tokens"], expected.losses["tokens"]), 0.0)
-    for name in ("loss", "nll", "z_loss"):
+    for name in (name for name in MEANS if name in expected.losses):
         value = expected.losses[name]
         yield Difference("mean", name, distance(seen.losses[name], value), limits.relative * abs(float(value)))
     allowed = expected.allowed()

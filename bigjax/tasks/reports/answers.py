@@ -49,26 +49,54 @@ class Found(NamedTuple):
     doubt: float
 
 
-def answers(logits_N2S: np.ndarray, source: AnswerSpans) -> dict[int, Found]:
+class Span(NamedTuple):
+    """The best answer to a question, and where it stands.
+
+    Attributes:
+      start, end: which characters of the context it is, from and to.
+      score: the logit of its start plus that of its end.
+      probability: that of its start times that of its end, among the places of the context in the row that holds it
+        and `[CLS]`, as in the question-answering pipeline of transformers 4.
+      none: the score of no answer.
+    """
+
+    text: str
+    start: int
+    end: int
+    score: float
+    probability: float
+    none: float
+
+
+def best_answers(logits_N2S: Sequence[np.ndarray], source: AnswerSpans) -> dict[int, Span]:
     """Return the best answer to each example of a source, by number, over the rows of it that were scored.
 
     The score of no answer is the least of those of the rows, as each of the others holds a part of the text only
     (Devlin et al. 2019, run_squad.py).
     """
-    best: dict[int, tuple[float, str]] = {}
+    best: dict[int, Span] = {}
     none: dict[int, float] = {}
     for row, logits_2S in enumerate(logits_N2S):
-        example, start, stop = source.pieces[row].tolist()
-        if stop == start:
+        example, begin, stop = source.pieces[row].tolist()
+        if stop == begin:
             continue
         place = source.first_place(row)
-        score, first, last = best_span(logits_2S, place, place + stop - start)
-        spans = source.spans[example][start:stop]
-        text = source.examples[example].context[spans[first - place, 0] : spans[last - place, 1]]
-        if example not in best or score > best[example][0]:
-            best[example] = score, text
-        none[example] = min(none.get(example, np.inf), float(logits_2S[:, 0].astype(np.float64).sum()))
-    return {example: Found(text, none[example] - score) for example, (score, text) in best.items()}
+        exact_2S = logits_2S.astype(np.float64)
+        score, first, last = best_span(exact_2S, place, place + stop - begin)
+        spans = source.spans[example][begin:stop]
+        start, end = int(spans[first - place, 0]), int(spans[last - place, 1])
+        if example not in best or score > best[example].score:
+            among_2n = exact_2S[:, [0, *range(place, place + stop - begin)]]
+            chosen = np.logaddexp.reduce(among_2n, axis=1).sum()
+            text = source.examples[example].context[start:end]
+            best[example] = Span(text, start, end, score, float(np.exp(score - chosen)), 0.0)
+        none[example] = min(none.get(example, np.inf), float(exact_2S[:, 0].sum()))
+    return {example: span._replace(none=none[example]) for example, span in best.items()}
+
+
+def answers(logits_N2S: Sequence[np.ndarray], source: AnswerSpans) -> dict[int, Found]:
+    """Return `best_answers` without their places."""
+    return {number: Found(one.text, one.none - one.score) for number, one in best_answers(logits_N2S, source).items()}
 
 
 def said(found: Iterable[Found], threshold: float) -> list[str]:
