@@ -54,6 +54,8 @@ def discovered() -> dict[str, Config]:
     """Return every config of configs/, by `module:argument`."""
     found = {}
     for module_info in pkgutil.iter_modules(configs.__path__):
+        if module_info.ispkg:  # the sweeps over them
+            continue
         module = importlib.import_module(f"configs.{module_info.name}")
         if hasattr(module, "ARGUMENTS"):
             sources = {f"{module_info.name}:{argument}": module.get_config(argument) for argument in module.ARGUMENTS}

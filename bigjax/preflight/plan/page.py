@@ -138,7 +138,8 @@ def _roofline(report: dict[str, Any]) -> list[str]:
 def _arithmetic(report: dict[str, Any]) -> list[str]:
     lines = [
         f"arithmetic: {report['tokens_per_step']:,} {report['unit']} a step, "
-        f"{report['rows_per_device']:g} rows a device, {report['steps']:,} steps = {report['run_tokens']:.4g} {report['unit']}"
+        f"{report['rows_per_device']:g} rows a device, "
+        f"{report['steps']:,} steps = {report['run_tokens']:.4g} {report['unit']}"
     ]
     epochs = report["epochs"]
     lines[0] += ", epochs not known: the text was not read" if epochs is None else f" = {epochs:.4g} epochs"
