@@ -137,7 +137,8 @@ def _roofline(report: dict[str, Any]) -> list[str]:
 
 def _arithmetic(report: dict[str, Any]) -> list[str]:
     lines = [
-        f"arithmetic: {report['tokens_per_step']:,} {report['unit']} a step, {report['rows_per_device']:g} rows a device, "
+        f"arithmetic: {report['tokens_per_step']:,} {report['unit']} a step, "
+        f"{report['rows_per_device']:g} rows a device, "
         f"{report['steps']:,} steps = {report['run_tokens']:.4g} {report['unit']}"
     ]
     epochs = report["epochs"]

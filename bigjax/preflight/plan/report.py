@@ -17,7 +17,8 @@ is padded], `notes`;
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
 `step_seconds_estimate` {low, mid, high}, all null where there are no figures for the devices;
-`unit` (tokens or rows), `tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `epochs` (null where the text was not read),
+`unit` (tokens or rows), `tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `epochs` (null where the text was
+not read),
 `tokens_per_s`, `days`, `chip_hours` (at the estimate's middle).
 """
 
@@ -189,6 +190,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     model = flops.run_flops_per_token(cfg, program.model.specs) * tokens
+    one = named_task(cfg).unit.removesuffix("s")
     # Kernels state no work, so a step with some is taken at the analytic count.
     exact = compiled if compiled and not compiled.uncounted_calls else None
     executed = exact.flops if exact else estimate.compiled_flops
@@ -212,7 +214,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
         rows.append({**asdict(one), "mesh_axes": list(one.mesh_axes), "link": link, **sizes})
     return {
         "model_flops_per_step": model,
-        "flops_convention": f"6 N + 12 L H K S a {named_task(cfg).unit.removesuffix('s')} (Chowdhery et al. 2022, appendix B), no recomputation",
+        "flops_convention": f"6 N + 12 L H K S a {one} (Chowdhery et al. 2022, appendix B), no recomputation",
         "compiled_flops_per_step": executed * topology.num_devices,
         "recompute_ratio": executed * topology.num_devices / model,
         "collectives": rows,
