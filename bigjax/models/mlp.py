@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import he_normal, lecun_normal, zeros
+from jax.nn.initializers import normal, zeros
 
 from bigjax.config import Config, ModelConfig
 from bigjax.config.fields import bounded
@@ -27,15 +27,15 @@ class Fields:
 
 
 def specs(cfg: ModelConfig) -> dict:
-    """Declare every parameter: of the first layer, of `num_layers` more, and of the number that comes out."""
+    """Declare the first layer, `num_layers` more, and what makes a number of them; started as by He et al. (2015)."""
     F, D, L = cfg.own.features, cfg.d_model, cfg.num_layers
-    first = ParamSpec((F, D), ("features", "embed"), "matrix", he_normal(), ("features",))
-    hidden = ParamSpec((L, D, D), ("layers", "embed", "mlp"), "matrix", he_normal(), ("embed",))
+    first = ParamSpec((F, D), ("features", "embed"), "matrix", normal((2 / F) ** 0.5), ("features",))
+    hidden = ParamSpec((L, D, D), ("layers", "embed", "mlp"), "matrix", normal((2 / D) ** 0.5), ("embed",))
     return {
         "embed": {"inputs": first, "bias": ParamSpec((D,), ("vector",), "bias", zeros)},
         "blocks": {"hidden": hidden, "bias": ParamSpec((L, D), ("layers", "mlp"), "bias", zeros)},
         "head": {
-            "value": ParamSpec((D, 1), ("embed", "classes"), "head", lecun_normal()),
+            "value": ParamSpec((D, 1), ("embed", "classes"), "head", normal(D**-0.5)),
             "bias": ParamSpec((1,), ("classes",), "bias", zeros),
         },
     }
@@ -55,8 +55,7 @@ def apply(
     p = layout.gather(params["embed"], declared["embed"], cfg.dtype)
     x_BD = jnp.einsum("BF,FD->BD", inputs_BF.astype(cfg.dtype), p["inputs"], out_sharding=where) + p["bias"]
 
-    def block(nth, x, layer, index):
-        del nth
+    def block(_nth, x, layer, index):
         p = layout.gather(layer, declared["blocks"], cfg.dtype)
         h_BM = jnp.einsum("BD,DM->BM", x, p["hidden"], out_sharding=layout.act("batch", "mlp")) + p["bias"]
         x = layout.place(layers.activation(cfg.activation, h_BM), "batch", "embed")

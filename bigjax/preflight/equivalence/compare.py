@@ -159,6 +159,8 @@ def _module_order(specs: Any, path: str = "") -> Iterator[str]:
 
 
 def _repeats(batch: Mapping[str, np.ndarray]) -> int:
+    if "tokens" not in batch:  # nothing is looked up
+        return len(batch["weights"])
     # An encoder-decoder looks up what it writes in the same table.
     looked_up = [np.concatenate([batch["tokens"], batch["inputs"]], axis=1) if "inputs" in batch else batch["tokens"]]
     looked_up += [batch["positions"]] if "positions" in batch else []
@@ -276,7 +278,7 @@ class Report:
 
     @property
     def _rows(self) -> np.ndarray:
-        return self.references[0].batch["tokens"]
+        return self.references[0].batch["weights"]
 
 
 def small(cfg: Config) -> list[Config]:

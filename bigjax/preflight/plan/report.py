@@ -189,6 +189,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     model = flops.run_flops_per_token(cfg, program.model.specs) * tokens
+    one = named_task(cfg).unit.removesuffix("s")
     # Kernels state no work, so a step with some is taken at the analytic count.
     exact = compiled if compiled and not compiled.uncounted_calls else None
     executed = exact.flops if exact else estimate.compiled_flops
