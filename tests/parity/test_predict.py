@@ -2,17 +2,20 @@
 
 import csv
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="parity with transformers needs PyTorch")
 
-import transformers  # noqa: E402
-from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast, pipeline  # noqa: E402
+import transformers as peers  # noqa: E402
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: E402
 
 from bigjax.tasks.reports import answers  # noqa: E402
 from tests.parity import folders  # noqa: E402
+
+pipeline: Any = peers.pipeline  # its annotations forget what comes back
 
 PREDICT = "experiments.predict"
 WORDS = ("sea", "moon", "fish", "wave", "star")
@@ -25,7 +28,7 @@ REL = 1e-4
 def bert(kind: str, folder, **said):
     """Save a small BERT of random weights with a head, and a tokenizer; return both."""
     torch.manual_seed(0)
-    model = getattr(transformers, f"BertFor{kind}")(BertConfig(**folders.SMALL_BERT | said)).eval()
+    model = getattr(peers, f"BertFor{kind}")(peers.AutoConfig.for_model("bert", **folders.SMALL_BERT | said)).eval()
     with torch.no_grad():
         for w in model.parameters():
             if w.ndim > 1:
@@ -148,7 +151,8 @@ def test_what_is_written_is_what_generate_writes(call_command, tmp_path, beams):
     torch.manual_seed(0)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 300}
     ids = {"pad_token_id": 299, "eos_token_id": 0, "decoder_start_token_id": 299}
-    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **ids)).eval()
+    kind: Any = peers.T5ForConditionalGeneration
+    model = kind(peers.AutoConfig.for_model("t5", **sizes, **ids)).eval()
     model.save_pretrained(tmp_path / "t5")
     folders.bpe(tmp_path / "t5")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "t5" / "tokenizer.json"))
