@@ -5,7 +5,7 @@ The library in a few lines. Models, losses and steps are functions of arrays; a 
 >>> import bigjax, jax, numpy
 >>> small = {"model.vocab_size": 256, "model.num_layers": 1, "model.d_model": 32, "model.num_heads": 2}
 >>> small |= {"data.tokenizer": "bytes", "data.seq_len": 16, "train.global_batch_size": 8, "train.loss_chunks": 1}
->>> cfg = bigjax.load_config("quickstart", small)  # or "llama:8b", a config file, the folder of a run, hf:PATH
+>>> cfg = bigjax.load_config("gpt:d12", small)  # or "quickstart", a config file, the folder of a run, hf:PATH
 
 A model's parameters and its logits, `(batch, sequence, vocabulary)`:
 
@@ -42,8 +42,12 @@ On several devices the same lines stand under a mesh, which alone says where arr
 ...     params = jax.jit(model.init)(jax.random.key(0))
 ...     logits = jax.jit(model.apply)(params, tokens[:, :-1])
 
-Weights of a Hugging Face folder, and to one: `model_config, params = bigjax.import_checkpoint("SmolLM2-135M")`, then
-`model = bigjax.models.build(model_config)` and `params = model.place(params)`; `bigjax.interop.hf.export_checkpoint`.
+Weights to a Hugging Face folder, compared there with what transformers computes from them, and of one:
+
+>>> report = bigjax.interop.hf.export_checkpoint(params, cfg.model, "exported/gpt")
+>>> model_config, params = bigjax.import_checkpoint("exported/gpt")
+>>> model = bigjax.models.build(model_config)
+>>> params = model.place(params)
 
 `bigjax train`, `bigjax plan` and the other commands are listed by `bigjax --help`. The rooms: `config`, `data`,
 `models`, `tasks`, `train`, `checkpoint`, `evaluate`, `interop`, `science` (sweeps, laws, reports), `preflight` (plans

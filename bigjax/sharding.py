@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig
+from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, named
 from bigjax.errors import UserError
 from bigjax.params import ParamSpec, cast, names
 
@@ -33,6 +33,7 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "positions": (),
     "buckets": (),
     "classes": (),
+    "features": (),
     "layers": (),
     "vector": (),
 }
@@ -254,7 +255,8 @@ def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     """
     resolved = layout(cfg.mesh, mesh, specs)
     check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
-    check_sequence(cfg.data.seq_len, resolved)
+    if named.task(cfg).unit == "tokens":
+        check_sequence(cfg.data.seq_len, resolved)
     check_sequence(cfg.data.target_len, resolved, "data.target_len")
     return resolved
 

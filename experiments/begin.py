@@ -14,6 +14,7 @@ from bigjax.models import Model
 from bigjax.run import RunFolder, Throughput, say
 from bigjax.run.heartbeat import Pulse
 from bigjax.sharding import Layout
+from bigjax.tasks import named_task
 from bigjax.train import continuation, flops, rollback, step
 
 from . import finish, trained
@@ -89,7 +90,9 @@ def throughput(cfg: Config, model: Model) -> Throughput:
     """
     devices = jax.devices()
     again = (lambda: flops.peak_flops(devices)) if devices[0].platform == "cpu" else None
-    return Throughput(flops.run_flops_per_token(cfg, model.specs), flops.peak_flops(devices), again)
+    return Throughput(
+        flops.run_flops_per_token(cfg, model.specs), flops.peak_flops(devices), again, unit=named_task(cfg).unit
+    )
 
 
 def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
@@ -97,10 +100,16 @@ def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
     folder.open(cfg, continuation.LENGTHS)
     rollback.note(folder, text.train.left_out)
     if jax.process_index() == 0:
-        data.save_tokenizer(text.tokenizer, folder.path)
+        data.save_processor(text.tokenizer, folder.path)
         origin.keep(origin.start_of(cfg), folder.path)
         folder.write_data(text.describe())
         folder.keep_code(cfg)
+
+
+def _content(cfg: Config, sizes: dict[str, int]) -> str:
+    if named_task(cfg).unit == "rows":
+        return f"{sizes['documents']:,} rows"
+    return f"{sizes['tokens']:,} tokens, {sizes['bytes']:,} bytes, {sizes['documents']:,} documents"
 
 
 def banner(
@@ -120,7 +129,7 @@ def banner(
     lines = [
         f"model: {sizes['params_total']:,} parameters, {sizes['params_non_embedding']:,} without embeddings{active}",
         f"mesh: {axes} ({mesh.devices.flat[0].device_kind})",
-        f"data: {train['tokens']:,} tokens, {train['bytes']:,} bytes, {train['documents']:,} documents; "
+        f"data: {_content(cfg, train)}; "
         f"{text.train.rows_taken(cfg.train.steps) / facts['rows_per_epoch']:.2f} epochs in {cfg.train.steps:,} steps",
         *(f"note: {note}" for note in (*lengths.notes(cfg), *layout.notes, *text.notes)),
     ]

@@ -235,7 +235,7 @@ def _parse(flag_values: flags.FlagValues, argv: list[str]) -> str | None:
 def _named(argv: Sequence[str]) -> dict[str, str]:
     """Return the overrides that say which sections the config has, as those of a family."""
     matches = [match for match in map(_OVERRIDE.match, argv) if match and match[2] is not None]
-    return {match[1]: match[2] for match in matches if match[1] in ("model.family", "train.objective")}
+    return {match[1]: match[2] for match in matches if match[1] in config_source.NAMING}
 
 
 def _take_config(argv: list[str], declared: type[Config]) -> tuple[list[str], str | None, list[str]]:

@@ -34,6 +34,10 @@ _NO_SUCH_ARGUMENT = re.compile(r"(\w+)\.__init__\(\) got an unexpected keyword a
 """What Python says of a field that a section does not have."""
 
 
+NAMING = ("model.family", "train.objective")
+"""Fields that say which sections a config has."""
+
+
 def load(source: str) -> ConfigDict:
     """Return the locked ConfigDict of `FILE[:ARG]`, of `PRESET.json`, of `hf:PATH`, or the one recorded by a run.
 
@@ -86,15 +90,13 @@ def load_config(source: str | Path, changes: Mapping[str, Any] = MappingProxyTyp
     Raises:
         UserError: as `load`; or a field does not exist or does not take the value, or fields clash.
     """
-    config = load(str(source))
-    _change(config, changes, str(source), str(source))
-    return strict.from_dict(Config, config)
+    return strict.from_dict(Config, _changed(load(str(source)), changes, str(source), str(source)))
 
 
-def _change(config: ConfigDict, changes: Mapping[str, Any], where: str, source: str) -> None:
+def _changed(config: ConfigDict, changes: Mapping[str, Any], where: str, source: str) -> ConfigDict:
     try:
+        config, declared = with_named(config, {path: changes[path] for path in NAMING if path in changes})
         # A ConfigDict would take True for 1.0.
-        declared = Config.schema_of(paths.with_fields(Config, config.to_dict(), changes))
         values = {path: strict.convert(declared, path, value) for path, value in changes.items()}
     except strict.ConfigError as error:
         raise UserError(f"{where}: {error}") from error
@@ -102,6 +104,7 @@ def _change(config: ConfigDict, changes: Mapping[str, Any], where: str, source: 
         config.update_from_flattened_dict(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where} changes what {source} does not have: {error}") from error
+    return config
 
 
 def with_named(config: ConfigDict, changes: dict[str, str]) -> tuple[ConfigDict, type[Config]]:
@@ -111,7 +114,7 @@ def with_named(config: ConfigDict, changes: dict[str, str]) -> tuple[ConfigDict,
       changes: fields that name something, such as `model.family`, and what they are to name.
     """
     if not changes:
-        return config, Config.schema_of(config)
+        return config, Config.schema_of(config.to_dict())
     nested = paths.with_fields(Config, config.to_dict(), changes)
     declared = Config.schema_of(nested)
     for path, section in schema.sections(declared).items():
@@ -202,8 +205,7 @@ def _load_preset(path: Path) -> ConfigDict:
         raise UserError(f"there is no preset {str(path)!r}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a preset, a JSON object with 'config' and 'changes': {named(error)}") from error
-    _change(config, changes, str(path), preset["config"])
-    return config
+    return _changed(config, changes, str(path), preset["config"])
 
 
 def _load_module(file: str) -> ModuleType:

@@ -62,9 +62,9 @@ def main(flag_values: flags.FlagValues) -> int:
     distributed.initialize(flag_values)
     import jax
 
-    from bigjax import data
     from bigjax.evaluate import beam_search, likelihood, reports, tasks
     from bigjax.models import build
+    from bigjax.tasks import named_task
 
     from . import trained
 
@@ -74,7 +74,7 @@ def main(flag_values: flags.FlagValues) -> int:
     if asked.scores:
         beam_search.check_beams(build(cfg.model), flag_values.beams, flag_values.length_penalty)
     run = trained.load(flag_values.workdir, cfg)
-    tokenizer = data.load_tokenizer(run.folder.path)
+    tokenizer = named_task(cfg).load_processor(run.folder.path)
     scores: dict[str, Any] = {"step": run.step}
     if not asked.bring_data:
         scores |= _on_text(run, tokenizer, flag_values)

@@ -84,12 +84,12 @@ def write(
         return
     if cfg.log.plot:
         plots.plot_loss(folder.metrics, folder.loss_plot)
-    tokens = text.train.rows_taken(cfg.train.steps) * cfg.data.seq_len
+    tokens, unit = text.train.rows_taken(cfg.train.steps) * cfg.data.seq_len, named_task(cfg).unit
     rows = list(metrics.read_rows(folder.metrics))
     result = {
         "fingerprint": folder.fingerprint,
         "steps": cfg.train.steps,
-        "tokens": tokens,
+        **({"tokens": tokens} if unit == "tokens" else {"tokens": None, unit: tokens}),
         **params.counts(model.specs, cfg.model.moe.experts_per_token),
         "flops": tokens * run_flops_per_token(cfg, model.specs),
         "train_loss": next((row["train/loss"] for row in reversed(rows) if "train/loss" in row), None),
@@ -100,7 +100,7 @@ def write(
         **({"held_out_trained_on": both} if (both := text.duplicates["held_out_trained_on"]) else {}),
         "empty_batches": sum(EMPTY in row for row in rows),
         "left_out_batches": rollback.left_out(folder),
-        "tokens_per_s": tokens_per_s,
+        f"{unit}_per_s": tokens_per_s,
         "wall_s": rows[-1]["time_s"] if rows else None,
         "mesh": dict(layout.sizes),
         "jax_version": jax.__version__,
@@ -145,12 +145,13 @@ def summary(folder: RunFolder) -> str:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    line = f"{result['steps']:,} steps, {result['tokens']:,} tokens in {result['wall_s']:.0f} s"
+    unit = "rows" if result["tokens"] is None else "tokens"
+    line = f"{result['steps']:,} steps, {result[unit]:,} {unit} in {result['wall_s']:.0f} s"
     if empty := result.get("empty_batches"):
         line = f"{line}, {empty:,} of the steps without anything to predict"
     if result["eval_loss"] is None:
         return line
-    line = f"{line}; held out: loss {result['eval_loss']:.4f} nats per token"
+    line = f"{line}; held out: loss {result['eval_loss']:.4f}{' nats per token' if unit == 'tokens' else ''}"
     said = {"bits_per_byte": "{:.4f} bits per byte", "accuracy": "accuracy {:.4f}"}
     measured = [text.format(result[f"eval_{name}"]) for name, text in said.items() if result.get(f"eval_{name}")]
     return ", ".join([line, *measured])

@@ -75,7 +75,8 @@ def main(flag_values: flags.FlagValues) -> int:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
-    print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+    if not flag_values.plan:
+        print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
@@ -152,8 +153,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
                 watchman.check(done, batch, values)
                 speed.count(text.train.size(text.train.number(batch.step)) * cfg.data.seq_len)
                 # A step with nothing to predict is always reported: of what is to be counted none is left out.
-                due = done % cfg.log.every_steps == 0 or done in (start + 1, total_steps)
-                if due or not float(values["tokens"]):
+                if done % cfg.log.every_steps == 0 or done in (start + 1, total_steps) or not float(values["tokens"]):
                     writer.write(done, finish.metrics_row(cfg, values, rate) | speed.read())
 
             # ---- The loop ------------------------------------------------------------------------------------------

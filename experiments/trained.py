@@ -12,7 +12,7 @@ from bigjax import models, sharding
 from bigjax.checkpoint import reading as checkpoint_reading
 from bigjax.checkpoint import saving as checkpoint
 from bigjax.config import Config, ModelConfig, replace, strict
-from bigjax.data import TextData, Tokenizer, load_tokenizer
+from bigjax.data import Processor, TextData, load_tokenizer
 from bigjax.errors import UserError
 from bigjax.interop.hf import config as hf_config
 from bigjax.interop.hf import labels as hf_labels
@@ -20,6 +20,7 @@ from bigjax.models import Model
 from bigjax.params import names
 from bigjax.run.folder import RunFolder
 from bigjax.sharding import Layout
+from bigjax.tasks import named_task
 from bigjax.train import optimizers as optim
 from bigjax.train import step
 
@@ -93,7 +94,7 @@ def initial_params(cfg: Config, abstract: dict, text: TextData) -> dict:
     foreign = hf_config.folder_of(cfg.init_from) is not None
     before = None if foreign else RunFolder(folder).load_config().model
     if not foreign or (folder / "tokenizer.json").is_file():
-        _check_tokenizer(cfg, folder, tokenizer)
+        _check_processor(cfg, folder, tokenizer)
     if before is None:
         from bigjax.interop import hf
 
@@ -121,7 +122,11 @@ def _check_classes(cfg: Config, there: ModelConfig, classes: Sequence[str], text
         hf_labels.check_order(str(cfg.init_from), classes, ours, chosen=bool(cfg.data.classes))
 
 
-def _check_tokenizer(cfg: Config, folder: Path, tokenizer: Tokenizer) -> None:
+def _check_processor(cfg: Config, folder: Path, tokenizer: Processor) -> None:
+    if named_task(cfg).unit == "rows":
+        if named_task(cfg).load_processor(folder).digest != tokenizer.digest:
+            raise UserError(f"init_from={cfg.init_from!r} was trained on records of another scale: take its own data")
+        return
     if load_tokenizer(folder).digest != tokenizer.digest:
         raise UserError(
             f"init_from={cfg.init_from!r} was trained with another tokenizer than data.tokenizer="

@@ -54,6 +54,8 @@ def discovered() -> dict[str, Config]:
     """Return every config of configs/, by `module:argument`."""
     found = {}
     for module_info in pkgutil.iter_modules(configs.__path__):
+        if module_info.ispkg:  # the sweeps over them
+            continue
         module = importlib.import_module(f"configs.{module_info.name}")
         if hasattr(module, "ARGUMENTS"):
             sources = {f"{module_info.name}:{argument}": module.get_config(argument) for argument in module.ARGUMENTS}
@@ -162,7 +164,8 @@ def one_step(cfg: Config, mesh_name: str = ONE_DEVICE, update: bool = False, rep
         for _ in range(repeat):
             after, metrics = jax.block_until_ready(run.step(state, batch))
         trees = jax.device_get((after.opt_state[0], after.params, after.ema))
-        scalars = {name: float(metrics[name]) for name in ("loss", "nll", "z_loss", "tokens", "grad_norm")}
+        told = ("loss", "nll", "z_loss", "tokens", "grad_norm")
+        scalars = {name: float(metrics[name]) for name in told if name in metrics}
     return Result(*(params.names(tree) for tree in trees), scalars)
 
 

@@ -37,11 +37,13 @@ def run_docstring():
     assert not runner.failures, "".join(said)
 
 
-def test_the_lines_of_the_docstring_run_on_one_device():
+def test_the_lines_of_the_docstring_run_on_one_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run_docstring()
 
 
-def test_the_lines_of_the_docstring_run_on_a_mesh():
+def test_the_lines_of_the_docstring_run_on_a_mesh(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with jax.set_mesh(mesh_of(fsdp=4, tensor=2)[1]):
         run_docstring()
 
@@ -109,11 +111,15 @@ def test_a_step_says_what_does_not_fit():
         bigjax.models.build(cfg.model).init(jax.random.key(0))
 
 
-def test_a_config_is_changed_as_by_flags():
+def test_a_config_is_changed_as_by_flags(tmp_path):
     cfg = bigjax.load_config("quickstart", {"train.steps": 60, "model.d_model": 64, "optim.grad_clip": None})
     assert (cfg.train.steps, cfg.model.d_model, cfg.optim.grad_clip) == (60, 64, None)
     assert bigjax.load_config(ROOT / "configs" / "gpt.py").model == bigjax.load_config("gpt").model
     with pytest.raises(UserError, match=r"^quickstart: optim.lrr is not a field of the config: did you mean optim.lr"):
         bigjax.load_config("quickstart", {"optim.lrr": 1})
+    text = "from bigjax.config import Config, strict\ndef get_config(): return strict.to_config_dict(Config())"
+    (tmp_path / "plain.py").write_text(text)
+    gru = {"model.family": "rnn", "model.rnn.cell": "gru"}  # a field of a section that the family brings
+    assert bigjax.load_config(tmp_path / "plain.py", gru).model.rnn.cell == "gru"
     with pytest.raises(UserError, match=r"^quickstart: optim.lr=True is a bool"):
         bigjax.load_config("quickstart", {"optim.lr": True})

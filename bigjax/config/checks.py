@@ -31,7 +31,7 @@ def _objective_problems(cfg: Any) -> Iterator[str]:
             f"train.objective={name!r} trains model.family={' or '.join(map(repr, task.families))}, "
             f"not {model.family!r}"
         )
-    if model.head != task.head:
+    if task.head is not None and model.head != task.head:
         yield f"train.objective={name!r} needs model.head={task.head!r}, not {model.head!r}"
     if model.head.endswith("classification") != bool(model.num_classes) or model.num_classes == 1:
         yield (

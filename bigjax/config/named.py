@@ -19,10 +19,11 @@ from typing import Any
 from bigjax.errors import ConfigError
 
 FAMILIES = {
-    "decoder": "bigjax.models.decoder:FAMILY",
-    "encoder": "bigjax.models.encoder:FAMILY",
+    "decoder": "bigjax.models.family:DECODER",
+    "encoder": "bigjax.models.family:ENCODER",
     "encdec": "bigjax.models.encdec:FAMILY",
     "rnn": "bigjax.models.rnn:FAMILY",
+    "mlp": "bigjax.models.mlp:FAMILY",
 }
 """`model.family` -> where its `models.Family` is."""
 
@@ -36,6 +37,7 @@ TASKS = {
     "seq2seq": "bigjax.tasks.seq2seq:TASK",
     "span_corruption": "bigjax.tasks.span_corruption:TASK",
     "prefix_lm": "bigjax.tasks.prefix_lm:TASK",
+    "regression": "bigjax.tasks.regression:TASK",
 }
 """`train.objective` -> where its `tasks.Task` is."""
 
@@ -71,9 +73,8 @@ def load(field: str, name: str, known: Mapping[str, str]) -> Any:
 @cache
 def _imported(field: str, name: str, place: str) -> Any:
     module_name, _, attribute = place.partition(":")
-    here = str(Path.cwd())
-    if name == place and not {"", here} & set(sys.path):
-        sys.path.append(here)  # a console command has its own folder there instead
+    if name == place:
+        _look_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -103,6 +104,25 @@ def those(field: str, known: Mapping[str, str], suits: Callable[[Any], Any]) -> 
 def task(cfg: Any) -> Any:
     """Return the `tasks.Task` that `train.objective` names, for rooms below that of tasks."""
     return load("train.objective", cfg.train.objective, TASKS)
+
+
+def _look_here() -> None:
+    """Have modules be found in the folder that the command is typed in, as `python -m` does."""
+    here = str(Path.cwd())
+    if not {"", here} & set(sys.path):
+        sys.path.append(here)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is `module.path:NAME` of a module that there is, and not a form that bigjax has a meaning for."""
+    module, separator, attribute = name.partition(":")
+    if not separator or not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        return False
+    _look_here()
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return "." in module  # which says best itself why it cannot be imported
 
 
 def section(name: str) -> str:

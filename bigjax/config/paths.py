@@ -8,7 +8,7 @@ from typing import Any
 from bigjax.config.fields import sections
 
 
-def schema_of(cls: type, mapping: Mapping[str, Any]) -> type:
+def schema_of(cls: type, mapping: Any) -> type:
     """Return the class that a mapping of fields describes, where some sections depend on what other fields name."""
     return getattr(cls, "schema_of", lambda mapping: cls)(mapping)
 

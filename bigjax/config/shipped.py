@@ -8,11 +8,12 @@ from pathlib import Path
 _NAME = re.compile(r"\w[\w-]*(/\w[\w-]*)*")
 
 
-def located(source: str) -> str:
+def located(source: str | Path) -> str:
     """Return `NAME[:ARG]` of a shipped config as `FILE[:ARG]`; whatever else it may be as it is.
 
     A file of the user's that is called so comes first, and so does the folder of a run.
     """
+    source = str(source)
     name, colon, argument = source.partition(":")
     if not _NAME.fullmatch(name) or Path(name).is_file() or Path(name, "config.json").is_file():
         return source

@@ -114,17 +114,20 @@ def maths(cfg: Any) -> dict[str, Any]:
     return nested({leaf.path: leaf.value for leaf in leaves(cfg) if not leaf.plumbing})
 
 
-def fingerprint(cfg: Any) -> str:
+def fingerprint(cfg: Any, code: Mapping[str, str] | None = None) -> str:
     """Return 16 hexadecimal characters that two configs share exactly when their maths fields agree.
 
     Fields at their default are left out, so that a new field does not change the identity of what ran before it. Of
     the user's own code that a field names, the content of its files counts.
+
+    Args:
+      code: the hash of that code by the field's path, as it was once; None: as it is now.
     """
     defaults = _defaults(type(cfg))
     changed = [leaf for leaf in leaves(cfg) if not leaf.plumbing and leaf.value != defaults[leaf.path]]
     fields = nested({leaf.path: leaf.value for leaf in changed})
-    if code := code_of(cfg):
-        fields["code"] = {path: named.digest(name) for path, name in code.items()}
+    if own := code_of(cfg):
+        fields["code"] = {path: named.digest(name) for path, name in own.items()} if code is None else code
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

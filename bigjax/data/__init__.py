@@ -18,6 +18,7 @@ batch, so any number of processes sees the same global batches, and a resumed ru
 from bigjax.data.batches.evalset import EvalSet
 from bigjax.data.batches.stream import Batch, TrainStream
 from bigjax.data.errors import DataError
+from bigjax.data.processor import Processor, save_processor
 from bigjax.data.text_data import TextData, build, open_documents
 from bigjax.data.tokens.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 
@@ -25,11 +26,13 @@ __all__ = [
     "Batch",
     "DataError",
     "EvalSet",
+    "Processor",
     "TextData",
     "Tokenizer",
     "TrainStream",
     "build",
     "load_tokenizer",
     "open_documents",
+    "save_processor",
     "save_tokenizer",
 ]

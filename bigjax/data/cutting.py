@@ -1,6 +1,5 @@
 """From one side of a source to the rows that a task trains on: what the rows of several tasks have in common."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +41,14 @@ class PlainSide:
 
     def documents(self) -> Iterator[Document]:
         """Yield the name and the strings of each record."""
-        return ((name, "\n".join(_strings(json.loads(record)))) for name, record in self.side.documents())
+        return ((name, "\n".join(_strings(record))) for name, record in self.side.documents())
 
     def key(self) -> list[str]:
         """What the documents depend on, for a cache."""
         return [*self.side.key(), "strings"]
 
 
-def _strings(values: list) -> Iterator[str]:
+def _strings(values: tuple) -> Iterator[str]:
     for value in values:
         if isinstance(value, str | list):
             yield value if isinstance(value, str) else " ".join(item for item in value if isinstance(item, str))

@@ -61,7 +61,7 @@ class TextData:
             "steps_per_epoch": sum(train.order.rows) / train.global_batch_size,
             "duplicates": self.duplicates,
             "notes": list(self.notes),
-            "vocab_size": self.tokenizer.vocab_size,
+            **({"vocab_size": self.tokenizer.vocab_size} if hasattr(self.tokenizer, "vocab_size") else {}),
             "cache": str(self.cache),
         }
 

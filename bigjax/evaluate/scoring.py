@@ -46,7 +46,7 @@ def score(
 
     With `bytes` in the batches also `bits_per_byte`: bits over the bytes that the scored tokens stand for; and what
     else the objective measures, such as `accuracy`. The loss is the negative log likelihood alone, without label
-    smoothing, z-loss or what the model adds to it.
+    smoothing, z-loss or what the model adds to it. Of a task without one, `loss` is its own, and `rows` are counted.
 
     Args:
       eval_step: as `step.make_eval_step` makes it. carried: what it starts from, `step.fresh`.
@@ -69,14 +69,17 @@ def scores_of(totals: metrics.Sums) -> dict[str, float]:
       UserError: there is nothing to predict in them.
     """
     counted = {name: sums for name, sums in jax.device_get(dict(totals)).items() if sums[1] > 0}
-    if "nll" not in counted:
+    if not {"nll", "loss"} & set(counted):
         raise UserError(
             "nothing to evaluate: the batches hold no token, row or word to predict; score longer documents, or more "
             "batches"
         )
     means = metrics.means(counted)
-    loss = means["nll"]
-    scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(totals["nll"][1])}
+    if "nll" in means:
+        loss = means["nll"]
+        scores = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": float(totals["nll"][1])}
+    else:  # of numbers, which have no likelihood
+        scores = {"loss": means["loss"], "rows": float(totals["loss"][1])}
     if "nll_per_byte" in means:
         scores["bits_per_byte"] = means.pop("nll_per_byte") / math.log(2)
     return scores | {name: value for name, value in means.items() if name not in ("loss", "nll", "z_loss")}

@@ -12,14 +12,24 @@ import jax.numpy as jnp
 from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig
-from bigjax.config.model import transformer_shape
 from bigjax.models.attention import backends as attention
-from bigjax.models.family import Family
 from bigjax.models.moe import layers as moe
 from bigjax.models.parts import blocks, layers, stacks
 from bigjax.models.parts.heads import head_pieces, head_specs, logits, next_logits, unembedding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
+
+__all__ = [  # what `family` declares of it, with what it shares with other models
+    "apply",
+    "decode",
+    "embed",
+    "head_pieces",
+    "logits",
+    "next_logits",
+    "prefill",
+    "specs",
+    "unembedding",
+]
 
 Params = Any
 
@@ -148,16 +158,3 @@ def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, l
         x_BSD, (kv, _) = blocks.transformer_block(x_BSD, p, cfg, layout, rope, partial(attend, index), whole, route)
         kept.append(kv)
     return blocks.final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)
-
-
-FAMILY = Family(
-    specs=specs,
-    apply=apply,
-    logits=logits,
-    unembedding=unembedding,
-    head_pieces=head_pieces,
-    next_logits=next_logits,
-    prefill=prefill,
-    decode=decode,
-    derive=transformer_shape,
-)

@@ -11,12 +11,21 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import normal, zeros
 
 from bigjax.config import ModelConfig
-from bigjax.config.model import transformer_shape
-from bigjax.models.family import Family
 from bigjax.models.parts import blocks, layers, mup, stacks
 from bigjax.models.parts.heads import head_specs, unembedding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
+
+__all__ = [  # what `family` declares of it, with what it shares with other models
+    "apply",
+    "class_logits",
+    "logits",
+    "masked_logits",
+    "masked_states",
+    "pooled",
+    "specs",
+    "unembedding",
+]
 
 Params = Any
 
@@ -182,16 +191,3 @@ def class_logits(
     if cfg.parametrization == "mup":  # as `unembedding`
         out = out / mup.width(cfg)
     return checkpoint_name(out + p["classes_bias"].astype(jnp.float32), "logits")
-
-
-FAMILY = Family(
-    specs=specs,
-    apply=apply,
-    logits=logits,
-    unembedding=unembedding,
-    masked_logits=masked_logits,
-    masked_states=masked_states,
-    pooled=pooled,
-    class_logits=class_logits,
-    derive=transformer_shape,
-)

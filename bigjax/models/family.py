@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bigjax import lazy
 from bigjax.config import ModelConfig
+from bigjax.config.model import transformer_shape
 from bigjax.errors import UserError
 
 
@@ -51,6 +53,7 @@ class Family:
       prefill, decode: read a prompt into a cache, then a token at a time.
       apply_segment, initial_state: go on from a state that the batch before left.
       masked_logits, masked_states, pooled, class_logits: heads over chosen places, whole rows, or every token.
+      values: numbers that are no logits, `(B,)` in float32.
       encode: what is read once for all that is written.
       like: the built-in family whose tasks train it, as its functions take the same arguments; by default none other.
       fields: a frozen dataclass, its own fields, in the config as `model.NAME` after the family's name.
@@ -73,6 +76,7 @@ class Family:
     pooled: Callable[..., Any] = field(default=lacking("pooled"))
     class_logits: Callable[..., Any] = field(default=lacking("class_logits"))
     encode: Callable[..., Any] = field(default=lacking("encode"))
+    values: Callable[..., Any] = field(default=lacking("values"))
     like: str | None = None
     fields: type = NoFields
     derive: Callable[[ModelConfig], Mapping[str, Any]] = nothing_derived
@@ -81,3 +85,34 @@ class Family:
     def has(self, name: str) -> bool:
         """Return whether the family has a function of this name."""
         return not getattr(getattr(self, name), "lacking", False)
+
+
+def transformer(module: str, *functions: str) -> Family:
+    """Return a transformer without fields of its own, whose functions are those of a module, imported when called."""
+    found: dict[str, Any] = {name: lazy.function(f"{module}:{name}") for name in functions}
+    return Family(**found, derive=transformer_shape)
+
+
+# Declared here, and not beside their functions, so that most configs are checked before JAX is imported.
+DECODER = transformer(
+    "bigjax.models.decoder",
+    "specs",
+    "apply",
+    "logits",
+    "unembedding",
+    "head_pieces",
+    "next_logits",
+    "prefill",
+    "decode",
+)
+ENCODER = transformer(
+    "bigjax.models.encoder",
+    "specs",
+    "apply",
+    "logits",
+    "unembedding",
+    "masked_logits",
+    "masked_states",
+    "pooled",
+    "class_logits",
+)

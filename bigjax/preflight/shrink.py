@@ -6,6 +6,7 @@ from math import ceil, gcd, lcm
 from bigjax.config import Config, MeshConfig, ModelConfig, MoeConfig, named
 from bigjax.config.mup import BASE_SIZES, MupConfig, base_sizes
 from bigjax.data.batches import ramp
+from bigjax.tasks import named_task
 
 DEVICES = 8
 """The shrunk run fits every mesh of this many devices with `tensor` 1 or 2, if the run itself fits `tensor` 2."""
@@ -35,7 +36,7 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
       most 4 (3 if the ratio is odd).
     - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to a
       half. At most 4 groups a row.
-    - A recurrent model is at most 64 wide. For others:
+    - A model without heads is at most 64 wide. For others:
     - Heads of 16, or what the kernel needs; 15 if odd. `d_model` is a multiple of 8, equal to heads x head_dim only
       where it was (else wider by 8). `d_ff` keeps its ratio to `d_model`, up to 4.
     - muP's base shape has half of every width that grew since the config's own (twice, if it fell), and all of others;
@@ -94,6 +95,8 @@ def _share(length: float, cfg: Config) -> float:
 
 def _sequence(cfg: Config) -> tuple[int, int]:
     """Return the length of a row and the number of chunks of the loss."""
+    if named_task(cfg).unit == "rows":
+        return cfg.data.seq_len, cfg.train.loss_chunks
     chunks = min(cfg.train.loss_chunks, 4)
     target = min(cfg.data.seq_len, SEQ_LENS.get(cfg.model.attention, 128))
     step = lcm(128 if target == 128 else DEVICES, chunks)
@@ -110,7 +113,7 @@ def _target_len(cfg: Config, chunks: int) -> int:
 
 def _model(cfg: Config, seq_len: int) -> ModelConfig:
     model = cfg.model
-    if model.kind == "rnn":
+    if not model.head_dim:
         return dataclasses.replace(
             model,
             vocab_size=_small(model.vocab_size, 64),

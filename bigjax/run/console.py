@@ -27,8 +27,9 @@ def progress_line(step: int, total: int, metrics: Mapping[str, float], left_s: f
         parts.append(f"loss {metrics['train/loss']:.3f}")
     if "eval/loss" in metrics:
         parts.append(f"eval loss {metrics['eval/loss']:.3f}")
-    if "perf/tokens_per_s" in metrics:
-        parts.append(f"{_short(metrics['perf/tokens_per_s'])} tok/s")
+    for unit, short in (("tokens", "tok"), ("rows", "rows")):
+        if (rate := metrics.get(f"perf/{unit}_per_s")) is not None:
+            parts.append(f"{_short(rate)} {short}/s")
     if "perf/mfu" in metrics:
         parts.append(f"MFU {100 * metrics['perf/mfu']:.1f} %")
     if left_s is not None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, replaced, strict
-from bigjax.config.named import own_files
 from bigjax.errors import ConfigError, UserError, named
 from bigjax.run import identity
 from bigjax.run.json_files import reading, write_json
@@ -226,9 +225,8 @@ class RunFolder:
         Raises:
             UserError: it cannot be written.
         """
-        files = {module: file for name in strict.code_of(config).values() for module, file in own_files(name).items()}
         try:
-            for module, file in files.items():
+            for module, file in identity.code_of(config).items():
                 self.code.mkdir(exist_ok=True)
                 (self.code / f"{module}.py").write_bytes(file.read_bytes())
         except OSError as error:

@@ -12,16 +12,16 @@ from typing import Any
 from bigjax.config import Config, named, replace, strict
 
 FIELDS = ("data.sources", "data.eval_sources", "data.tokenizer")
-"""The fields that name files."""
+"""The fields that name files. Others may name the user's own code, which is known by what its files hold, too."""
 
 LISTED = 1000
 """Of a source of more files than these only the hash of all is kept."""
 
-MADE = ("shakespeare", "shakespeare-passages", "copy")
+MADE = ("shakespeare", "shakespeare-passages", "copy", "sklearn")
 """Kinds of sources that are no files."""
 
 Contents = dict[str, Any]
-"""For each of `FIELDS` that names files, a list with an entry for each name in it: None where that is no file, else
+"""For each field that names files or code, a list with an entry for each name in it: None where that is no file, else
 `sha256` of all files in order and `files`, the sha256 of each by name."""
 
 
@@ -36,7 +36,13 @@ def contents_of(cfg: Config) -> Contents:
         "data.eval_sources": [_source(cfg, spec) for spec in cfg.data.eval_sources],
         "data.tokenizer": [_tokenizer(cfg, cfg.data.tokenizer)],
     }
+    found |= {path: [_code(name)] for path, name in strict.code_of(cfg).items()}
     return {path: entries for path, entries in found.items() if any(entries)}
+
+
+def _code(name: str) -> dict[str, Any]:
+    files = {module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in named.own_files(name).items()}
+    return {"sha256": named.digest(name), "files": files}
 
 
 def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
@@ -50,6 +56,8 @@ def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
 
 def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
     kind, _, place = spec.partition(":")
+    if own := named.own_files(spec) if kind not in ("bytes", "bpe", "hf") and named.is_own(spec) else {}:
+        return _entry({module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in own.items()})
     if kind != "hf" or not place:
         return None
     from bigjax.data.sources import readers
@@ -58,6 +66,20 @@ def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
 
     root = cache_folder(cfg.data.cache_dir)
     return _entry({path.name: readers.file_digest(path, root) for path in definition_files(Path(place))})
+
+
+def code_of(cfg: Config) -> dict[str, Path]:
+    """Return the files of the user's own code that a config names, by module."""
+    from bigjax.data.sources import opening
+    from bigjax.data.tokens import bpe
+
+    own = list(strict.code_of(cfg).values())
+    for specs, forms in (
+        ((*cfg.data.sources, *cfg.data.eval_sources), opening.FORMS),
+        ((cfg.data.tokenizer,), bpe.FORMS),
+    ):
+        own += [spec for spec in specs if spec.partition(":")[0] not in forms and named.is_own(spec)]
+    return {module: file for name in own for module, file in named.own_files(name).items()}
 
 
 def _entry(files: Mapping[str, str]) -> dict[str, Any]:
@@ -72,8 +94,11 @@ def fingerprint(cfg: Config, contents: Contents | None = None) -> str:
       contents: as `contents_of` returned it for this config, then or now; None: as it returns it now.
     """
     contents = contents_of(cfg) if contents is None else contents
-    fields = {}
+    fields, code = {}, {}
     for path, entries in contents.items():
+        if path not in FIELDS:
+            code[path] = entries[0]["sha256"]
+            continue
         name = path.rpartition(".")[2]
         value = getattr(cfg.data, name)
         names = [value] if isinstance(value, str) else value
@@ -83,13 +108,13 @@ def fingerprint(cfg: Config, contents: Contents | None = None) -> str:
             for spec, entry in zip(names, entries, strict=True)
         ]
         fields[name] = held[0] if isinstance(value, str) else tuple(held)
-    return strict.fingerprint(replace(cfg, data=fields) if fields else cfg)
+    return strict.fingerprint(replace(cfg, data=fields) if fields else cfg, code or None)
 
 
 def changes(before: Contents, now: Contents) -> list[str]:
     """Return a line for each of the first few files that are not what they were, with both hashes."""
     found = []
-    for path in FIELDS:
+    for path in dict.fromkeys((*FIELDS, *before, *now)):
         for old, new in zip(before.get(path, []), now.get(path, []), strict=False):
             if old and new and old["sha256"] != new["sha256"]:
                 found += list(_changed_files(old, new)) or [

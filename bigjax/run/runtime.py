@@ -1,5 +1,6 @@
 """Process-wide settings of JAX that every command wants; call before the first use of a device."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -27,6 +28,11 @@ def configure_jax() -> None:
         _keep_freed_memory()
     import jax
 
+    # JAX reads these when it is imported, which a config of a family of the user's own may have done before.
+    with contextlib.suppress(RuntimeError):  # once there are devices it is too late, as for two commands in one process
+        for name, kind in (("JAX_PLATFORMS", str), ("JAX_NUM_CPU_DEVICES", int)):
+            if name in os.environ:
+                jax.config.update(name.lower(), kind(os.environ[name]))
     if only_cpus:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     give_devices_threads(jax.config.jax_num_cpu_devices)  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,11 +20,17 @@ class Throughput:
       flops_per_token: by `train.flops`. peak_flops: of all devices in FLOP/s, None if unknown.
       measure: measures the peak again, where it is no figure of a data sheet. Whatever else runs can only lower what is
         measured, so the highest counts; it is measured at the first reading, too, and then once in `MEASURE_EVERY_S`.
+      unit: what is counted, tokens or rows.
     """
 
     def __init__(
-        self, flops_per_token: float, peak_flops: float | None, measure: Callable[[], float | None] | None = None
+        self,
+        flops_per_token: float,
+        peak_flops: float | None,
+        measure: Callable[[], float | None] | None = None,
+        unit: str = "tokens",
     ):
+        self._unit = unit
         self._flops_per_token, self._peak_flops, self._measure = flops_per_token, peak_flops, measure
         self._measured_at: float | None = None
         self._tokens = self._total_tokens = 0
@@ -49,7 +55,7 @@ class Throughput:
         self._seconds += seconds
         self._total_tokens += tokens
         rate = tokens / seconds
-        metrics = {"perf/tokens_per_s": rate, "perf/data_wait_s": waited}
+        metrics = {f"perf/{self._unit}_per_s": rate, "perf/data_wait_s": waited}
         if self._measure and (self._measured_at is None or now - self._measured_at >= MEASURE_EVERY_S):
             self._measured_at = now
             with self.paused():

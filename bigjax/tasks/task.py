@@ -14,7 +14,7 @@ from bigjax.config import Config, named
 from bigjax.data.cutting import Cut, text_tokenizer
 from bigjax.data.errors import DataError
 from bigjax.data.sources.opening import SplitSource
-from bigjax.data.tokens.tokenizers import Tokenizer
+from bigjax.data.tokens.tokenizers import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import jax
@@ -92,16 +92,19 @@ class Task:
     """One task.
 
     Attributes:
-      families: the families that it trains. head: the head that they need.
+      families: the families that it trains. head: the head that they need; None if
+        they have no such choice.
       columns: `(cfg)` -> the column that it reads of each record, or the columns.
-      rows: `(cfg, tokenizer, cache folder, training sides)` -> a function that cuts one side of a source into `Rows`;
-        it raises DataError where the tokenizer or the sides do not suit.
+      rows: `(cfg, processor, cache folder, training sides)` -> a function that cuts one side of a source into `Rows`;
+        it raises DataError where the processor or the sides do not suit.
       example: `(cfg, rng)` -> a batch of random content as `rows` shapes it, for checks and plans, which read no data.
       loss: `(model, params, batch, cfg.train, layout=, key=)` -> `Sums`; training minimises `loss`.
       carried_loss: the same of a batch that goes on from the state in which the one before left the model, with the
         state after it; None if rows never go on.
       whole_batch: adds to a batch what the loss must know of all of it, before it is split into microbatches.
-      processor: `(cfg, training sides, cache folder)` -> the tokenizer of a run that is given none.
+      processor: `(cfg, training sides, cache folder)` -> what turns records into numbers, the tokenizer where they are
+        texts, of a run that is given none. load_processor: `(folder)` -> that of a run.
+      unit: what rows consist of, `tokens`; or `rows`, where each is one record and `data.seq_len` is 1.
       metrics: what of the loss's sums is reported as `train/NAME`; a model's own have names of their own.
       cross_entropy: whether the loss is that of `targets`, and nothing beside it, so that other libraries' can be
         compared with it.
@@ -120,13 +123,15 @@ class Task:
 
     families: tuple[str, ...]
     columns: Callable[[Config], str | tuple[str, ...]]
-    rows: Callable[[Config, Tokenizer, Path, Sequence[SplitSource]], Cut]
+    rows: Callable[[Config, Any, Path, Sequence[SplitSource]], Cut]
     example: Callable[[Config, np.random.Generator], Batch]
     loss: "Callable[..., Sums]"
-    head: str = "lm"
+    head: str | None = "lm"
     carried_loss: "Callable[..., tuple[Sums, Any]] | None" = None
     whole_batch: "Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] | None" = None
-    processor: Callable[[Config, Sequence[SplitSource], Path], Tokenizer] = text_tokenizer
+    processor: Callable[[Config, Sequence[SplitSource], Path], Any] = text_tokenizer
+    load_processor: Callable[[Path], Any] = load_tokenizer
+    unit: str = "tokens"
     metrics: tuple[str, ...] = ("loss", "nll")
     cross_entropy: bool = False
     continues_text: bool = False

@@ -84,10 +84,17 @@ def observed(metrics: dict[str, Any]) -> dict[str, Any]:
 _SCALARS, _PAIRS = ("loss", "grad_norm"), ("median", "deviation")
 
 
+def _content(batch: Batch, row: int, text: TextData) -> dict[str, Any]:
+    """Return what a row of a batch says, as text where it is tokens, else its numbers."""
+    if "tokens" in batch.arrays:
+        return {"text": text.tokenizer.decode(batch.arrays["tokens"][row])}
+    return {name: values[row].tolist() for name, values in batch.arrays.items()}
+
+
 def write(where: Path, event: Event, cfg: Config, folder: RunFolder, batch: Batch, text: TextData) -> None:
     """Write the folder `where` of an event: process 0 `event.json`, every process `batch-PROCESS.jsonl`.
 
-    The latter has a line for each of its rows: id, source, epoch, row there, text.
+    The latter has a line for each of its rows: id, source, epoch, row there, text or numbers.
 
     Raises:
       OSError: something cannot be written.
@@ -100,7 +107,7 @@ def write(where: Path, event: Event, cfg: Config, folder: RunFolder, batch: Batc
             "source": text.train.sources[source[i]].spec,
             "epoch": int(epoch[i]),
             "row": int(row[i]),
-            "text": text.tokenizer.decode(batch.arrays["tokens"][i]),
+            **_content(batch, i, text),
         }
         for i in np.flatnonzero(batch.ids >= 0).tolist()
     ]

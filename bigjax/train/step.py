@@ -230,7 +230,7 @@ def _gradients(
     """
     batch = dict(batch)
     if key is not None and "rows" not in batch:
-        batch["rows"] = row_numbers(batch["tokens"])
+        batch["rows"] = row_numbers(batch["weights"])
     if microbatches == 1:
         _, pullback, (sums, carried) = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
         # The cotangent carries the division by the token count, which saves a pass over the gradients.

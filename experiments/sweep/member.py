@@ -73,7 +73,7 @@ class Member:
         """Open the run folder, and the stream of batches from a step on."""
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
-        data.save_tokenizer(self.text.tokenizer, folder.path)
+        data.save_processor(self.text.tokenizer, folder.path)
         hf_origin.keep(hf_origin.start_of(cfg), folder.path)
         folder.write_data(self.text.describe())
         rollback.note(folder, self._stream.left_out)

@@ -22,7 +22,7 @@ README = ROOT / "README.md"
 SHELLS = ("sh", "bash", "shell")
 """Fences of these languages hold commands and comments only; from others, lines that look like a command are taken."""
 
-COMMAND = re.compile(r"(\$ )?([A-Z_]+=\S* )*(python3? -m|pip|pytest) ")
+COMMAND = re.compile(r"(\$ )?([A-Z_]+=\S* )*(python3? -m|pip|pytest|bigjax) ")
 
 ELSEWHERE = ("cd", "git", "source", ".", "tensorboard", "uv")
 """Programs of other projects that may be named."""
@@ -39,7 +39,7 @@ def command_lines(text: str) -> list[str]:
 
 
 def split_commands(line: str) -> list[list[str]]:
-    """Return the words of each command of a line, without prompt, variables and comment."""
+    """Return the words of each command of a line, without prompt, variables and comment; `bigjax` as a module."""
     words = shlex.split(line.removeprefix("$ "), comments=True)
     found: list[list[str]] = [[]]
     for word in words:
@@ -47,7 +47,7 @@ def split_commands(line: str) -> list[list[str]]:
             found.append([])
         elif found[-1] or not re.fullmatch(r"[A-Z_]+=.*", word):
             found[-1].append(word)
-    return [command for command in found if command]
+    return [["python", "-m", *command] if command[:1] == ["bigjax"] else command for command in found if command]
 
 
 def module_of(command: list[str]) -> str | None:
@@ -92,13 +92,15 @@ def test_commands_are_found_in_fenced_blocks():
     text = (
         "Run `pytest`.\n```bash\n# one\npip install -e .\nA=1 python -m a.b \\\n  --c='d e' && pytest -q  # two\n```\n"
     )
-    text += "```\n$ python -m a.c\nstep 1\n```\n```python\nimport pip\n```\n```console\npytest tests\n```\n"
+    text += "```\n$ python -m a.c\nbigjax: run 1\n$ bigjax train -x\n```\n"
+    text += "```python\nimport pip\n```\n```console\npytest tests\n```\n"
     found = [command for line in command_lines(text) for command in split_commands(line)]
     assert found == [
         ["pip", "install", "-e", "."],
         ["python", "-m", "a.b", "--c=d e"],
         ["pytest", "-q"],
         ["python", "-m", "a.c"],
+        ["python", "-m", "bigjax", "train", "-x"],
         ["pytest", "tests"],
     ]
 

@@ -115,7 +115,7 @@ VARIANTS = {
     "lion, dropout": variant("lion", {"dropout": 0.2}, microbatches=2),
     "muon, blocked attention": variant("muon", {"attention": "blocked"}, loss_chunks=2),
     "adamw, muP": variant(
-        "adamw", {"parametrization": "mup", "mup.base_d_model": 64, "mup.base_num_layers": 1}, microbatches=2
+        "adamw", {"parametrization": "mup", "mup": {"base_d_model": 64, "base_num_layers": 1}}, microbatches=2
     ),
 }
 """One optimizer each, and options that change how loss and gradients are computed."""

@@ -39,6 +39,10 @@ NUMBERS = {
 }
 
 
+PEAK = {"perf/mfu", "perf/measured_peak_flops"}
+"""What only a run alone on its device says."""
+
+
 def points(base: Config, *factors):
     return sweeps.collect(lambda add: add(*factors), strict.to_config_dict(base))
 
@@ -101,7 +105,7 @@ def test_the_folders_are_those_of_single_runs_with_their_own_data(together, tmp_
         here, there = (list(read_rows(path / "metrics.jsonl")) for path in (among, alone))
         assert [row["step"] for row in here] == [row["step"] for row in there]
         for a, b in zip(here, there, strict=True):
-            assert a.keys() - {"perf/mfu"} == b.keys() - {"perf/mfu"}
+            assert a.keys() - PEAK == b.keys() - PEAK
             for name in {"train/loss", "optim/lr", "eval/loss"} & a.keys():
                 assert a[name] == pytest.approx(b[name], rel=1e-4)
     first = [next(read_rows(together.folder.path / row["run"] / "metrics.jsonl")) for row in rows]

@@ -16,7 +16,7 @@ from bigjax.errors import ConfigError
 from bigjax.tasks import Task, named_task, random_batch
 from tests.commands import ROOT
 
-HEADS = {"classification", "token_classification", "question_answering"}
+HEADS = {"classification", "token_classification", "question_answering", "regression"}
 """Names of tasks that are names of heads, too, which the files of models and of their formats know."""
 
 OF_HEADS = tuple(f"bigjax/{name}" for name in ("config/", "models/", "interop/", "preflight/", "tasks/"))

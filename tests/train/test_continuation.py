@@ -238,7 +238,7 @@ def test_what_a_run_leaves_out_its_branch_leaves_out(launch, text, tmp_path):
 @pytest.mark.exhaustive
 def test_a_branch_of_other_text_is_refused(launch, text, steady, tmp_path):
     other = tmp_path / "b.jsonl"
-    other.write_text(Path(text.partition(":")[2]).read_text().replace("e", "i"))
+    other.write_text(Path(text.partition(":")[2]).read_text().replace("a", "o"))
     with pytest.raises(UserError, match="the data is not that of the checkpoint at step 20: the tokens of 'jsonl:"):
         launch(config(f"jsonl:{other}", f"{steady}@20"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -4,7 +4,6 @@ Legend: B batch, S sequence.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,7 @@ def read_examples(side: SplitSource) -> Iterator[Example]:
         `is_impossible` says that there is.
     """
     for name, record in side.documents():
-        context, question, answers, starts, *said = json.loads(record)
+        context, question, answers, starts, *said = record
         place = f"{side.source.spec!r}, {name}"
         impossible = _truth(said[0], place) if said else None
         if impossible:

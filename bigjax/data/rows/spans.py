@@ -133,7 +133,8 @@ def corrupted(cfg: Config, spec: str, shard: Shard, ends: Ends, eos_id: int | No
     if written > data.target_len:
         raise DataError(
             f"data.target_len={data.target_len} has no room for the {written} tokens that are written for "
-            f"data.seq_len={data.seq_len}, data.mask_rate={data.mask_rate} and data.mean_span={data.mean_span}"
+            f"data.seq_len={data.seq_len}, data.mask_rate={data.mask_rate} and data.mean_span={data.mean_span}: set "
+            f"data.target_len={written} or more"
         )
     _, spans = span_counts(length, data.mask_rate, data.mean_span)
     if spans > SENTINELS:

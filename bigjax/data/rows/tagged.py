@@ -4,7 +4,6 @@ Legend: B batch, S sequence.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ def read_tagged(side: SplitSource) -> Iterator[tuple[list[str], list[str]]]:
         as many of each.
     """
     for name, record in side.documents():
-        words, tags = json.loads(record)
+        words, tags = record
         tags = [*map(spelled, tags)] if isinstance(tags, list) else tags
         for what, values in (("words", words), ("tags", tags)):
             if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):

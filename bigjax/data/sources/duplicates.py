@@ -5,7 +5,6 @@ Two documents are the same if their characters are, white space and case aside.
 
 import array
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.data.errors import DataError
-from bigjax.data.sources.opening import SplitSource
+from bigjax.data.sources.opening import SplitSource, canonical
 from bigjax.data.tokens.cache import content_key, make_once
 
 FORMAT = 1
@@ -58,17 +57,14 @@ def _hashes_of(side: SplitSource, root: Path) -> np.ndarray:
 
 
 def _write(folder: Path, side: SplitSource) -> None:
-    texts = (_text(document, side.source.columns) for _, document in side.documents())
+    texts = (_text(document) for _, document in side.documents())
     hashes = array.array("Q", (hash_of(text) for text in texts if text and not text.isspace()))
     (folder / "hashes.bin").write_bytes(hashes.tobytes())
 
 
-def _text(document: str, columns: int) -> str:
+def _text(document: Any) -> str:
     """Return what a document says: a record's first column, and of more than two, such as a question's, the second."""
-    if columns == 1:
-        return document
-    values: list[Any] = json.loads(document)
-    return json.dumps(values[: 1 if columns == 2 else 2], ensure_ascii=False)
+    return document if isinstance(document, str) else canonical(document[: 1 if len(document) == 2 else 2]).decode()
 
 
 def told(found: dict[str, int]) -> list[str]:

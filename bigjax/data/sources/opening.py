@@ -1,18 +1,22 @@
-"""Sources: from the strings of `data.sources` to documents, (name, text) pairs, split into training and held-out ones.
+"""Sources: from the strings of `data.sources` to records, split into training and held-out ones.
+
+A record is a name and what it holds: a text where one column is asked for, else a tuple of the values of the columns,
+strings, numbers, lists of them or NumPy arrays.
 
 A source is known by the hash of its content, never by its path or time stamp: local files are read once, in full, to
 compute it. Held-out documents are whole documents. Which they are depends on the source:
 
 - `shakespeare` and `shakespeare-passages` have a fixed list of held-out works, which is never trained on;
 - with `data.eval_sources` the other sources train on all their documents, and those sources are evaluated on;
-- otherwise a document is held out when a hash of its text, as a number in [0, 1), is below `data.holdout`. So a
+- otherwise a document is held out when a hash of what it holds, as a number in [0, 1), is below `data.holdout`. So a
   document is on the same side in every run and on every machine, and copies of a document are on one side;
 - where this leaves a side empty, the document with the lowest hash is held out, or the one with the highest trained on;
   of fewer than `FEW` plain texts the end of each is held out, `data.holdout` of it.
+
+The user's own source is `module.path:NAME`, see `own`.
 """
 
 import contextlib
-import dataclasses
 import difflib
 import functools
 import hashlib
@@ -21,15 +25,18 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from bigjax.config import named
 from bigjax.data.errors import DataError
-from bigjax.data.sources import copying, readers, shakespeare
+from bigjax.data.sources import copying, own, readers, shakespeare, tables
 from bigjax.data.sources import tfds as tfds_source
 
 Split = Literal["train", "eval"]
-Document = tuple[str, str]
-"""Name and text."""
+Document = tuple[str, Any]
+"""Name, and a text or the values of several columns."""
 
 FORMS = {
     "shakespeare": "shakespeare",
@@ -42,23 +49,28 @@ FORMS = {
     "tfds": "tfds:NAME[:SPLIT]",
     "copy": "copy:SYMBOLS:LENGTH",
     "conll": "conll:GLOB",
+    "sklearn": "sklearn:NAME",
 }
 """How a source of each kind is written."""
 
 
 READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "jsonl": readers.read_jsonl,
-    "csv": functools.partial(readers.read_table, delimiter=","),
-    "tsv": functools.partial(readers.read_table, delimiter="\t"),
-    "parquet": readers.read_parquet,
+    "csv": functools.partial(tables.read_table, delimiter=","),
+    "tsv": functools.partial(tables.read_table, delimiter="\t"),
+    "parquet": tables.read_parquet,
 }
 """`reader(name, path, key)` yields (name, value of the column) of every record."""
 
 RECORD_READERS: dict[str, Callable[..., Iterator[Document]]] = {
     "jsonl": readers.read_records,
     "conll": readers.read_conll,
+    "csv": functools.partial(tables.read_table_records, delimiter=","),
+    "tsv": functools.partial(tables.read_table_records, delimiter="\t"),
+    "parquet": tables.read_parquet_records,
+    "sklearn": tables.read_packaged,
 }
-"""`reader(name, path, keys)` yields (name, JSON list of the values of the columns) of every record."""
+"""`reader(name, path, keys)` yields (name, values of the columns) of every record."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class Source:
       files: sha256 of every file by name; empty for the packaged corpus.
       digest: sha256 of everything the documents depend on.
       read: starts a pass over all the documents.
-      notes: what is to be said of its files. columns: how many values each document is a JSON list of; 1: a text.
+      notes: what is to be said of its files.
     """
 
     spec: str
@@ -78,7 +90,6 @@ class Source:
     digest: str
     read: Callable[[], Iterator[Document]]
     notes: tuple[str, ...] = ()
-    columns: int = 1
 
 
 def open_source(
@@ -87,7 +98,7 @@ def open_source(
     """Open a source and hash its content.
 
     Args:
-      text_key: the column that holds the texts; or several, of which a document is the values, as a JSON list.
+      text_key: the column that holds the texts; or several, of which a document is the values.
       root: cache folder, where the hashes of large files are kept. labels: whether the column may hold whole numbers
         or truth values, too.
 
@@ -96,22 +107,25 @@ def open_source(
         columns of a kind that has one.
     """
     kind, _, rest = spec.partition(":")
+    if kind not in FORMS and named.is_own(spec):
+        return _made(spec, [spec, *own.code(spec).values()], own.reader(spec, text_key, labels), own.code(spec))
     packaged = kind.startswith("shakespeare")
     if kind not in FORMS or (spec != kind if packaged else not rest):
         near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
         raise DataError(
-            f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}"
-            f"{_QUOTED if ':' not in spec else ''}"
+            f"{spec!r} is no source; did you mean {FORMS[near]!r}? A source is {' or '.join(FORMS.values())}, or your "
+            f"own as module.path:NAME{_QUOTED if ':' not in spec else ''}"
         )
     if not _suits(kind, text_key):
         raise DataError(f"{spec!r} cannot give what train.objective reads: {_wanted(text_key)}")
+    if kind == "sklearn" and isinstance(text_key, tuple):
+        return _made(spec, [kind, rest, *text_key], functools.partial(tables.read_packaged, rest, text_key))
     if isinstance(text_key, tuple):
         files, notes = readers.find_files(rest)
         paths = readers.relative_names(files)
         read_all = RECORD_READERS[kind]
         records = lambda: (doc for item in paths.items() for doc in read_all(*item, text_key))  # noqa: E731
-        found = _hashed(spec, [kind, *text_key], paths, records, root, notes)
-        return dataclasses.replace(found, columns=len(text_key))
+        return _hashed(spec, [kind, *text_key], paths, records, root, notes)
     if kind == "shakespeare":
         return Source(spec, {}, shakespeare.SHA256, shakespeare.works)
     if packaged:
@@ -126,7 +140,7 @@ def open_source(
         read = functools.partial(tfds_source.read_tfds, builder, split, text_key, labels)
         return _hashed(spec, [kind, split, text_key], paths, read, root)
     files, notes = readers.find_files(rest)
-    if kind == "parquet" and 0 < len(bare := readers.without_rows(files)) < len(files):
+    if kind == "parquet" and 0 < len(bare := tables.without_rows(files)) < len(files):
         files = [path for path in files if path not in bare]
         notes += tuple(f"{path} is empty: it has no rows" for path in bare)
     paths = readers.relative_names(files)
@@ -146,7 +160,7 @@ _QUOTED = (
 
 def _suits(kind: str, columns: str | tuple[str, ...]) -> bool:
     if isinstance(columns, str):
-        return kind != "conll"
+        return kind not in ("conll", "sklearn")
     return kind in RECORD_READERS and (kind != "conll" or len(columns) == 2)
 
 
@@ -155,6 +169,16 @@ def _wanted(columns: str | tuple[str, ...]) -> str:
         return f"texts, under {columns!r}"
     forms = " or ".join(FORMS[kind] for kind in RECORD_READERS if _suits(kind, columns))
     return f"{', '.join(repr(key) for key in columns if key not in readers.OPTIONAL)} of each record of {forms}"
+
+
+def _made(
+    spec: str, how: list[str], read: Callable[[], Iterator[Document]], files: dict[str, str] | None = None
+) -> Source:
+    """Return the source of records that are in no file; it is known by what they hold."""
+    digest = hashlib.sha256(json.dumps(how).encode())
+    for _, value in read():
+        digest.update(canonical(value))
+    return Source(spec, files or {}, digest.hexdigest(), read)
 
 
 def _packaged(source: Source) -> bool:
@@ -217,7 +241,7 @@ class SplitSource:
             return self._parts(float(self.rule.removeprefix("tail:")))
         return (document for document in self.source.read() if self.keeps(*document))
 
-    def keeps(self, name: str, text: str) -> bool:
+    def keeps(self, name: str, text: Any) -> bool:
         """Whether a document of the source is on this side."""
         return self.rule == "all" or (self.split == "eval") == self._held_out(name, text)
 
@@ -228,7 +252,7 @@ class SplitSource:
             if part := text[:cut] if self.split == "train" else text[cut:]:
                 yield name, part
 
-    def _held_out(self, name: str, text: str) -> bool:
+    def _held_out(self, name: str, text: Any) -> bool:
         if self.rule == "works":
             return name.partition(":")[0] in shakespeare.HELD_OUT
         return document_fraction(text) < float(self.rule.removeprefix("hash:"))
@@ -238,9 +262,25 @@ class SplitSource:
         return [self.source.digest, self.split if self.rule != "all" else "all", self.rule]
 
 
-def document_fraction(text: str) -> float:
-    """Map a text to a number in [0, 1) that is uniform over texts: the first 53 bits of its sha256."""
-    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11) / 2**53
+def canonical(value: Any) -> bytes:
+    """Return bytes that tell what documents hold apart: of a text its UTF-8, of values their JSON.
+
+    Numbers and arrays of NumPy are encoded by their type, shape and content.
+    """
+    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_described)).encode()
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return [value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
+    return repr(value)  # a date, a decimal number: whatever a table holds
+
+
+def document_fraction(text: Any) -> float:
+    """Map a document to a number in [0, 1) that is uniform over them: the first 53 bits of its `canonical` sha256."""
+    return (int.from_bytes(hashlib.sha256(canonical(text)).digest()[:8]) >> 11) / 2**53
 
 
 def tail_start(text: str, share: float) -> int:

@@ -4,16 +4,14 @@ Lines and offsets of compressed files are those of what they hold.
 """
 
 import contextlib
-import csv
 import glob
 import hashlib
-import io
 import json
 import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,16 +157,25 @@ def read_jsonl(name: str, path: Path, text_key: str, labels: bool = False) -> It
 OPTIONAL = ("is_impossible",)
 """Columns that a record may lack; they are asked for last."""
 
+ALL = "*"
+"""Asked for as a column: all of a record, a mapping from columns to values."""
 
-def read_records(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the values of some keys of each line of JSON, as one JSON list, without those of `OPTIONAL` that it lacks.
+
+def picked(record: Mapping[str, Any], keys: tuple[str, ...]) -> tuple:
+    """Return the values of some columns of a record, of those that it has."""
+    return tuple(record if key == ALL else record[key] for key in keys if key == ALL or key in record)
+
+
+def read_records(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, tuple]]:
+    """Yield the values of some keys of each line of JSON, without those of `OPTIONAL` that it lacks.
 
     Raises:
       DataError: as `read_jsonl`, of any kind of value.
     """
-    for number, record in _json_lines(path, tuple(key for key in keys if key not in OPTIONAL)):
-        values = json.dumps([record[key] for key in keys if key in record], ensure_ascii=False)
-        yield f"{name}:{number}", _of_characters(values, path, number)
+    for number, record in _json_lines(path, tuple(key for key in keys if key not in (*OPTIONAL, ALL))):
+        values = picked(record, keys)
+        _of_characters(json.dumps(values, ensure_ascii=False), path, number)
+        yield f"{name}:{number}", values
 
 
 def _of_characters(text: str, path: Path, number: int) -> str:
@@ -185,8 +192,8 @@ def _of_characters(text: str, path: Path, number: int) -> str:
     return text
 
 
-def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the words and the tags of each sentence as one JSON list, of a file with a word and its tag on each line.
+def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, tuple]]:
+    """Yield the words and the tags of each sentence, of a file with a word and its tag on each line.
 
     Of more columns the first and the last are taken. Blank lines, and those of CoNLL-2003 that start with -DOCSTART-,
     end a sentence (Tjong Kim Sang & De Meulder 2003).
@@ -206,7 +213,7 @@ def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[s
             words.append(columns[0])
             tags.append(columns[-1])
         elif words:
-            yield f"{name}:{number - len(words)}", json.dumps([words, tags], ensure_ascii=False)
+            yield f"{name}:{number - len(words)}", (words, tags)
             words, tags = [], []
 
 
@@ -232,100 +239,3 @@ def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[s
                 if key not in record:
                     raise DataError(f"{path}, line {number}: no key {key!r}, only {', '.join(map(repr, record))}")
             yield number, record
-
-
-def read_table(
-    name: str, path: Path, text_key: str, labels: bool = False, *, delimiter: str
-) -> Iterator[tuple[str, str]]:
-    """Yield a document per record of a table whose first line names the columns; quoted as in RFC 4180.
-
-    Args:
-      labels: changes nothing, as all values are texts.
-
-    Raises:
-      DataError: the file is not UTF-8, no column is called `text_key`, or a record has not as many fields as columns.
-    """
-    del labels
-    text = decode(contents(path), str(path)).removeprefix("\ufeff")
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a document may be longer than the module's limit
-    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        columns = next(records)
-        if text_key not in columns:
-            raise DataError(f"{path}: no column {text_key!r}, only {', '.join(map(repr, columns))}")
-        place = columns.index(text_key)
-        for fields in records:
-            if len(fields) != len(columns):
-                raise DataError(
-                    f"{path}, line {records.line_num}: {len(fields)} fields, but the first line names {len(columns)}"
-                )
-            yield f"{name}:{records.line_num}", fields[place]
-    except csv.Error as error:
-        raise DataError(f"{path}, line {records.line_num}: not a table: {error}") from None
-
-
-def without_rows(files: list[Path]) -> list[Path]:
-    """Return the Parquet files that have no rows; what cannot be read is left to `read_parquet`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = []
-    for path in files:
-        with contextlib.suppress(pa.ArrowException, OSError):
-            if pq.read_metadata(path).num_rows == 0:
-                found.append(path)
-    return found
-
-
-def read_parquet(name: str, path: Path, text_key: str, labels: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield a document per row of a Parquet file, read a batch of rows at a time.
-
-    Args:
-      labels: as for `read_jsonl`.
-
-    Raises:
-      DataError: the file is not Parquet, has no rows, no column `text_key`, or a row without a UTF-8 string.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from None
-    with file:
-        columns = file.schema_arrow.names
-        if text_key not in columns:
-            raise DataError(f"{path}: no column {text_key!r}, only {', '.join(map(repr, columns))}")
-        if file.metadata.num_rows == 0:
-            raise DataError(f"{path} is empty: it has no rows")
-        row = 0
-        for batch in _batches(file, path, text_key):
-            column = batch.column(0)
-            if pa.types.is_dictionary(column.type):  # what a column of categories is
-                column = column.dictionary_decode()
-            if labels and (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
-                column = column.cast(pa.string())  # as `spelled`
-            text_types = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-            if not any(test(column.type) for test in text_types):
-                raise DataError(f"{path}: column {text_key!r} holds {column.type}, not strings")
-            # As bytes, since Arrow does not check UTF-8 when it reads.
-            for value in column.cast(pa.large_binary()).to_pylist():
-                if value is None:
-                    raise DataError(f"{path}, row {row}: {text_key!r} is null")
-                yield f"{name}:{row}", decode(value, f"{path}, row {row},")
-                row += 1
-
-
-def _batches(file: Any, path: Path, text_key: str) -> Iterator[Any]:
-    import pyarrow as pa
-
-    batches = file.iter_batches(batch_size=1024, columns=[text_key])
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:  # a page that is damaged, of a file whose end is not
-            raise DataError(f"{path} cannot be read as Parquet: {error}") from None
-        if batch is None:
-            return
-        yield batch

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from bigjax.config import named
 from bigjax.data.errors import DataError
 from bigjax.data.tokens.cache import content_key, make_once
+from bigjax.data.tokens.own import own
 from bigjax.data.tokens.shards import Side
 from bigjax.data.tokens.tokenizers import END_OF_TEXT, ByteTokenizer, Tokenizer, load_file, load_tokenizer
 
@@ -19,7 +21,7 @@ def build_tokenizer(spec: str, training: Sequence[Side], root: str | Path, room:
     """Return the tokenizer that `data.tokenizer` names.
 
     Args:
-      spec: `bytes`, `bpe:SIZE` or `hf:PATH`.
+      spec: `bytes`, `bpe:SIZE`, `hf:PATH`, or the user's own as `module.path:NAME`.
       training: the documents that BPE is trained on.
       root: cache folder for trained ones.
       room: how many ids the model has, so that none is trained, which takes long, for a model that it does not suit.
@@ -39,8 +41,10 @@ def build_tokenizer(spec: str, training: Sequence[Side], root: str | Path, room:
                 f"model.vocab_size={rest} or more, or data.tokenizer=bpe:{room} or fewer"
             )
         return _trained(int(rest), training, Path(root))
+    if rest and kind not in FORMS and named.is_own(spec):
+        return own(spec)
     near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]
-    wanted = "bytes, bpe:SIZE or hf:PATH of a tokenizer.json"
+    wanted = "bytes, bpe:SIZE, hf:PATH of a tokenizer.json, or your own as module.path:NAME"
     raise DataError(f"data.tokenizer: {spec!r} is no tokenizer; did you mean {FORMS[near]!r}? A tokenizer is {wanted}")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from bigjax.data.errors import DataError
 from bigjax.data.tokens.beside import CONFIG_FILE, FILE, IDS, SPELLINGS, Beside, read_beside, write_beside
+from bigjax.data.tokens.own import own
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
@@ -335,5 +336,7 @@ def load_file(path: str | Path) -> Tokenizer:
         raise DataError(f"{path} is not JSON: {error}") from None
     if content == {"kind": "bytes"}:
         return ByteTokenizer()
+    if isinstance(content, dict) and content.keys() == {"kind"}:
+        return own(content["kind"])
     beside = read_beside(path.parent)
     return JsonTokenizer(definition, beside.tokens.get("eos"), str(path), beside.tokens.get("bos"), beside)

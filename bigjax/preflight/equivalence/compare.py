@@ -23,7 +23,7 @@ from bigjax.config import Config, MeshConfig, replace
 from bigjax.errors import UserError
 from bigjax.preflight.equivalence import bounds as error_bounds
 from bigjax.preflight.equivalence.meshes import MAX_DEVICES, devices, mesh_name
-from bigjax.preflight.equivalence.observation import MeshFailure, Observation, Stage, distance, whole
+from bigjax.preflight.equivalence.observation import MEANS, MeshFailure, Observation, Stage, distance, whole
 from bigjax.preflight.shrink import shrink
 from bigjax.tasks import random_batch
 
@@ -159,6 +159,8 @@ def _module_order(specs: Any, path: str = "") -> Iterator[str]:
 
 
 def _repeats(batch: Mapping[str, np.ndarray]) -> int:
+    if "tokens" not in batch:  # nothing is looked up
+        return len(batch["weights"])
     # An encoder-decoder looks up what it writes in the same table.
     looked_up = [np.concatenate([batch["tokens"], batch["inputs"]], axis=1) if "inputs" in batch else batch["tokens"]]
     looked_up += [batch["positions"]] if "positions" in batch else []
@@ -220,7 +222,7 @@ def _compared(expected: Reference, initial: Mapping[str, list], seen: Observatio
     for name in expected.order:
         yield Difference("initial parameter", name, distance(initial[name], expected.initial[name]), 0.0)
     yield Difference("number of", "tokens", distance(seen.losses["tokens"], expected.losses["tokens"]), 0.0)
-    for name in ("loss", "nll", "z_loss"):
+    for name in (name for name in MEANS if name in expected.losses):
         value = expected.losses[name]
         yield Difference("mean", name, distance(seen.losses[name], value), limits.relative * abs(float(value)))
     allowed = expected.allowed()
@@ -276,7 +278,7 @@ class Report:
 
     @property
     def _rows(self) -> np.ndarray:
-        return self.references[0].batch["tokens"]
+        return self.references[0].batch["weights"]
 
 
 def small(cfg: Config) -> list[Config]:

@@ -16,6 +16,9 @@ from bigjax.errors import UserError
 from bigjax.train import optimizers as optim
 from bigjax.train import step
 
+MEANS = ("loss", "nll", "z_loss")
+"""The losses that are compared, means over what has weight."""
+
 COMPILE_QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
 """Halves the seconds a program takes to compile for a CPU; what it sums in which order stays the same."""
 
@@ -70,7 +73,7 @@ class Observation(NamedTuple):
     """The step's arrays by name, each as the parts that the devices hold, copies included.
 
     Attributes:
-      batch: the global batch. losses: means `loss`, `nll`, `z_loss`, and the number of weighted
+      batch: the global batch. losses: those of `MEANS` that the task has, and the number of weighted
         `tokens`. grads: gradients. scaled: as in `recording`.
       updated: parameters after the step.
     """
@@ -135,7 +138,7 @@ class Stage:
                 lowered = _attempt("trace", lambda: train_step.lower(state, placed))
                 self._step = _attempt("compile", lambda: lowered.compile(compiler_options()))
             after, metrics = _attempt("run", lambda: jax.block_until_ready(self._step(state, placed)))
-        losses = {name: metrics[name] for name in ("tokens", "loss", "nll", "z_loss")}
+        losses = {name: metrics[name] for name in ("tokens", *MEANS) if name in metrics}
         recorded = after.opt_state
         return Observation(*map(named_pieces, (placed, losses, recorded.grads, recorded.scaled, after.params)))
 

@@ -137,14 +137,15 @@ def _roofline(report: dict[str, Any]) -> list[str]:
 
 def _arithmetic(report: dict[str, Any]) -> list[str]:
     lines = [
-        f"arithmetic: {report['tokens_per_step']:,} tokens a step, {report['rows_per_device']:g} rows a device, "
-        f"{report['steps']:,} steps = {report['run_tokens']:.4g} tokens"
+        f"arithmetic: {report['tokens_per_step']:,} {report['unit']} a step, "
+        f"{report['rows_per_device']:g} rows a device, "
+        f"{report['steps']:,} steps = {report['run_tokens']:.4g} {report['unit']}"
     ]
     epochs = report["epochs"]
     lines[0] += ", epochs not known: the text was not read" if epochs is None else f" = {epochs:.4g} epochs"
     if "tokens_per_s" in report:
         lines.append(
-            f"  {report['tokens_per_s']:,.0f} tokens/s, {_duration(report['days'] * 24)}, "
+            f"  {report['tokens_per_s']:,.0f} {report['unit']}/s, {_duration(report['days'] * 24)}, "
             f"{_duration(report['chip_hours'], 'chip-', longest='hours')}"
         )
     return lines

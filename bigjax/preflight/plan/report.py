@@ -17,8 +17,8 @@ is padded], `notes`;
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
 `step_seconds_estimate` {low, mid, high}, all null where there are no figures for the devices;
-`tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `epochs` (null where the text was not read),
-`tokens_per_s`, `days`, `chip_hours` (at the estimate's middle).
+`unit` (tokens or rows), `tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `epochs` (null where the text was
+not read), `tokens_per_s`, `days`, `chip_hours` (at the estimate's middle).
 """
 
 import math
@@ -38,6 +38,7 @@ from bigjax.preflight.plan.compiler import Outcome
 from bigjax.preflight.plan.program import Program
 from bigjax.run.chips import Topology
 from bigjax.sharding import REPLICATION_LIMIT_BYTES, axes_of_entry
+from bigjax.tasks import named_task
 from bigjax.train import flops
 
 SCHEMA_VERSION = 1
@@ -188,6 +189,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
     cfg, mesh_shape = program.cfg, dict(program.mesh.shape)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     model = flops.run_flops_per_token(cfg, program.model.specs) * tokens
+    one = named_task(cfg).unit.removesuffix("s")
     # Kernels state no work, so a step with some is taken at the analytic count.
     exact = compiled if compiled and not compiled.uncounted_calls else None
     executed = exact.flops if exact else estimate.compiled_flops
@@ -211,7 +213,8 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
         rows.append({**asdict(one), "mesh_axes": list(one.mesh_axes), "link": link, **sizes})
     return {
         "model_flops_per_step": model,
-        "flops_convention": "6 N + 12 L H K S a token (Chowdhery et al. 2022, appendix B), no recomputation",
+        "flops_convention": f"6 N + 12 L H K S a {named_task(cfg).unit.removesuffix('s')} (Chowdhery et al. 2022, "
+        "appendix B), no recomputation",
         "compiled_flops_per_step": executed * topology.num_devices,
         "recompute_ratio": executed * topology.num_devices / model,
         "collectives": rows,
@@ -239,6 +242,7 @@ def _arithmetic(
     planned = ramp.rows_before(steps) * cfg.data.seq_len
     ways = prod(program.mesh.shape[axis] for axis in BATCH_AXES)
     found: dict[str, Any] = {
+        "unit": named_task(cfg).unit,
         "tokens_per_step": tokens,
         "rows_per_device": cfg.train.global_batch_size / ways,
         "steps": steps,

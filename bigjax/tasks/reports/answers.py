@@ -68,7 +68,7 @@ class Span(NamedTuple):
     none: float
 
 
-def best_answers(logits_N2S: Iterable[np.ndarray], source: AnswerSpans) -> dict[int, Span]:
+def best_answers(logits_N2S: Sequence[np.ndarray] | np.ndarray, source: AnswerSpans) -> dict[int, Span]:
     """Return the best answer to each example of a source, by number, over the rows of it that were scored.
 
     The score of no answer is the least of those of the rows, as each of the others holds a part of the text only
@@ -94,7 +94,7 @@ def best_answers(logits_N2S: Iterable[np.ndarray], source: AnswerSpans) -> dict[
     return {example: span._replace(none=none[example]) for example, span in best.items()}
 
 
-def answers(logits_N2S: Iterable[np.ndarray], source: AnswerSpans) -> dict[int, Found]:
+def answers(logits_N2S: Sequence[np.ndarray] | np.ndarray, source: AnswerSpans) -> dict[int, Found]:
     """Return `best_answers` without their places."""
     return {number: Found(one.text, one.none - one.score) for number, one in best_answers(logits_N2S, source).items()}
 

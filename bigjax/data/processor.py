@@ -1,0 +1,33 @@
+"""What turns records into numbers: a tokenizer for text, a scaler for tables, or what else a task brings."""
+
+from pathlib import Path
+from typing import Protocol
+
+from bigjax.data.errors import DataError
+
+
+class Processor(Protocol):
+    """What a run keeps of how its records become numbers, so that others are read as those it was trained on.
+
+    Attributes:
+      digest: sha256 of all that the numbers depend on.
+    """
+
+    digest: str
+
+    def save(self, folder: str | Path) -> None:
+        """Write it into a folder, from which its task's `load_processor` reads it."""
+        ...
+
+
+def save_processor(processor: Processor, folder: str | Path) -> None:
+    """Write a processor into a folder, such as a run's.
+
+    Raises:
+      DataError: it cannot be written, as on a full disk.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        processor.save(Path(folder))
+    except OSError as error:
+        raise DataError(f"the processor of records cannot be written to {folder}: {error.strerror}") from error

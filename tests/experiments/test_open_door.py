@@ -1,0 +1,260 @@
+"""A researcher's own folder: family, task, optimizer, source, tokenizer and config, with nothing of ours edited."""
+
+import json
+import shutil
+import textwrap
+
+import pytest
+
+from bigjax.config import Config, named, strict
+from tests.commands import Commands, read, shared_cache
+
+MODEL = '''
+    """A decoder whose hidden states are scaled by a learned gate."""
+    from dataclasses import dataclass, replace
+
+    from jax.nn.initializers import ones
+
+    from bigjax.config.fields import bounded
+    from bigjax.models import decoder, family
+    from bigjax.params import ParamSpec
+    from my.scale import scaled
+
+
+    @dataclass(frozen=True)
+    class Fields:
+        """What the gate multiplies."""
+
+        strength: float = bounded(1.0, above=0)
+
+
+    def specs(cfg):
+        """Declare the decoder's parameters, and the gate."""
+        return decoder.specs(cfg) | {"gate": ParamSpec((cfg.d_model,), ("vector",), "norm", ones)}
+
+
+    def apply(params, tokens_BS, cfg, **how):
+        """Return the decoder's hidden states times the gate."""
+        x_BSD, aux = decoder.apply(params, tokens_BS, cfg, **how)
+        return scaled(x_BSD, cfg.own.strength * params["gate"]), aux
+
+
+    gated = replace(family.DECODER, specs=specs, apply=apply, fields=Fields, like="decoder")
+'''
+
+SCALE = """
+    def scaled(x_BSD, gate_D):
+        return x_BSD * gate_D.astype(x_BSD.dtype)
+"""
+
+OPTIMIZER = '''
+    """Momentum of which only the sign counts (Bernstein et al. 2018)."""
+    import optax
+
+    from bigjax.train.optimizers import with_decay
+
+
+    def signum(cfg, specs, rate):
+        direction = optax.chain(optax.trace(cfg.momentum), optax.scale_by_sign())
+        return with_decay(cfg, specs, rate, direction, decoupled=True)
+'''
+
+TASK = '''
+    """The next token, with the loss scaled by a field of the task's own."""
+    from dataclasses import dataclass, replace
+
+    from bigjax.config.fields import bounded
+    from bigjax.tasks.causal_lm import TASK
+
+
+    @dataclass(frozen=True)
+    class Fields:
+        """The factor on the loss."""
+
+        factor: float = bounded(1.0, above=0)
+
+
+    def problems(cfg):
+        if cfg.task.factor > 8:
+            yield f"task.factor={cfg.task.factor} is above 8: set task.factor=8"
+
+
+    weighted = replace(TASK, fields=Fields, problems=problems)
+'''
+
+SOURCE = '''
+    """Counting."""
+
+
+    def numbers():
+        for first in range(200):
+            yield {"text": " ".join(str(n) for n in range(first, first + 40))}
+'''
+
+TOKENIZER = '''
+    """Bytes, under a name of one's own."""
+    from bigjax.data.tokens.tokenizers import ByteTokenizer
+
+
+    class Letters(ByteTokenizer):
+        """As the bytes are."""
+'''
+
+CONFIG = '''
+    """Does a gate help?"""
+    from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
+    from bigjax.config.strict import to_config_dict
+    from bigjax.science.sweeps import grid
+
+
+    def get_config():
+        return to_config_dict(
+            Config(
+                model=ModelConfig(
+                    family="my.model:gated",
+                    vocab_size=256,
+                    num_layers=1,
+                    d_model=16,
+                    num_heads=2,
+                    max_seq_len=32,
+                    gated={"strength": 0.5},
+                ),
+                data=DataConfig(sources=("my.source:numbers",), tokenizer="my.tokenizer:Letters", seq_len=32),
+                train=TrainConfig(steps=4, global_batch_size=8, objective="my.task:weighted"),
+                optim=OptimConfig(name="my.optimizer:signum", lr=1e-3),
+                log=LogConfig(every_steps=1, plot=False, tensorboard=False),
+            )
+        )
+
+
+    def sweep(add):
+        add(grid({"model.gated.strength": [0.5, 0.75]}))
+'''
+
+FILES = {
+    "__init__": "",
+    "model": MODEL,
+    "scale": SCALE,
+    "optimizer": OPTIMIZER,
+    "task": TASK,
+    "source": SOURCE,
+    "tokenizer": TOKENIZER,
+    "config": CONFIG,
+}
+
+
+def write(folder, **changes: str):
+    """Write the researcher's folder, with other content in some of its files."""
+    (folder / "my").mkdir(exist_ok=True)
+    for name, content in {**FILES, **changes}.items():
+        (folder / "my" / f"{name}.py").write_text(textwrap.dedent(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    return Commands(shared_cache(tmp_path_factory))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def run(commands, home):
+    """A finished run, typed in the researcher's folder."""
+    done = commands.run("experiments.train", "--config=my/config.py", "--workdir=runs/own", cwd=home)
+    return home / "runs" / "own", done.stderr
+
+
+def test_a_run_is_trained_and_keeps_the_code_it_was_made_with(run):
+    folder, said = run
+    assert "model: " in said
+    config = read(folder / "config.json")["config"]
+    assert config["model"]["gated"] == {"strength": 0.5}
+    assert config["task"] == {"factor": 1.0}
+    kept = {path.stem for path in (folder / "code").iterdir()}
+    assert kept == {f"my.{name}" for name in ("model", "scale", "optimizer", "task", "source", "tokenizer")}
+    assert (folder / "code" / "my.scale.py").read_text() == textwrap.dedent(SCALE)
+    assert read(folder / "tokenizer.json") == {"kind": "my.tokenizer:Letters"}
+
+
+OTHERS = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("model", "tokenizer", "optimizer", "task")]
+
+
+@pytest.mark.parametrize("name", ["scale", "source", *OTHERS])
+def test_a_run_of_other_code_is_another_run(commands, run, tmp_path, name):
+    shutil.copytree(
+        run[0].parent.parent, tmp_path / "home", ignore=shutil.ignore_patterns("checkpoints", "__pycache__")
+    )
+    changed = FILES[name].replace("range(200)", "range(201)") + "\n    CHANGED = True\n"
+    write(tmp_path / "home", **{name: changed})
+    said = commands.run(
+        "experiments.train", "--config=my/config.py", "--workdir=runs/own", cwd=tmp_path / "home", code=2
+    )
+    assert f"my.{name}: sha256 was " in said.stderr
+
+
+def test_flags_and_errors_treat_its_fields_as_any_others(commands, home):
+    def told(*arguments: str, code: int = 2) -> str:
+        done = commands.run("experiments.train", "--config=my/config.py", *arguments, cwd=home, code=code)
+        return done.stdout + done.stderr
+
+    assert "model.gated.strength = 0.25" in told("--config.model.gated.strength=0.25", "--print_config", code=0)
+    assert "out of bounds, expected a float above 0" in told("--config.model.gated.strength=-1", "--print_config")
+    assert "did you mean model.gated.strength?" in told("--config.model.gated.strenght=1", "--print_config")
+    assert "set task.factor=8" in told("--config.task.factor=9", "--print_config")
+    assert "did you mean my.model:gated?" in told("--config.model.family=my.model:gatd", "--print_config")
+    assert "there is no module my.modle" in told("--config.model.family=my.modle:gated", "--print_config")
+
+
+def test_it_is_scored_continued_planned_and_reported(commands, run, home):
+    folder = run[0].relative_to(home)
+    scores = commands.run("experiments.evaluate", f"--workdir={folder}", cwd=home)
+    assert "loss" in scores.stdout
+    told = commands.run("experiments.generate", f"--workdir={folder}", "--prompt=1 2 3", "--max_new_tokens=8", cwd=home)
+    assert told.stdout
+    planned = ("--topology=v5e:2x2", "--analytic", "--out=plan.json", "--config.train.global_batch_size=8")
+    commands.run("experiments.plan", "--config=my/config.py", *planned, cwd=home)
+    assert json.loads((home / "plan.json").read_text())
+    commands.run("experiments.report", f"--runs={folder}", "--out=report", cwd=home)
+    assert (home / "report").is_dir()
+
+
+def test_it_is_swept(commands, home):
+    commands.run("experiments.sweep", "--config=my/config.py", "--workdir=runs/swept", cwd=home)
+    runs = [read(path)["config"] for path in sorted((home / "runs" / "swept").glob("*/config.json"))]
+    assert sorted(config["model"]["gated"]["strength"] for config in runs) == [0.5, 0.75]
+
+
+def test_its_meshes_are_equal(commands, home):
+    arguments = ("--config=my/config.py", "--meshes=data=2;fsdp=2")
+    done = commands.run("experiments.check", "equivalence", *arguments, cwd=home, devices=2)
+    assert "SAME" in done.stdout
+
+
+@pytest.mark.exhaustive
+def test_it_resumes_bit_for_bit(commands, home):
+    done = commands.run("experiments.check", "resume", "--config=my/config.py", cwd=home)
+    assert "SAME" in done.stdout + done.stderr
+
+
+@pytest.mark.exhaustive
+def test_its_widths_are_checked(commands, home):
+    adam = ("--config.optim.name=adamw", "--config.optim.weight_decay=0.0")
+    done = commands.run("experiments.check", "mup", "--config=my/config.py", *adam, cwd=home)
+    assert "FLAT under muP" in done.stdout
+
+
+def test_what_a_module_imports_from_its_package_is_part_of_it(tmp_path, monkeypatch):
+    write(tmp_path, scale=SCALE + "    # other\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(named.own_files("my.model:gated")) == ["my.model", "my.scale"]
+    assert named.own_files("decoder") == {}
+    assert named.digest("adamw") is None
+
+
+def test_a_config_that_names_nothing_of_ones_own_is_what_it_was():
+    assert strict.code_of(Config()) == {}
