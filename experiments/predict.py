@@ -2,8 +2,9 @@
 
 What an answer is depends on what was trained: the class of a text, with the probability of each; the tag of each word,
 and where tags are BIO the entities; the answer to a question, with where it stands, its probability, and by how much
-no answer scores higher (no_answer); what an encoder-decoder writes, with --beams as evaluate does; the likeliest
-fillings of each [MASK]; the log probability of a text in nats. `prediction` is the first of it.
+no answer scores higher (no_answer); the value of a regression's target; what an encoder-decoder writes, with --beams as
+evaluate does; the likeliest fillings of each [MASK]; the log probability of a text in nats. `prediction` is the first
+of it.
 
 --inputs is a CSV, TSV, JSONL or Parquet file by its suffix, plain lines (.txt), or - for JSON lines on standard input;
 --format says otherwise. The columns are those of the run's config (data.text_key etc.); all others are carried along.
@@ -57,10 +58,10 @@ def main(flag_values: flags.FlagValues) -> int:
     distributed.initialize(flag_values)
     import jax
 
-    from bigjax import data
     from bigjax.data.inputs import STANDARD, open_inputs
     from bigjax.evaluate import beam_search, prediction, tables
     from bigjax.models import build
+    from bigjax.tasks import named_task
 
     from . import trained
 
@@ -69,7 +70,8 @@ def main(flag_values: flags.FlagValues) -> int:
     prediction.check_options(cfg, **{name: flag_values[name].present for name in options})
     if flag_values.beams > 1 or flag_values.length_penalty:
         beam_search.check_beams(build(cfg.model), **options)
-    inputs = open_inputs(source, flag_values.format, prediction.columns(cfg))
+    processor = named_task(cfg).load_processor(trained.folder_of(flag_values.workdir))
+    inputs = open_inputs(source, flag_values.format, prediction.columns(cfg, processor))
     if source == STANDARD and jax.process_count() > 1:
         raise UserError("--inputs=- is there for one process alone: give a file that all can read")
     tables.check_out(flag_values.out, inputs.path)
@@ -77,8 +79,7 @@ def main(flag_values: flags.FlagValues) -> int:
         cli.out_path(flag_values)
     schema, records = inputs.schema(), inputs.read()
     run = trained.load(flag_values.workdir, cfg)
-    tokenizer = data.load_tokenizer(run.folder.path)
-    predictor = prediction.Predictor(run.cfg, run.model, run.weights, tokenizer, run.layout, **options)
+    predictor = prediction.Predictor(run.cfg, run.model, run.weights, processor, run.layout, **options)
     answered = predictor.answer(records)
     with jax.set_mesh(run.mesh):
         if jax.process_index():

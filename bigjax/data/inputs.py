@@ -157,7 +157,7 @@ class Inputs:
         for name in self.columns:
             if name not in values:
                 there = listed(map(repr, values)) or "none"
-                raise DataError(f"{place}: no column {name!r}, only {there}; name it with --config.data.*_key")
+                raise DataError(f"{place}: no column {name!r}, only {there}")
 
 
 def open_inputs(name: str, kind: str | None, columns: tuple[str, ...]) -> Inputs:

@@ -15,8 +15,9 @@ import numpy as np
 
 from bigjax import sharding
 from bigjax.config import BATCH_AXES, Config
-from bigjax.data import DataError, Tokenizer
+from bigjax.data import DataError
 from bigjax.data.inputs import Record
+from bigjax.data.processor import Processor
 from bigjax.data.text_data import for_text
 from bigjax.errors import UserError, brief
 from bigjax.evaluate import writing
@@ -31,15 +32,15 @@ AHEAD = 256
 """Records that are read before the first of them is answered, so that rows of about the same length go together."""
 
 
-def columns(cfg: Config) -> tuple[str, ...]:
-    """Return the columns that a run reads of each record to answer it.
+def columns(cfg: Config, processor: Processor) -> tuple[str, ...]:
+    """Return the columns that a run with such a tokenizer, or what it has in its place, reads of each record.
 
     Raises:
       UserError: its task does not say how to answer.
     """
     task = named_task(cfg)
     if task.answers:
-        return task.answers.columns(cfg)
+        return task.answers.columns(cfg, processor)
     if cfg.model.kind == "encdec" or task.continues_text:
         return (cfg.data.text_key,)
     raise UserError(f"train.objective={cfg.train.objective!r} does not say how it answers: its Task has no `answers`")
@@ -67,7 +68,7 @@ class Predictor:
     cfg: Config
     model: Model
     weights: Any
-    tokenizer: Tokenizer
+    processor: Any
     layout: Layout
     beams: int = 1
     length_penalty: float = 0.0
@@ -82,7 +83,7 @@ class Predictor:
           DataError: naming the record that is not what the task reads.
           UserError: a record has a column that is called as one of the answer.
         """
-        names, needed, records = example(self.cfg), columns(self.cfg), iter(records)
+        names, needed, records = example(self.cfg), columns(self.cfg, self.processor), iter(records)
         while given := list(islice(records, max(AHEAD, self._most))):
             for record in given:
                 if taken := [name for name in names if name in record.values]:
@@ -123,10 +124,10 @@ class Predictor:
                 raise DataError(f"{place}: {error}") from None
         if not texts:
             return []
-        read = for_text(self.cfg, self.tokenizer)
+        read = for_text(self.cfg, self.processor)
         lengths = [len(ids) for ids in read.encode_batch(texts)]
         if self.cfg.model.kind != "encdec":
-            scorer = Scorer(self.cfg, self.model, self.weights, self.tokenizer, self.layout)
+            scorer = Scorer(self.cfg, self.model, self.weights, self.processor, self.layout)
             scored = zip(scorer.rolling(texts), lengths, strict=True)
             return [{"log_prob": log_prob, "tokens": tokens} for log_prob, tokens in scored]
         self.cut += sum(length > self.cfg.data.seq_len - 1 for length in lengths)
@@ -140,7 +141,7 @@ class Predictor:
     def _ask(self) -> Callable[..., Any]:
         answers = named_task(self.cfg).answers
         assert answers is not None
-        return answers.ask(self.cfg, for_text(self.cfg, self.tokenizer))
+        return answers.ask(self.cfg, for_text(self.cfg, self.processor))
 
     def _of_rows(self, given: list[tuple[str, list[Any]]]) -> list[dict[str, Any]]:
         """Answer by the predictions for rows, those of about the same length together."""

@@ -18,7 +18,7 @@ from bigjax.data.tokens.beside import SPELLINGS
 from bigjax.data.tokens.special import special_ids
 from bigjax.data.tokens.tokenizers import Tokenizer
 from bigjax.tasks.reports.classification import softmax
-from bigjax.tasks.task import Answers, Asked, Batch, Task, encoder_problems, string, tokens_alone
+from bigjax.tasks.task import Answers, Asked, Batch, Task, encoder_problems, string, text_column, tokens_alone
 
 
 def rows(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
@@ -101,7 +101,7 @@ def answer_like(cfg: Config) -> dict[str, Any]:
     return {"prediction": "", "fillings": [[{"token": "", "probability": 0.0}]]}
 
 
-ANSWERS = Answers(lambda cfg: (cfg.data.text_key,), ask, answer_like)
+ANSWERS = Answers(text_column, ask, answer_like)
 
 TASK = Task(
     families=("encoder",),

@@ -132,7 +132,7 @@ TASK = Task(
     metrics=("loss", "nll", "accuracy"),
     predict=lazy.function("bigjax.tasks.encoders:span_logits"),
     report=report,
-    answers=Answers(lambda cfg: (cfg.data.text_key, cfg.data.question_key), ask, answer_like, PADDED),
+    answers=Answers(lambda cfg, _: (cfg.data.text_key, cfg.data.question_key), ask, answer_like, PADDED),
     problems=problems,
     whole=True,
 )

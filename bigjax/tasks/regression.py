@@ -4,7 +4,7 @@ Features and target are trained on in units of their spread; what is reported is
 Legend: B batch, N records, F features.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,11 @@ from bigjax.data.cutting import Cut
 from bigjax.data.errors import DataError
 from bigjax.data.rows import example as examples
 from bigjax.data.rows.packed import Rows
-from bigjax.data.rows.table import Scaler, Table, numbers
+from bigjax.data.rows.table import Scaler, Table, finite, numbers
 from bigjax.data.sources.opening import SplitSource
 from bigjax.data.sources.readers import ALL
 from bigjax.errors import listed
-from bigjax.tasks.task import Batch, Report, Task
+from bigjax.tasks.task import Answers, Asked, Batch, Report, Task
 
 if TYPE_CHECKING:
     import jax
@@ -128,6 +128,18 @@ def report(found_N: np.ndarray, true_N: np.ndarray, held_out: Any) -> Report:
     return {"regression": measured}, f"{scaler.target}: {said}"
 
 
+def ask(cfg: Config, scaler: Scaler) -> Callable[..., Asked]:
+    """Make a row of the features of a record; the answer is the target in its own units."""
+    del cfg
+
+    def asked(*values: Any) -> Asked:
+        features = [finite(value, column) for value, column in zip(values, scaler.features, strict=True)]
+        inputs_F = scaler.scale(np.array([*features, 0.0]))[:-1].astype(np.float32)
+        return Asked([{"inputs": inputs_F}], lambda found: {"prediction": float(scaler.in_units(found[0]))})
+
+    return asked
+
+
 def problems(cfg: Config) -> Iterator[str]:
     """Ask for rows of one record, and for nothing that belongs to tokens."""
     data, train, name = cfg.data, cfg.train, cfg.train.objective
@@ -154,6 +166,7 @@ TASK = Task(
     whole=True,
     predict=predict,
     report=report,
+    answers=Answers(lambda cfg, scaler: scaler.features, ask, lambda cfg: {"prediction": 0.0}, padded=()),
     problems=problems,
     fields=Fields,
 )

@@ -14,7 +14,7 @@ from bigjax.config import Config, named
 from bigjax.data.cutting import Cut, text_tokenizer
 from bigjax.data.errors import DataError
 from bigjax.data.sources.opening import SplitSource
-from bigjax.data.tokens.tokenizers import Tokenizer, load_tokenizer
+from bigjax.data.tokens.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import jax
@@ -74,15 +74,15 @@ class Answers:
     """How a task's `predict` answers records that have no labels.
 
     Attributes:
-      columns: `(cfg)` -> the columns that it reads of each record. Plain lines have the first alone.
-      ask: `(cfg, tokenizer)` -> a function from the values of those columns to what is `Asked`; it raises DataError,
+      columns: `(cfg, processor)` -> the columns that it reads of each record.
+      ask: `(cfg, processor)` -> a function from the values of those columns to what is `Asked`; it raises DataError,
         which says what is wrong with the values.
       example: `(cfg)` -> an answer with the names and types of all, for the columns of a table.
       padded: the arrays of a row that are padded with 0 to the length of others.
     """
 
-    columns: Callable[[Config], tuple[str, ...]]
-    ask: Callable[[Config, Tokenizer], Callable[..., Asked]]
+    columns: Callable[[Config, Any], tuple[str, ...]]
+    ask: Callable[[Config, Any], Callable[..., Asked]]
     example: Callable[[Config], dict[str, Any]]
     padded: tuple[str, ...] = ("tokens", "segments")
 
@@ -159,6 +159,12 @@ def string(value: Any, column: str) -> str:
         code = f"\\u{ord(value[error.start]):04x}"
         raise DataError(f"{column!r} has {code}, half a surrogate pair and no character: take it out") from None
     return value
+
+
+def text_column(cfg: Config, tokenizer: Any) -> tuple[str, ...]:
+    """Return the column of texts alone, for `Answers`."""
+    del tokenizer
+    return (cfg.data.text_key,)
 
 
 def tokens_alone(ids: Sequence[int]) -> Batch:

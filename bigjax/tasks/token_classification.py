@@ -19,7 +19,7 @@ from bigjax.data.rows.tagged import IGNORED, TaggedText, first_tokens, read_tagg
 from bigjax.data.sources.opening import SplitSource
 from bigjax.data.tokens.tokenizers import Tokenizer
 from bigjax.tasks.reports import classification, entities
-from bigjax.tasks.task import Answers, Asked, Batch, Report, Task, encoder_problems, string, tokens_alone
+from bigjax.tasks.task import Answers, Asked, Batch, Report, Task, encoder_problems, string, text_column, tokens_alone
 
 
 def rows(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[SplitSource]) -> Cut:
@@ -129,7 +129,7 @@ TASK = Task(
     cross_entropy=True,
     predict=lazy.function("bigjax.tasks.encoders:class_logits"),
     report=report,
-    answers=Answers(lambda cfg: (cfg.data.text_key,), ask, answer_like),
+    answers=Answers(text_column, ask, answer_like),
     problems=encoder_problems,
     whole=True,
 )

@@ -20,7 +20,8 @@ from bigjax.data import DataError
 from bigjax.data.inputs import Record, open_inputs
 from bigjax.data.tokens.tokenizers import ByteTokenizer
 from bigjax.evaluate import prediction, tables
-from tests import commands
+from bigjax.tasks import regression
+from experiments import train
 from tests.conftest import mesh_of
 
 PREDICT = "experiments.predict"
@@ -36,27 +37,11 @@ def classifier(tmp_path_factory):
     (folder / "train.csv").write_text(
         "text,label\n" + "".join(f"{text} {i},{c}\n" for i in range(8) for text, c in TRAINED)
     )
-    commands.Commands(commands.shared_cache(tmp_path_factory)).run(
-        "experiments.train",
-        "--config=configs/finetune_classification.py:scratch",
-        "--config.model.num_layers=1",
-        "--config.model.d_model=32",
-        "--config.model.num_heads=2",
-        "--config.model.num_classes=3",
-        "--config.model.vocab_size=260",
-        "--config.data.seq_len=24",
-        "--config.data.tokenizer=bytes",
-        f"--config.data.sources=csv:{folder}/train.csv",
-        "--config.data.holdout=0",
-        "--config.train.global_batch_size=8",
-        "--config.train.steps=60",
-        "--config.train.eval_every_steps=0",
-        "--config.optim.warmup=2",
-        "--config.optim.lr=0.003",
-        "--config.log.plot=False",
-        "--config.log.tensorboard=False",
-        f"--workdir={folder}/run",
-    )
+    cfg = config("classification", "encoder", seq_len=24, num_classes=3)
+    data = {"sources": (f"csv:{folder}/train.csv",), "holdout": 0.0, "cache_dir": str(folder / "cache")}
+    log = {"plot": False, "tensorboard": False}
+    steps = {"steps": 60, "eval_every_steps": 0}
+    assert train.run(replace(cfg, data=data, train=steps, optim={"lr": 0.003}, log=log), folder / "run") == 0
     return folder / "run"
 
 
@@ -144,7 +129,7 @@ def test_standard_input_is_lines_of_json_or_as_the_flag_says(classifier, call_co
 
 LONG = "x" * 10_000
 MISTAKES = {
-    "a.csv": ("id,review\n1,a\n", r"a\.csv, line 1: no column 'text', only 'id', 'review'; name it with"),
+    "a.csv": ("id,review\n1,a\n", r"a\.csv, line 1: no column 'text', only 'id', 'review'"),
     "b.csv": ("id,text\n1,a,b\n", r"b\.csv, line 2: 3 fields, but the first line names 2"),
     "c.csv": ("text,text\na,b\n", r"c\.csv: the first line names the column 'text' twice"),
     "d.csv": ("text\n", r"d\.csv has no records"),
@@ -197,8 +182,9 @@ def test_mistakes_in_flags_are_one_sentence(classifier, call_command, tmp_path, 
 
 
 def config(objective: str, family: str, seq_len: int = 32, **model) -> Config:
-    sizes = {"vocab_size": 264, "num_layers": 1, "d_model": 32, "num_heads": 4, "d_ff": 64, "max_seq_len": 64}
-    head = {} if objective in ("masked_lm", "causal_lm", "seq2seq") else {"head": objective}
+    sizes = {"vocab_size": 264, "num_layers": 1, "d_model": 32}
+    sizes |= {} if family == "rnn" else {"num_heads": 4, "d_ff": 64, "max_seq_len": 64}
+    head = {"head": objective} if family == "encoder" and objective != "masked_lm" else {}
     return Config(
         ModelConfig(**sizes | {"family": family} | head | model),
         DataConfig(seq_len=seq_len, target_len=16 if family == "encdec" else 0, doc_stride=8, tokenizer="bytes"),
@@ -225,6 +211,8 @@ CASES = {
         [{"text": text, "question": "why?"} for text in TEXTS],
     ),
     "fillings": (config("masked_lm", "encoder"), [{"text": f"{text} [MASK] and [MASK]."} for text in TEXTS]),
+    "spans": (config("span_corruption", "encdec", positions="sinusoidal", vocab_size=400), [{"text": TEXTS[0]}]),
+    "recurrent": (config("causal_lm", "rnn"), [{"text": text} for text in TEXTS]),
     "texts": (config("seq2seq", "encdec", positions="sinusoidal"), [{"text": text} for text in TEXTS]),
     "likelihoods": (config("causal_lm", "decoder"), [{"text": text} for text in TEXTS]),
 }
@@ -293,6 +281,30 @@ def test_records_are_read_as_they_are_answered_by_few_programs():
     assert use._program._cache_size() == 1  # rows of 8, all of data.seq_len
 
 
+def test_a_regression_answers_with_values_in_the_units_of_its_target(tmp_path, call_command):
+    """What scikit-learn's least squares says of a target that is linear, within what few steps leave."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(80, 2)) * (3, 100) + (5, -20)
+    target = features @ (10, 0.5) + 1000
+    rows = np.column_stack([features, target]).tolist()
+    (tmp_path / "train.csv").write_text("a,b,y\n" + "".join(f"{a},{b},{y}\n" for a, b, y in rows))
+    cfg = Config(
+        ModelConfig(family="mlp", num_layers=1, d_model=16, activation="relu", mlp={"features": 2}),
+        DataConfig(sources=(f"csv:{tmp_path}/train.csv",), seq_len=1, holdout=0.0, cache_dir=str(tmp_path / "cache")),
+        TrainConfig(objective="regression", global_batch_size=16, steps=80, eval_every_steps=0),
+        task=regression.Fields(target="y"),
+    )
+    assert train.run(replace(cfg, optim={"lr": 0.02}, log={"plot": False, "tensorboard": False}), tmp_path / "run") == 0
+    (tmp_path / "new.csv").write_text("id,b,a\n" + "".join(f"{i},{b},{a}\n" for i, (a, b, _) in enumerate(rows)))
+    status, out, err = call_command(PREDICT, f"--workdir={tmp_path}/run", f"--inputs={tmp_path}/new.csv")
+    assert status == 0, err
+    found = [one["prediction"] for one in lines(out)]
+    assert np.corrcoef(found, target)[0, 1] > 0.99 and abs(np.mean(found) - target.mean()) < 0.1 * target.std()
+    (tmp_path / "new.csv").write_text("a,b\n1,\n1,x\n")
+    status, out, err = call_command(PREDICT, f"--workdir={tmp_path}/run", f"--inputs={tmp_path}/new.csv")
+    assert status == 2 and "new.csv, line 3: 'b' is 'x', no finite number" in err
+
+
 def test_words_of_a_text_stand_where_they_are_said_to_stand():
     cfg = replace(config("token_classification", "encoder", num_classes=3), data={"classes": ("O", "B-X", "I-X")})
     text = "Lear,  (the U.N.) king\tsaid e-mail."
@@ -311,7 +323,7 @@ def test_a_task_that_says_nothing_of_answers_and_a_mask_that_is_missing_are_name
     with pytest.raises(DataError, match=r"record 0: 'text' has no \[MASK\] to be filled"):
         answers(cfg, [{"text": "abc"}])
     with pytest.raises(DataError, match="has one text a line, but 'text' and 'question' are needed"):
-        open_inputs(__file__, "txt", prediction.columns(CASES["answers"][0]))
+        open_inputs(__file__, "txt", prediction.columns(CASES["answers"][0], ByteTokenizer()))
 
 
 LIKE = {"prediction": "", "probabilities": {"a": 0.0}}

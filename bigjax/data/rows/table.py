@@ -93,12 +93,24 @@ def _number(record: Mapping[str, Any], column: str, place: str) -> float:
     if column not in record:
         raise DataError(f"{place}: no column {column!r}, only {listed(map(repr, record))}")
     try:
-        value = float(record[column])
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{place}: {column!r} is {brief(str(record[column]))}, no finite number")
-    return value
+        return finite(record[column], column)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def finite(value: Any, column: str) -> float:
+    """Return a value of a column, or what a text spells, as a number.
+
+    Raises:
+      DataError: it is no finite number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{column!r} is {brief(str(value))}, no finite number")
+    return number
 
 
 @dataclass(frozen=True, eq=False)
