@@ -285,7 +285,8 @@ class Config:
 
 def _with_sections(model: type, objective: str) -> Any:
     task = named.load("train.objective", objective, named.TASKS)
-    return sections.extended(Config, (("model", model), ("task", task.fields)))
+    own = (("task", task.fields),) if hasattr(task, "fields") else ()  # else `checks` says that it is no task
+    return sections.extended(Config, (("model", model), *own))
 
 
 def replace(cfg: Config, **changes: Mapping[str, Any]) -> Config:

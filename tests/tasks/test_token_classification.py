@@ -108,7 +108,7 @@ def test_mistakes_in_two_columns_are_named(text, options, message, tmp_path):
         ({"text": ["a", "b"], "label": ["O"]}, "data.jsonl:1: 2 words have 1 tags"),
         ({"text": ["a", "b"]}, "line 1: no key 'label', only 'text'"),
         ({"text": "a b", "label": ["O", "O"]}, "the words are not a list of strings"),
-        ({"text": ["a"], "label": [3]}, "the tags are not a list of strings"),
+        ({"text": ["a"], "label": [3.5]}, "the tags are not a list of strings"),
     ],
 )
 def test_mistakes_in_records_are_named(record, message, tmp_path):
