@@ -47,7 +47,9 @@ SPARSE_MESHES: dict[str, dict[str, Any]] = {
 
 def many_devices(cfg: Config) -> list[str]:
     """Return the names of the meshes that a config is tried on, the one that splits most first."""
-    return [*SPARSE_MESHES, *MANY_DEVICES[:2]] if cfg.model.moe.num_experts else MANY_DEVICES
+    names = [*SPARSE_MESHES, *MANY_DEVICES[:2]] if cfg.model.moe.num_experts else MANY_DEVICES
+    # A row of one record has nothing along which to split it.
+    return [name for name in names if cfg.data.seq_len > 1 or "sequence" not in name]
 
 
 def discovered() -> dict[str, Config]:

@@ -21,6 +21,7 @@ from bigjax.run import Pending, RunFolder, Throughput, metrics, runtime
 from bigjax.science.sweeps import Point, without_scalars
 from bigjax.science.sweeps import stacked as sweeps_stacked
 from bigjax.science.sweeps.stacked import Stack
+from bigjax.tasks import named_task
 from bigjax.train import flops
 
 from .launch import Launch, Outcome
@@ -136,7 +137,7 @@ class _Reports:
         self._tokens = cfg.train.global_batch_size * cfg.data.seq_len
         specs = alone.model.specs
         per_token = flops.model_flops_per_token(cfg.model, specs, cfg.data.seq_len, cfg.data.target_len)
-        self.speed = Throughput(per_token, None)
+        self.speed = Throughput(per_token, None, unit=named_task(cfg).unit)
 
     def of(self, done: int, batches: list[data.Batch], values: Any) -> None:
         """Report the step before, or this one if it has ended."""

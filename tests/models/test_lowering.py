@@ -13,6 +13,7 @@ from bigjax.config import Config
 from bigjax.preflight.plan import program
 from bigjax.preflight.plan.program import Program
 from bigjax.sharding import REPLICATION_LIMIT_BYTES, ShardingError
+from bigjax.tasks import named_task
 from tests.on_meshes import abstract_mesh, discovered, distinct
 
 CONFIGS = distinct(discovered())
@@ -64,26 +65,30 @@ def test_every_config_lowers_with_its_batch_split(name):
         cfg.data.seq_len,
         cfg.model.num_heads,
         cfg.model.num_heads * cfg.model.head_dim,
+        cfg.model.d_model if named_task(cfg).unit == "rows" else 0,
     ):
         # A shape must tell rows from positions, heads and all their features, below.
         cfg = config.replace(cfg, train={"global_batch_size": 2 * cfg.train.global_batch_size})
     lowering = first_fit(cfg)
     traced = lowering.trace()
     rows, length = lowering.cfg.train.global_batch_size, lowering.cfg.data.seq_len
-    inputs = sum(x.shape == (rows, length) for x in lowering.batch.values())
+    # A row is so many tokens, or one record.
+    row = (rows, length) if named_task(cfg).unit == "tokens" else (rows,)
+    inputs = sum(x.shape[: len(row)] == row and (x.ndim == len(row) or len(row) == 1) for x in lowering.batch.values())
     inputs -= cfg.model.family == "rnn" and "positions" in lowering.batch  # it reads none, so none are handed over
     assert inputs >= 2
-    activations = [x for x in arrays_in(traced.jaxpr) if x.shape[:2] == (rows, length)]
-    assert len(activations) > 50
+    activations = [x for x in arrays_in(traced.jaxpr) if x.shape[: len(row)] == row and x.ndim > 1]
+    assert len(activations) > (50 if len(row) == 2 else 20)
     batch = lowering.layout.over("batch")
     assert batch[:2] == ("data", "fsdp")
     whole = [x for x in activations if not set(batch) <= axes_of(x)]
     assert whole == []
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        found = re.findall(rf"%arg\d+: tensor<{rows}x{length}x[if]32> {{[^%]*?<@mesh, \[(.*?)\]>", text)
+        shape = f"{rows}x{length}" if len(row) == 2 else rf"{rows}(?:x\d+)?"
+        found = re.findall(rf"%arg\d+: tensor<{shape}x[if]32> {{[^%]*?<@mesh, \[(.*?)\]>", text)
         split = ", ".join(f'"{axis}"' for axis in batch)
-        assert found == [f"{{{split}}}, {{}}"] * inputs
+        assert [one.removesuffix(", {}") for one in found] == [f"{{{split}}}"] * inputs
 
 
 @pytest.mark.parametrize("name", CONFIGS)

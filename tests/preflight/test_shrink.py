@@ -40,6 +40,8 @@ def test_every_config_keeps_its_options_and_fits_eight_devices(name):
     assert count(models.build(small.model).specs) < 500_000
     assert shrink(small) == small
     for axes in (MESHES | (SPARSE_MESHES if small.model.moe.num_experts else {})).values():
+        if axes.get("shard_sequence") and small.data.seq_len == 1:
+            continue  # a record has nothing to split
         mesh_cfg, mesh = mesh_of(**{"allow_replicated": small.mesh.allow_replicated, **axes})
         layout = sharding.layout(mesh_cfg, mesh, models.build(small.model).specs)
         sharding.check_batch(small.train.global_batch_size, small.train.microbatches, layout)
