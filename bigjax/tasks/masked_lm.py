@@ -85,7 +85,7 @@ def ask(cfg: Config, tokenizer: Tokenizer) -> Callable[..., Asked]:
                 probs_V = softmax(logits_1V[0].astype(np.float64))
                 best = np.argsort(-probs_V, kind="stable")[:FILLINGS].tolist()
                 fillings.append(
-                    [{"token": tokenizer.decode([id_]), "probability": float(probs_V[id_])} for id_ in best]
+                    [{"id": id_, "token": tokenizer.decode([id_]), "probability": float(probs_V[id_])} for id_ in best]
                 )
                 filled[place] = best[0]
             return {"prediction": tokenizer.decode(filled), "fillings": fillings}
@@ -98,7 +98,7 @@ def ask(cfg: Config, tokenizer: Tokenizer) -> Callable[..., Asked]:
 def answer_like(cfg: Config) -> dict[str, Any]:
     """Return what an answer is like."""
     del cfg
-    return {"prediction": "", "fillings": [[{"token": "", "probability": 0.0}]]}
+    return {"prediction": "", "fillings": [[{"id": 0, "token": "", "probability": 0.0}]]}
 
 
 ANSWERS = Answers(text_column, ask, answer_like)

@@ -18,7 +18,8 @@ from bigjax import models, sharding
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig, replace
 from bigjax.data import DataError
 from bigjax.data.inputs import Record, open_inputs
-from bigjax.data.tokens.tokenizers import ByteTokenizer
+from bigjax.data.tokens.bpe import train_bpe
+from bigjax.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
 from bigjax.evaluate import prediction, tables
 from bigjax.tasks import regression
 from experiments import train
@@ -26,6 +27,7 @@ from tests.conftest import mesh_of
 
 PREDICT = "experiments.predict"
 TRAINED = [("o for a horse", "history"), ("kiss me sweet", "comedy"), ("blood and death", "tragedy")]
+BYTES = ByteTokenizer()
 TEXTS = ("the sea", "a longer line, of the moon", "fish", "words " * 20)
 MESHES = ({"fsdp": 2, "tensor": 2, "data": 2}, {"data": 8})
 
@@ -117,6 +119,7 @@ def test_standard_input_is_lines_of_json_or_as_the_flag_says(classifier, call_co
     for flags, text in (
         (("--inputs=-",), json.dumps({"text": "blood and death 3"})),
         (("--inputs=-", "--format=txt"), "blood and death 3"),
+        (("--inputs=-", "--config.data.text_key=line"), json.dumps({"line": "blood and death 3", "text": [1]})),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         status, out, err = call_command(PREDICT, f"--workdir={classifier}", *flags)
@@ -192,7 +195,7 @@ def config(objective: str, family: str, seq_len: int = 32, **model) -> Config:
     )
 
 
-def predictor(cfg: Config, **axes) -> tuple[prediction.Predictor, jax.sharding.Mesh]:
+def predictor(cfg: Config, processor=BYTES, **axes) -> tuple[prediction.Predictor, jax.sharding.Mesh]:
     mesh_cfg, mesh = mesh_of(8 if axes else 1, **axes)
     model = models.build(cfg.model)
     layout = sharding.layout(mesh_cfg, mesh, model.specs)
@@ -200,7 +203,7 @@ def predictor(cfg: Config, **axes) -> tuple[prediction.Predictor, jax.sharding.M
         drawn = jax.device_get(model.init(jax.random.key(0)))
     with jax.set_mesh(mesh):
         weights = model.place(jax.tree.map(lambda w: w * (8 if w.ndim > 1 else 1), drawn), layout)
-    return prediction.Predictor(replace(cfg, mesh=axes), model, weights, ByteTokenizer(), layout), mesh
+    return prediction.Predictor(replace(cfg, mesh=axes), model, weights, processor, layout), mesh
 
 
 CASES = {
@@ -281,6 +284,21 @@ def test_records_are_read_as_they_are_answered_by_few_programs():
     assert use._program._cache_size() == 1  # rows of 8, all of data.seq_len
 
 
+def test_an_answer_has_no_space_at_its_ends_though_its_tokens_have(tmp_path):
+    """Tokens of byte-level BPE start with the space before a word."""
+    train_bpe(["the sea and the moon and the wave " * 3], 272, tmp_path)
+    cfg = replace(CASES["answers"][0], model={"vocab_size": 300})
+    use, mesh = predictor(cfg, processor=load_tokenizer(tmp_path))
+    contexts = [" ".join(("the", a, "and", b, "the")) for a in ("sea", "moon", "wave") for b in ("moon", "wave", "sea")]
+    given = [Record(f"record {n}", {"text": one, "question": "the moon"}) for n, one in enumerate(contexts)]
+    with jax.set_mesh(mesh):
+        found = [(record.values["text"], answer) for some in use.answer(given) for record, answer in some]
+    assert any(answer["start"] for _, answer in found)
+    for context, answer in found:
+        said = answer["prediction"]
+        assert said == said.strip() == context[answer["start"] : answer["end"]]
+
+
 def test_a_regression_answers_with_values_in_the_units_of_its_target(tmp_path, call_command):
     """What scikit-learn's least squares says of a target that is linear, within what few steps leave."""
     rng = np.random.default_rng(0)
@@ -323,7 +341,7 @@ def test_a_task_that_says_nothing_of_answers_and_a_mask_that_is_missing_are_name
     with pytest.raises(DataError, match=r"record 0: 'text' has no \[MASK\] to be filled"):
         answers(cfg, [{"text": "abc"}])
     with pytest.raises(DataError, match="has one text a line, but 'text' and 'question' are needed"):
-        open_inputs(__file__, "txt", prediction.columns(CASES["answers"][0], ByteTokenizer()))
+        open_inputs(__file__, "txt", prediction.columns(CASES["answers"][0], BYTES))
 
 
 LIKE = {"prediction": "", "probabilities": {"a": 0.0}}

@@ -138,6 +138,7 @@ def test_fillings_are_those_of_fill_mask(call_command, tmp_path):
             assert [filling["probability"] for filling in fillings] == pytest.approx(
                 [filling["score"] for filling in each], rel=REL
             )
+            assert [filling["id"] for filling in fillings] == [filling["token"] for filling in each]
             special = set(tokenizer.all_special_tokens)
             # What has no text, such as [PAD], is told as none.
             said = ["" if filling["token_str"] in special else filling["token_str"] for filling in each]

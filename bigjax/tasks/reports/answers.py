@@ -84,14 +84,21 @@ def best_answers(logits_N2S: Sequence[np.ndarray] | np.ndarray, source: AnswerSp
         exact_2S = logits_2S.astype(np.float64)
         score, first, last = best_span(exact_2S, place, place + stop - begin)
         spans = source.spans[example][begin:stop]
-        start, end = int(spans[first - place, 0]), int(spans[last - place, 1])
+        context = source.examples[example].context
+        start, end = _without_space(context, int(spans[first - place, 0]), int(spans[last - place, 1]))
         if example not in best or score > best[example].score:
             among_2n = exact_2S[:, [0, *range(place, place + stop - begin)]]
             chosen = np.logaddexp.reduce(among_2n, axis=1).sum()
-            text = source.examples[example].context[start:end]
-            best[example] = Span(text, start, end, score, float(np.exp(score - chosen)), 0.0)
+            best[example] = Span(context[start:end], start, end, score, float(np.exp(score - chosen)), 0.0)
         none[example] = min(none.get(example, np.inf), float(exact_2S[:, 0].sum()))
     return {example: span._replace(none=none[example]) for example, span in best.items()}
+
+
+def _without_space(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a span without the space at its ends, which many tokens start with."""
+    kept = text[start:end].strip()
+    start += len(text[start:end]) - len(text[start:end].lstrip())
+    return start, start + len(kept)
 
 
 def answers(logits_N2S: Sequence[np.ndarray] | np.ndarray, source: AnswerSpans) -> dict[int, Found]:
