@@ -11,6 +11,7 @@ from bigjax import params as param_tree
 from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, RopeConfig, TrainConfig
 from bigjax.evaluate import generation
 from bigjax.evaluate.generation import GenerationError, generate
+from bigjax.models import decoder
 from tests.conftest import mesh_of
 from tests.models_of import changed
 
@@ -191,8 +192,8 @@ def test_a_row_ends_before_eos():
 
 def test_lengths_of_one_bucket_share_a_program(monkeypatch):
     model, params = random_model(dataclasses.replace(GPT, num_layers=1))
-    prefill, traced = model.family.prefill, []
-    monkeypatch.setattr(model.family, "prefill", lambda *args: traced.append(args) or prefill(*args))
+    prefill, traced = decoder.prefill, []
+    monkeypatch.setattr(decoder, "prefill", lambda *args: traced.append(args) or prefill(*args))
     for length, new in ((3, 5), (31, 30), (7, 32)):
         written = generate(model, params, [[1] * length], max_new_tokens=new, temperature=0)
         assert len(written[0]) == new

@@ -21,6 +21,7 @@ from bigjax.data.tokens import special as special_tokens  # noqa: E402
 from bigjax.data.tokens.bpe import train_bpe  # noqa: E402
 from bigjax.evaluate.generation import generate  # noqa: E402
 from bigjax.interop import hf  # noqa: E402
+from bigjax.interop.hf import writing  # noqa: E402
 from bigjax.interop.hf.verify import VerificationError  # noqa: E402
 from bigjax.params import names  # noqa: E402
 from tests.interop.test_hf_weights import CASES, GPT2, LLAMA, random_params  # noqa: E402
@@ -79,7 +80,7 @@ def test_a_folder_that_is_another_model_is_found_out(tmp_path, monkeypatch, name
     wrong = {"rms_norm_eps": 0.5, "rope_theta": 3.0, "num_key_value_heads": 4}[name]
     architecture, values = hf.check_exportable(LLAMA, tmp_path)
     monkeypatch.setattr(
-        hf, "export_config", lambda cfg, first=None: (architecture, {**values, "model_type": "llama", name: wrong})
+        writing, "export_config", lambda cfg, first=None: (architecture, {**values, "model_type": "llama", name: wrong})
     )
     with pytest.raises(VerificationError, match="transformers") as caught:
         hf.export_checkpoint(random_params(LLAMA), LLAMA, tmp_path)
