@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
 import configs
@@ -73,6 +74,23 @@ def distinct(cfgs: dict[str, Config]) -> dict[str, Config]:
     for name, cfg in cfgs.items():
         first.setdefault(cfg, name)
     return {name: cfg for cfg, name in first.items()}
+
+
+def kind(cfg: Config) -> tuple:
+    """Return what decides which arrays a step has and what their axes mean: the family, its experts, the objective."""
+    experts = cfg.model.moe.router if cfg.model.moe.num_experts else None
+    return cfg.model.family, experts, cfg.train.objective, cfg.carries_state
+
+
+def firsts(cfgs: dict[str, Config]) -> set[str]:
+    """Return the name of the first config of each kind."""
+    return set({kind(cfg): name for name, cfg in reversed(cfgs.items())}.values())
+
+
+def by_kind(cfgs: dict[str, Config]) -> list[Any]:
+    """Return the names of all configs as parameters of a test; all but the first of each kind are exhaustive."""
+    always = firsts(cfgs)
+    return [pytest.param(name, marks=[] if name in always else pytest.mark.exhaustive) for name in cfgs]
 
 
 def shrunk() -> dict[str, Config]:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from bigjax import models, params, sharding
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from tests.on_meshes import MANY_DEVICES, ONE_DEVICE, Result, initial, many_devices, one_step, program, shrunk
+from tests.on_meshes import MANY_DEVICES, ONE_DEVICE, Result, firsts, initial, many_devices, one_step, program, shrunk
 
 EPSILON = float(np.finfo(np.float32).eps)
 TOLERANCE = EPSILON * (2**13) ** 0.5
@@ -33,25 +33,15 @@ def splitting(cfg: Config) -> list[str]:
 def cases(meshes: Callable[[Config], Iterable[str]]) -> list[Any]:
     """Return every config with each of its meshes.
 
-    Every config is always tried on the mesh that splits most, which has to do with all of its options and sizes, and
-    the first of each kind on all meshes but the one that another covers. The rest is for `-m exhaustive`.
+    The first of each kind is always tried on the mesh that splits most, which has to do with all of its options and
+    sizes. The rest is for `-m exhaustive`.
     """
-    firsts = {kind(cfg): name for name, cfg in reversed(CONFIGS.items())}
-
-    def always(name: str, number: int, mesh_name: str) -> bool:
-        return number == 0 or (name in firsts.values() and mesh_name != "fsdp 4, tensor 2")
-
+    always = firsts(CONFIGS)
     return [
-        pytest.param(name, mesh_name, marks=[] if always(name, number, mesh_name) else pytest.mark.exhaustive)
+        pytest.param(name, mesh_name, marks=[] if name in always and number == 0 else pytest.mark.exhaustive)
         for name, cfg in CONFIGS.items()
         for number, mesh_name in enumerate(meshes(cfg))
     ]
-
-
-def kind(cfg: Config) -> tuple:
-    """Return what decides which arrays a step has and what their axes mean: the family, its experts, the objective."""
-    experts = cfg.model.moe.router if cfg.model.moe.num_experts else None
-    return cfg.model.family, experts, cfg.train.objective, cfg.carries_state
 
 
 def gradient_tolerance(grads: dict[str, np.ndarray]) -> dict[str, float]:

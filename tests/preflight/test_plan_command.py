@@ -183,7 +183,7 @@ def test_a_parameter_that_would_be_padded_is_named(call):
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=9", "--num_slices=2"), "of --num_slices=2"),
         ((LLAMA, "--topology=cpu:4", "--search"), "--search compares step times, and there are no figures for cpu:4"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--num_slices=2", "--config.mesh.slice=4"), "form 2 slices, but"),
-        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32, but there are 16 devices"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32, but there are 16"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows, not"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--search"), "leave --analytic out"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare=configs/lama.py"), "there is no config file"),
