@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave all but the first cases of a test that is marked `sample` to `-m exhaustive`."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if (marker := item.get_closest_marker("sample")) is None:
+            continue
+        test = item.nodeid.partition("[")[0]
+        seen[test] += 1
+        if seen[test] > (marker.args[0] if marker.args else 1):
+            item.add_marker(pytest.mark.exhaustive)
 
 
 def mesh_of(num_devices: int | None = None, **axes) -> tuple[MeshConfig, Mesh]:

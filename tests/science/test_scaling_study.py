@@ -48,7 +48,7 @@ def written(folder, optima: dict[str, dict[int, float]]) -> str:
     """Write a run for every rate of every width by every parametrization, and one that has not finished."""
     for name, by_width in optima.items():
         for width, optimum in by_width.items():
-            base = {"mup.base_d_model": 32} if name == "mup" else {}
+            base = {"mup": {"base_d_model": 32}} if name == "mup" else {}
             model = {"d_model": width, "num_heads": width // 16, "parametrization": name, **base}
             for rate, loss in losses(optimum).items():
                 optim = {"name": "adam", "weight_decay": 0.0, "lr": rate}
