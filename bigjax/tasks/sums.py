@@ -19,12 +19,12 @@ makes averages exact under any split."""
 
 def mean(total: jax.Array, count: jax.Array) -> jax.Array:
     """Return `total / count`, 0 where nothing was counted: such a batch has no loss and no gradient."""
-    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 0)
+    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
 
 
 def per_count(count: jax.Array) -> jax.Array:
     """Return `1 / count`, 0 for a count of 0."""
-    return jnp.where(count > 0, 1 / jnp.where(count > 0, count, 1), 0)
+    return jnp.where(count == 0, 0, 1 / jnp.where(count == 0, 1, count))
 
 
 def classify(logits: jax.Array, batch: Mapping[str, jax.Array], cfg: TrainConfig) -> Sums:

@@ -82,10 +82,10 @@ def test_no_word_where_there_are_none(tmp_path):
 
 def test_a_question_is_the_same_with_its_text_alone(tmp_path):
     """Many questions are asked of one text."""
-    documents = [json.dumps(["a text", f"question {number}?", ["a"], [0]]) for number in (1, 2, 2)]
-    assert len({duplicates._text(document, 4) for document in documents}) == 2
-    tagged = [json.dumps([["a", "b"], tags]) for tags in (["O", "O"], ["O", "B-x"])]
-    assert len({duplicates._text(document, 2) for document in tagged}) == 1
+    documents = [("a text", f"question {number}?", ["a"], [0]) for number in (1, 2, 2)]
+    assert len({duplicates._text(document) for document in documents}) == 2
+    tagged = [(["a", "b"], tags) for tags in (["O", "O"], ["O", "B-x"])]
+    assert len({duplicates._text(document) for document in tagged}) == 1
 
 
 def test_hashes_are_those_of_the_folded_text():

@@ -194,7 +194,7 @@ def test_text_changed_since_the_checkpoint_is_named(commands, arguments, interru
         done = commands.run("experiments.train", *arguments, f"--workdir={interrupted}/run", code=2)
     finally:
         path.write_text(original)
-    assert "error: the data is not that of the checkpoint at step 10: the tokens of 'jsonl:" in done.stderr
+    assert "belongs to another text; choose another --workdir. It differs in\n  b.jsonl: sha256 was " in done.stderr
     assert "b.jsonl') have changed: sha256 was" in done.stderr
     assert "Traceback" not in done.stderr
     assert contents(interrupted / "run") == before

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from bigjax.config import Config, paths, strict
 from bigjax.config import fields as schema
+from bigjax.data.errors import DataError
 from bigjax.errors import ConfigError
 from bigjax.run import identity
 from bigjax.science.sweeps.factors import Change, Factor, SweepError
@@ -154,7 +155,11 @@ def point_of(number: int, change: Change, base: ConfigDict, shown: Iterable[str]
         raise ConfigError("; ".join(problems))
     cfg = strict.from_dict(Config, nested)
     name = _describe(change, [path for path in shown if path in change.values]) or "base"
-    return Point(number, name, dict(change.values), cfg, identity.fingerprint(cfg), change.label)
+    try:
+        fingerprint = identity.fingerprint(cfg)
+    except DataError:  # of this point alone, which will say so when it runs
+        fingerprint = strict.fingerprint(cfg)
+    return Point(number, name, dict(change.values), cfg, fingerprint, change.label)
 
 
 def _unknown(declared: type[Config], path: str) -> str:
