@@ -25,7 +25,7 @@ Answered = Sequence[tuple[Record, Mapping[str, Any]]]
 Write = Callable[[Answered], None]
 
 
-def check_out(out: str, inputs: Path | None) -> None:
+def check_out(out: str, inputs: str | Path | None) -> None:
     """Raise UserError unless records can be written to such a file."""
     if out == STANDARD:
         return

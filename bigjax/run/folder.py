@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, replaced, strict
+from bigjax.data.errors import DataError
 from bigjax.errors import ConfigError, UserError, named
 from bigjax.run import identity
 from bigjax.run.json_files import reading, write_json
@@ -204,7 +205,10 @@ class RunFolder:
     def write_config(self, config: Config) -> None:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = identity.contents_of(config)
+        try:
+            text = identity.contents_of(config)
+        except DataError:  # of a point of a sweep, which will say so when it runs
+            text = {}
         record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
         write_json(self.config, record | ({"text": text} if text else {}))
 

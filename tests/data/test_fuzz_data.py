@@ -78,7 +78,7 @@ def corpora(draw: st.DrawFn) -> tuple[str, list[bytes], dict]:
     return kind, files, {"model": model, "data": fields, "train": train}
 
 
-@lengths(60, 800)
+@lengths(100, 800)
 def test_data_files(count, record_property):
     def case(corpus):
         kind, files, mapping = corpus
@@ -97,7 +97,8 @@ def test_data_files(count, record_property):
                 if text.eval is not None:
                     list(text.eval.batches(1))
             kept = [path for path in folder.glob("cache/*/*") if path.suffix != ".lock"]
-            assert all((path / "manifest.json").is_file() or (path / "tokenizer.json").is_file() for path in kept), kept
+            whole = ("manifest.json", "tokenizer.json", "hashes.bin")  # of tokens, tokenizers and documents
+            assert all(any((path / name).is_file() for name in whole) for path in kept), kept
 
     search(count, case, corpora())
     record_property("fuzz_cases", count)

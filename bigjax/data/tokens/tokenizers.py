@@ -18,9 +18,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bigjax.config import named
 from bigjax.data.errors import DataError
 from bigjax.data.tokens.beside import CONFIG_FILE, FILE, IDS, SPELLINGS, Beside, read_beside, write_beside
 from bigjax.data.tokens.own import own
+from bigjax.errors import brief
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
@@ -337,6 +339,8 @@ def load_file(path: str | Path) -> Tokenizer:
     if content == {"kind": "bytes"}:
         return ByteTokenizer()
     if isinstance(content, dict) and content.keys() == {"kind"}:
+        if not named.is_own(str(content["kind"])):
+            raise DataError(f"{path} names the tokenizer {brief(content['kind'])}, and there is none of this name")
         return own(content["kind"])
     beside = read_beside(path.parent)
     return JsonTokenizer(definition, beside.tokens.get("eos"), str(path), beside.tokens.get("bos"), beside)
