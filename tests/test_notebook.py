@@ -37,6 +37,7 @@ def run_docstring():
     assert not runner.failures, "".join(said)
 
 
+@pytest.mark.exhaustive
 def test_the_lines_of_the_docstring_run_on_one_device(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_docstring()
@@ -72,6 +73,7 @@ def test_all_that_it_offers_is_there():
         _ = bigjax.trian
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_init_and_apply_of_every_family_are_the_same_on_a_mesh(name):
     fields, shape = FAMILIES[name]

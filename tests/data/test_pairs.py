@@ -124,6 +124,7 @@ def commands(tmp_path_factory):
     return Commands(shared_cache(tmp_path_factory))
 
 
+@pytest.mark.exhaustive
 def test_a_table_is_translated(commands, call_command, tmp_path):
     run = (
         "--config=configs/translation.py",

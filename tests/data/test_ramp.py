@@ -116,6 +116,7 @@ def gradients(cfg: Config, batch: dict[str, np.ndarray], **mesh) -> tuple[dict, 
     return {name: float(metrics[name]) for name in ("loss", "nll", "tokens", "grad_norm")}, grads
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("microbatches", "mesh"),
     [(1, {"num_devices": 1}), (4, {"num_devices": 1}), (2, {"data": 2, "fsdp": 2, "tensor": 2})],
@@ -168,6 +169,7 @@ def test_ramps_that_make_no_sense_are_named(train, message):
         config.replace(run_of(tokens=0), train=train)
 
 
+@pytest.mark.exhaustive
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(tmp_path, tmp_path_factory):
     """8 steps of 2, 2, 4, 6 and then 8 rows, killed after the fifth, whose checkpoint is that of the fourth."""
     run = commands.Commands(commands.shared_cache(tmp_path_factory)).run

@@ -62,6 +62,7 @@ def all_logits(model, params, prompt: list[int], texts: np.ndarray) -> np.ndarra
     return np.asarray(jax.nn.log_softmax(jax.jit(run)(params)))[:, len(prompt) - 1 :]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_with_room_for_every_hypothesis_the_best_of_all_texts_is_found(name, alpha):
@@ -121,6 +122,7 @@ def test_t5_beams_are_those_of_hugging_face():
             assert beam_search(model, params, PROMPTS, beams=beams, **ours) == expected
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", ["decoder", "t5"])
 def test_meshes_write_the_same(name):
     cfg = dataclasses.replace(CONFIGS[name], vocab_size=32)

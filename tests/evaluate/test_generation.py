@@ -65,6 +65,7 @@ def random_model(cfg: ModelConfig):
     return model, param_tree.init(model.specs, jax.random.key(0))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 def test_greedy_is_argmax_of_the_full_forward_pass(cfg):
     model, params = random_model(cfg)
@@ -152,6 +153,7 @@ def test_sampling_depends_on_key_and_row_only():
     assert len({tuple(written) for written in same_prompt}) == 3
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     "cfg, axes",
     [

@@ -15,6 +15,7 @@ HARD = {
 }
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(("variables", "umask"), HARD.values(), ids=HARD)
 def test_a_run_in_a_hard_place(tmp_path_factory, tmp_path, variables, umask):
     cache = shared_cache(tmp_path_factory)

@@ -28,6 +28,7 @@ def undisturbed(commands, tmp_path_factory):
     return workdir, done
 
 
+@pytest.mark.exhaustive
 def test_a_local_group_trains_and_its_output_is_told_apart(undisturbed):
     workdir, done = undisturbed
     assert (workdir / "result.json").exists()
@@ -49,6 +50,7 @@ def test_a_killed_process_is_named_and_the_group_goes_on_from_the_checkpoint(com
     assert rows(tmp_path / "run") == rows(undisturbed[0])
 
 
+@pytest.mark.exhaustive
 def test_a_stopped_process_is_named_and_nothing_hangs(commands, tmp_path):
     lost = ("tests.lost", "SIGSTOP@5#0", tmp_path / "stopped", "experiments.train")
     group = ("--num_processes=2", "--peer_timeout_s=5", f"--workdir={tmp_path}/run")
@@ -58,6 +60,7 @@ def test_a_stopped_process_is_named_and_nothing_hangs(commands, tmp_path):
     assert f"  process 1 of 2 ({HOST}, pid " in said
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("number", "how"),
     [
@@ -77,6 +80,7 @@ def test_processes_started_by_hand_name_the_one_that_is_lost(commands, tmp_path,
         assert f"  process 0 of 2 ({HOST}, pid " in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_the_processes_of_a_slurm_job_find_each_other(commands, undisturbed, tmp_path):
     """What JAX reads of SLURM's own variables is all that `--distributed` needs."""
     job = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}

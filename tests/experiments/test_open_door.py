@@ -222,6 +222,7 @@ def test_it_is_scored_continued_planned_and_reported(commands, run, home):
     assert (home / "report").is_dir()
 
 
+@pytest.mark.exhaustive
 def test_it_is_swept(commands, home):
     commands.run("experiments.sweep", "--config=my/config.py", "--workdir=runs/swept", cwd=home)
     runs = [read(path)["config"] for path in sorted((home / "runs" / "swept").glob("*/config.json"))]

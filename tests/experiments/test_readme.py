@@ -128,6 +128,7 @@ def test_every_program_is_known_and_what_it_names_is_there(command):
         assert [program, *words] in OURS or program in (*ELSEWHERE, "venv", "ruff", "pyright"), f"unknown: {command}"
 
 
+@pytest.mark.sample(15)
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_every_command_takes_its_flags(commands, folder, words):
     module, *arguments = words

@@ -112,6 +112,7 @@ checkpoints.wait()
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("moment", "left", "used"),
     [("digests", ["1", "2"], 1), ("removal", ["1.removing", "2"], 2)],
@@ -130,6 +131,7 @@ def test_killed_at_the_worst_moments_leaves_a_complete_checkpoint(tmp_path, mome
     assert sorted(path.name for path in tmp_path.iterdir()) == (["2.damaged", "3"] if used == 1 else ["3"])
 
 
+@pytest.mark.exhaustive
 def test_a_first_save_cut_short_is_no_checkpoint(tmp_path, capsys):
     state = {"x": jnp.arange(3)}
     with Checkpoints(tmp_path, SYNC) as checkpoints:

@@ -50,6 +50,7 @@ def arguments(tmp_path_factory) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.exhaustive
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(commands, arguments, tmp_path):
     run = {name: (*arguments, f"--workdir={tmp_path}/{name}") for name in ("whole", "killed")}
     commands.run("experiments.train", *run["whole"])

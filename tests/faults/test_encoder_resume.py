@@ -67,6 +67,7 @@ def commands(tmp_path_factory):
 OTHERS = [pytest.param(head, marks=pytest.mark.exhaustive, id=head.__name__) for head in (words, answers)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("head", [pytest.param(pairs, id="pairs"), *OTHERS])
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(commands, head, tmp_path):
     arguments = (*head(tmp_path), *SIZES)

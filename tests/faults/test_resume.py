@@ -94,6 +94,7 @@ def assert_same_batches_and_run(folder: Path, whole: Path) -> None:
     assert_same_run(folder / "run", whole / "run")
 
 
+@pytest.mark.exhaustive
 def test_the_runs_of_this_file_are_as_hard_as_they_claim(whole, arguments):
     """Several epochs of two sources, rows of several documents, dropout that changes the loss."""
     state = last_checkpoint(whole / "run").data_state
@@ -112,6 +113,7 @@ def test_killed_and_resumed_is_the_same_run_bit_for_bit(commands, arguments, who
     assert_same_batches_and_run(interrupted, whole)
 
 
+@pytest.mark.exhaustive
 def test_stopped_by_sigterm_then_by_ctrl_c_is_the_same_run_bit_for_bit(commands, arguments, whole, tmp_path):
     def train(*order: str, code: int) -> str:
         run = (*arguments, "--config.checkpoint.every_steps=1000", f"--workdir={tmp_path}/run")
@@ -127,6 +129,7 @@ def test_stopped_by_sigterm_then_by_ctrl_c_is_the_same_run_bit_for_bit(commands,
     assert_same_batches_and_run(tmp_path, whole)
 
 
+@pytest.mark.exhaustive
 def test_resumed_on_another_mesh_is_the_same_run_but_for_rounding(commands, arguments, whole, interrupted):
     mesh = ("--config.mesh.fsdp=4", "--config.mesh.tensor=2")
     record = interrupted / "record"
@@ -173,6 +176,7 @@ def rewrite_config(run: Path, **sections) -> Config:
     return cfg
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_another_shape_is_a_readable_diff(commands, arguments, interrupted):
     run = interrupted / "run"
     rewrite_config(run, model={"d_ff": 96})

@@ -66,6 +66,7 @@ def last_checkpoint(folder: Path) -> Restored:
         return checkpoints.restore(step.abstract_state(cfg, model, tx, layout, mesh), STEPS)
 
 
+@pytest.mark.exhaustive
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(commands, arguments, whole, tmp_path):
     run = (*arguments, f"--workdir={tmp_path}/run")
     commands.run(TRAIN, tmp_path / "record", "SIGKILL@6", "--", *run, code=-9)
@@ -81,6 +82,7 @@ def test_killed_and_resumed_is_the_same_run_bit_for_bit(commands, arguments, who
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_the_same_model(commands, arguments, whole, tmp_path):
     """The lanes, and their states, are split between them; sums in another order differ by rounding."""
     commands.run_together(2, "experiments.train", *arguments, f"--workdir={tmp_path}/run", devices=1)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bigjax.run import lease
 from bigjax.run.folder import read_rows
 from bigjax.science.sweeps.folder import SweepFolder
@@ -21,6 +23,7 @@ def launch(folder: Path, kills: float) -> subprocess.Popen:
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.exhaustive
 def test_every_point_ends_once_whoever_is_killed(tmp_path):
     folder, first = SweepFolder(tmp_path), launch(tmp_path, kills=0.3)
     assert first.stdout is not None

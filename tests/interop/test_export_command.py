@@ -76,6 +76,7 @@ def test_the_folder_is_a_config_of_a_run_that_starts_from_it(workdir, exported):
     assert cli.default_workdir(["train", f"--config=hf:{exported}/"]) == "runs/llama"
 
 
+@pytest.mark.exhaustive
 def test_a_run_starts_where_the_exported_one_ended(commands, workdir, exported, tmp_path):
     again = f"--config.data.tokenizer=hf:{workdir}/tokenizer.json"
     from_hf = (f"--config=hf:{exported}", *BRIEFLY, f"--workdir={tmp_path}/a")
@@ -89,6 +90,7 @@ def test_a_run_starts_where_the_exported_one_ended(commands, workdir, exported, 
     assert "is complete" in resumed.stderr
 
 
+@pytest.mark.exhaustive
 def test_text_is_generated_from_the_folder_as_from_the_run(commands, workdir, exported):
     how = ("--prompt=ROMEO", "--max_new_tokens=8", "--temperature=0")
     texts = [commands.run(GENERATE, f"--workdir={source}", *how).stdout for source in (workdir, f"hf:{exported}")]

@@ -65,6 +65,7 @@ def word_pieces(folder):
     backend.save(str(folder / "tokenizer.json"))
 
 
+@pytest.mark.exhaustive
 def test_bert_is_scored_and_tuned(commands, table, tmp_path):
     bert = folder_of(BERT, word_pieces, tmp_path)
     before = contents(bert)
@@ -81,6 +82,7 @@ def test_bert_is_scored_and_tuned(commands, table, tmp_path):
     assert read(tmp_path / "out/config.json")["id2label"] == {"0": "sea", "1": "sky"}
 
 
+@pytest.mark.exhaustive
 def test_t5_is_tuned_and_writes(commands, table, tmp_path):
     t5 = folder_of(
         changed(T5_V1_1, vocab_size=280, num_layers=1, num_decoder_layers=1),

@@ -114,6 +114,7 @@ VARIANT_MESHES = MANY_DEVICES[:2]
 """These split parameters over fsdp too; fsdp or data alone is tested with every config."""
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("mesh_name", VARIANT_MESHES)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_option_has_the_loss_and_gradients_of_one_device(name, mesh_name):

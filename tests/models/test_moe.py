@@ -261,6 +261,7 @@ def test_one_device_computes_every_expert_weighted(router):
 MESHES = [{"expert": 8}, {"fsdp": 2, "expert": 2, "tensor": 2}, {"expert": 2}, {"expert": 4}]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("router", "axes"),
     [(router, axes) for router in ROUTERS for axes in (MESHES if router in ("gshard", "dropless") else MESHES[:2])],

@@ -60,6 +60,7 @@ def test_table(name):
     assert [mup.learning_rate(spec, one) for one in ("sgd", "adam", "adamw", "muon")] == [sgd, adam, adam, muon]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("optimizer", "column"), [("sgd", 1), ("adam", 2), ("adamw", 2), ("muon", 3)])
 def test_the_optimizer_applies_the_table_but_not_to_weight_decay(optimizer, column):
     wide = models.build(at(256, **FAMILIES["moe"])).specs

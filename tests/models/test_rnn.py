@@ -200,6 +200,7 @@ def on_one_device(weights):
     return one_step(CFG, weights)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("mesh", "change"),
     [

@@ -36,6 +36,7 @@ def against(case: str) -> equivalence.Check:
     return against_hf.compare(expected)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("case", ["gpt2", "llama, tied, yarn", "gemma2", "mixtral"])
 def test_sound_models_pass(case):
     found = against(case)
@@ -67,6 +68,7 @@ EVERY_TIME = ("bert that tells classes apart", "t5 v1.1")
 OTHERS = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ENCODERS if name not in EVERY_TIME]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", [*EVERY_TIME, *OTHERS])
 def test_encoders_and_encoder_decoders_pass(name):
     found = against_hf.compare(reference_of(name))

@@ -93,6 +93,7 @@ def their_logits(peer: Any, batch: dict[str, np.ndarray]) -> Any:
     return peer(tensors["tokens"], tensors["inputs"], tensors["segments"] == 0)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.filterwarnings("ignore:.*nested tensor.*:UserWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_gradients(case):
@@ -170,6 +171,7 @@ def gradients(plain: ModelConfig, cfg: ModelConfig) -> dict[str, np.ndarray]:
     return names(quick_jit(jax.grad(lambda p: our_logits(p, batch, cfg).var()))(params))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "how", [{"layers": "unroll"}, {"remat": "full"}, {"remat": "dots", "layers": "unroll"}], ids=str
 )

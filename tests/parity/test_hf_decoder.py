@@ -127,6 +127,7 @@ def hf_logits(hf: Any, tokens: np.ndarray) -> np.ndarray:
         return hf(torch.from_numpy(tokens), use_cache=False).logits.numpy()
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("case", CASES)
 def test_logits(case):
     fields, shape = CASES[case]
@@ -218,6 +219,7 @@ def gemma2() -> tuple[Any, np.ndarray, Any]:
     return params, logits, names(our_gradients(params, tokens_of(cfg, (2, 18)), cfg)[1])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "change",
     [

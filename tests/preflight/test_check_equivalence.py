@@ -69,6 +69,7 @@ def tensors(found: Check, quantity: str) -> list[str]:
     return [one.tensor for one in found.differences if one.quantity == quantity]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("source", "on_meshes", "dtypes"),
     [
@@ -90,6 +91,7 @@ def test_sound_configs_pass(source, on_meshes, dtypes, monkeypatch):
             assert 1e-3 < found.largest_ratio < 0.5, found
 
 
+@pytest.mark.exhaustive
 def test_a_sum_within_rounding_of_the_kink_of_relu_is_no_finding(call_check, monkeypatch):
     monkeypatch.chdir(ROOT)
     # With ReLU, a sum in this config's last layer falls on one side of 0 on one device and on the other on eight.
@@ -97,6 +99,7 @@ def test_a_sum_within_rounding_of_the_kink_of_relu_is_no_finding(call_check, mon
     assert status == 0 and "SAME as one device: 1 same" in said, said
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("mesh", [*FEW, SEQUENCE])
 def test_the_tiny_config_passes(mesh):
     assert on(mesh).status == "same"
@@ -250,11 +253,13 @@ def test_a_missing_sum_over_the_vocabulary(monkeypatch):
 MOE = MoeConfig(num_experts=4, router="gshard", capacity_factor=1.0, jitter=0.1)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("mesh", ["data=2,expert=4", "fsdp=2,expert=2,tensor=2,shard_sequence"])
 def test_a_tiny_mixture_of_experts_passes(mesh):
     assert on(mesh, moe=MOE).status == "same"
 
 
+@pytest.mark.exhaustive
 def test_a_drop_that_depends_on_how_many_devices_share_the_experts(monkeypatch):
     sound = moe_routing.capacity
 

@@ -52,6 +52,7 @@ def test_heads_that_grow_in_size_have_queries_as_large_as_keys():
     assert len(projected) == 6 and max(map(abs, projected.values())) < widths.TOLERANCE, projected
 
 
+@pytest.mark.exhaustive
 def test_not_flat_by_the_standard_parametrization():
     found = widths.over_widths(config("decoder"), "standard", WIDTHS, steps=3, seeds=4)
     assert found.slopes["logits"].change > 0.5 and len(found.uneven()) > len(found.slopes) / 2
@@ -70,6 +71,7 @@ def in_depth(alpha: float, family: str = "decoder", optimizer: str = "adam") -> 
     return replace(cfg, model={"parametrization": "mup", "mup.depth_alpha": alpha, **shape, **place})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("alpha", "family", "optimizer"),
     [
@@ -91,6 +93,7 @@ def test_flat_in_depth(alpha, family, optimizer):
     assert not uneven_in_depth(in_depth(alpha, family, optimizer))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("optimizer", "rule"),
     [("adam", "residual_scale"), pytest.param("sgd", "learning_rate", marks=pytest.mark.exhaustive)],
@@ -107,6 +110,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "rule", [next(iter(BROKEN)), *(pytest.param(rule, marks=pytest.mark.exhaustive) for rule in list(BROKEN)[1:])]
 )
@@ -116,6 +120,7 @@ def test_a_broken_rule_is_not_flat(rule, monkeypatch):
     assert uneven(config("decoder"))
 
 
+@pytest.mark.exhaustive
 def test_the_command(call_check, tmp_path):
     out, plot = tmp_path / "mup.json", tmp_path / "mup.png"
     small = ("--widths=32,64", "--steps=1", "--seeds=1")

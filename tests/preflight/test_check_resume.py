@@ -89,6 +89,7 @@ def plant(runs, straight, killed):
     return run
 
 
+@pytest.mark.exhaustive
 def test_the_runs_are_as_hard_as_they_claim(runs, straight):
     first, second = straight.drawn(STEPS)
     assert first + second == STEPS * 8 and first == pytest.approx(2 * second, abs=1)
@@ -101,6 +102,7 @@ def test_the_runs_are_as_hard_as_they_claim(runs, straight):
     assert quantities == {"step", "params", "opt_state", "ema"}
 
 
+@pytest.mark.exhaustive
 def test_a_sound_launcher_passes_on_the_same_mesh_and_elsewhere(environment, runs, straight, killed):
     assert killed.status == "same" and killed.compared["parameters"] > 0
     cases = resume.cases(HERE, [MeshConfig(data=1, fsdp=2, tensor=2)], 2)
@@ -130,6 +132,7 @@ def test_a_batch_that_grows_is_resumed_by_two_processes(environment, config, tmp
     assert (found.start, found.processes) == (RESUMED_AFTER, 2)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("bug", "quantity", "step"),
     [

@@ -26,6 +26,7 @@ CFG = replace(
 )
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("num_devices", "axes"),
     [(1, {}), (2, {"fsdp": 2}), (4, {"fsdp": 2, "tensor": 2}), (8, {"data": 2, "fsdp": 2, "tensor": 2})],

@@ -135,6 +135,7 @@ def test_a_crash_is_a_row_and_not_the_end(asked, monkeypatch):
     assert "the compiler crashed (SIGFPE)" in text and f"{found.considered} candidates" in text
 
 
+@pytest.mark.exhaustive
 def test_the_pareto_front_has_no_plan_that_another_beats(asked, monkeypatch):
     monkeypatch.setattr(search, "PATIENCE", 10**6)
     found = run()

@@ -67,6 +67,7 @@ def test_any_number_of_processes_draws_the_same_global_batches(commands, tmp_pat
     assert len({id_ for ids, _ in stream_of_one for id_ in ids}) == 8 * STREAM_STEPS
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_as_one_does(commands, together, tmp_path):
     workdir, (first, second) = together
     commands.run("experiments.train", *FOUR_STEPS, *MESH, f"--workdir={tmp_path}/alone", devices=DEVICES)

@@ -16,6 +16,7 @@ from tests.commands import ROOT
 from tests.on_meshes import one_step, shrunk
 
 
+@pytest.mark.exhaustive
 def test_an_encoder_decoder_steps_again_and_again_on_tensor_and_fsdp():
     # With a thread a device, a collective beside the loop over layers met one inside it within 50 steps.
     cfg, mesh = shrunk()["t5:v1_1-xl"], "fsdp 4, tensor 2, sequence"

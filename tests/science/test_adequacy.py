@@ -23,6 +23,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("irreducible", [True, False])
 @pytest.mark.parametrize(
     ("y", "words"),

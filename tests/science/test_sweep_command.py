@@ -127,6 +127,7 @@ def test_what_was_cut_off_goes_on_and_ends_the_same(commands, arguments, swept, 
     assert read(folder / "sweep.json")["points"] == read(swept[0] / "sweep.json")["points"]
 
 
+@pytest.mark.exhaustive
 def test_a_signal_ends_all_with_checkpoints_and_the_same_command_goes_on(commands, tmp_path):
     file, folder = tmp_path / "two.py", tmp_path / "sweep"
     file.write_text(FILE.partition("    add(**{")[0])

@@ -51,6 +51,7 @@ def quiet(cfg: Config) -> Config:
     return replace(cfg, log={"every_steps": 1, "tensorboard": False, "plot": False}, checkpoint={"every_steps": 3})
 
 
+@pytest.mark.exhaustive
 def test_a_point_equals_its_single_run_over_the_devices():
     """With Muon, which leaves some parameters to AdamW."""
     base = replace(TINY, optim={"name": "muon", "schedule": "wsd"})
@@ -148,6 +149,7 @@ def test_a_point_that_diverges_ends_alone(tmp_path):
     assert list((tmp_path / rows[1]["run"] / "forensics").iterdir())
 
 
+@pytest.mark.exhaustive
 def test_a_point_that_shares_its_program_with_none_is_trained(tmp_path):
     """As the one that is left over, or where every point has a shape of its own."""
     cfg = quiet(replace(TINY, train={"steps": 2, "eval_every_steps": 2}))

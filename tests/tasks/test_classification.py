@@ -101,6 +101,7 @@ def test_the_report_is_what_counting_by_hand_gives():
     assert [line.split()[0] for line in classification.table(measured).splitlines()[2:]] == ["a", "b", "c", "macro"]
 
 
+@pytest.mark.exhaustive
 def test_from_masked_tokens_to_classes(tmp_path, tmp_path_factory):
     run = commands.Commands(commands.shared_cache(tmp_path_factory)).run
     longer = [(text * 4, label) for text, label in ROWS]
@@ -189,6 +190,7 @@ def word_piece(folder, texts):
     return vocab
 
 
+@pytest.mark.exhaustive
 def test_chinese_text_with_word_pieces(tmp_path, tmp_path_factory):
     run = commands.Commands(commands.shared_cache(tmp_path_factory)).run
     vocab = word_piece(tmp_path, [text for text, _ in CHINESE])

@@ -12,6 +12,7 @@ def commands(tmp_path_factory):
     return Commands(shared_cache(tmp_path_factory))
 
 
+@pytest.mark.exhaustive
 def test_every_held_out_row_is_copied(commands, tmp_path):
     run = ("--config=configs/copy_task.py", "--config.log.plot=false", "--config.log.tensorboard=false")
     commands.run("experiments.train", *run, f"--workdir={tmp_path}/run")

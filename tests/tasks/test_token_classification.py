@@ -149,6 +149,7 @@ def test_entity_scores_of_single_words_are_those_of_scikit_learn():
         assert list(measured[average].values()) == pytest.approx(wanted)
 
 
+@pytest.mark.exhaustive
 def test_from_two_columns_to_entities(tmp_path, tmp_path_factory):
     run = commands.Commands(commands.shared_cache(tmp_path_factory)).run
     path, unseen = conll(tmp_path), tmp_path / "unseen.conll"

@@ -170,6 +170,7 @@ def test_a_finished_constant_run_goes_on_into_a_decay(launch, text, copied, deca
     assert changed == {"train.steps": [20, 30], "optim.schedule": ["constant", "wsd"], "optim.decay": [0.0, 10.0]}
 
 
+@pytest.mark.exhaustive
 def test_a_branch_may_lie_on_another_mesh(launch, text, steady, decayed):
     branch = launch(config(text, f"{steady}@20", optim=WSD, mesh={"data": 1, "fsdp": 2}), devices=2)
     here, there = ([row for row in rows(run) if row["step"] > 20] for run in (branch, decayed))

@@ -53,6 +53,7 @@ def config(case: str) -> Config:
     )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", OBJECTIVES)
 def test_a_step_without_targets_changes_nothing(case):
     cfg = config(case)

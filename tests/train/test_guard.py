@@ -132,6 +132,7 @@ def test_killed_and_resumed_with_dropped_updates_is_the_same_run_bit_for_bit(com
         assert events[0] | {"replay": ""} == events[1] | {"replay": ""}
 
 
+@pytest.mark.exhaustive
 def test_the_replay_command_reproduces_the_event(commands, skipped, tmp_path):
     event = read(skipped[0] / "run" / "forensics" / "step-9" / "event.json")
     python, m, module, *arguments = event["replay"].split()
@@ -151,6 +152,7 @@ def test_the_replay_command_reproduces_the_event(commands, skipped, tmp_path):
     assert said == f"error: {again} has no event 'step-3'; it has step-6, step-9\n"
 
 
+@pytest.mark.exhaustive
 def test_the_same_updates_are_dropped_on_a_mesh(commands, skipped, tmp_path):
     mesh = ("--config.mesh.fsdp=4", "--config.mesh.tensor=2", f"--workdir={tmp_path}/run")
     commands.run("tests.poisoned", BAD, TRAIN, *SKIP, *mesh, devices=8)

@@ -77,6 +77,7 @@ def killed_after(commands, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("order", ["SIGKILL@4", "SIGKILL@10"])
 def test_killed_before_or_after_a_rollback_and_resumed_is_the_same_run_bit_for_bit(
     commands, rolled_back, killed_after, tmp_path, order
@@ -106,6 +107,7 @@ def test_a_rolled_back_step_replays_to_the_same_numbers(commands, rolled_back):
     assert done.stdout.endswith("the same as recorded, bit for bit\n")
 
 
+@pytest.mark.exhaustive
 def test_rollbacks_end_after_their_limit(commands, tmp_path):
     run = (*TINY, "--config.optim.name=sgd", "--config.optim.lr=1e30", "--config.guard.on_nonfinite=rollback")
     run = (*run, "--config.guard.max_rollbacks=1", "--config.checkpoint.every_steps=1", f"--workdir={tmp_path}/run")
