@@ -63,6 +63,7 @@ def assert_same_loss_and_gradients(expected: Result, actual: Result) -> None:
     assert {name: (off[name], allowed[name]) for name in off if not off[name] <= allowed[name]} == {}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("name", "mesh_name"), cases(splitting))
 def test_initial_parameters_have_the_same_bits(name, mesh_name):
     expected, actual = initial(CONFIGS[name]), initial(CONFIGS[name], mesh_name)
