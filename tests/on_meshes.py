@@ -76,20 +76,9 @@ def distinct(cfgs: dict[str, Config]) -> dict[str, Config]:
     return {name: cfg for cfg, name in first.items()}
 
 
-def kind(cfg: Config) -> tuple:
-    """Return what decides which arrays a step has and what their axes mean: the family, its experts, the objective."""
-    experts = cfg.model.moe.router if cfg.model.moe.num_experts else None
-    return cfg.model.family, experts, cfg.train.objective, cfg.carries_state
-
-
-def firsts(cfgs: dict[str, Config]) -> set[str]:
-    """Return the name of the first config of each kind."""
-    return set({kind(cfg): name for name, cfg in reversed(cfgs.items())}.values())
-
-
-def by_kind(cfgs: dict[str, Config]) -> list[Any]:
-    """Return the names of all configs as parameters of a test; all but the first of each kind are exhaustive."""
-    always = firsts(cfgs)
+def by_family(cfgs: dict[str, Config]) -> list[Any]:
+    """Return the names of all configs as parameters of a test; all but the first of each family are exhaustive."""
+    always = {cfg.model.family: name for name, cfg in reversed(cfgs.items())}.values()
     return [pytest.param(name, marks=[] if name in always else pytest.mark.exhaustive) for name in cfgs]
 
 

@@ -99,7 +99,7 @@ DAMAGES = (truncate, flip, delete, empty, add_nonsense, delete_digests)
 Damage = Callable[[Path], tuple[Path, str]]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_used(commands, finished, run, damage):
     folder = run / "checkpoints"

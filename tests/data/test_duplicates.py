@@ -51,6 +51,7 @@ def test_held_out_documents_that_are_trained_on_are_refused(case, tmp_path):
             data.build(cfg, slice(0, 8))
 
 
+@pytest.mark.exhaustive
 def test_what_is_allowed_is_counted_said_and_kept(tmp_path, capsys):
     cfg = config(tmp_path, [*LINES, *LINES[:15]], [*LINES[:4], *LINES[:4], "new one", "  "], max_overlap=0.9)
     assert train.run(cfg, tmp_path / "run") == 0

@@ -85,6 +85,7 @@ def test_with_room_for_every_hypothesis_the_best_of_all_texts_is_found(name, alp
         assert beam_search(model, params, [prompt], **how) == [expected]
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_is_argmax_of_whole_rows_and_one_beam(name):
     cfg = dataclasses.replace(CONFIGS[name], vocab_size=31)

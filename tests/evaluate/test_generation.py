@@ -259,6 +259,7 @@ def trained_run(tmp_path_factory):
     return folder.path, "To be" + ByteTokenizer().decode(expected)
 
 
+@pytest.mark.exhaustive
 def test_command_prints_prompt_and_continuation_of_the_averaged_weights(trained_run, call_command):
     folder, expected = trained_run
     greedy = [f"--workdir={folder}", "--prompt=To be", "--temperature=0", "--max_new_tokens=9"]

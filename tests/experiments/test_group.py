@@ -38,6 +38,7 @@ def test_a_local_group_trains_and_its_output_is_told_apart(undisturbed):
     assert "Warning" not in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_killed_process_is_named_and_the_group_goes_on_from_the_checkpoint(commands, undisturbed, tmp_path):
     lost = ("tests.lost", "SIGKILL@5#1", tmp_path / "killed", "experiments.train")
     group = ("--num_processes=2", "--max_restarts=1", f"--workdir={tmp_path}/run")

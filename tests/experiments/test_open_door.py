@@ -229,6 +229,7 @@ def test_it_is_swept(commands, home):
     assert sorted(config["model"]["gated"]["strength"] for config in runs) == [0.5, 0.75]
 
 
+@pytest.mark.exhaustive
 def test_its_meshes_are_equal(commands, home):
     arguments = ("--config=my/config.py", "--meshes=data=2;fsdp=2")
     done = commands.run("experiments.check", "equivalence", *arguments, cwd=home, devices=2)

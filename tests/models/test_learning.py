@@ -9,7 +9,7 @@ from bigjax.config import Config
 from bigjax.models import rnn
 from bigjax.tasks import named_task
 from bigjax.train import step
-from tests.on_meshes import by_kind, initial, program, random_batch, shrunk
+from tests.on_meshes import by_family, initial, program, random_batch, shrunk
 
 CONFIGS = shrunk()
 
@@ -38,7 +38,7 @@ def chances(cfg: Config, batch: dict[str, np.ndarray]) -> np.ndarray:
     return np.array(whether_next * (cfg.model.num_classes or cfg.model.vocab_size))
 
 
-@pytest.mark.parametrize("name", by_kind(CONFIGS))
+@pytest.mark.parametrize("name", by_family(CONFIGS))
 def test_every_config_learns_a_batch(name):
     cfg = learnable(CONFIGS[name])
     run, batch = program(cfg), random_batch(cfg)

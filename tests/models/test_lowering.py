@@ -14,7 +14,7 @@ from bigjax.preflight.plan import program
 from bigjax.preflight.plan.program import Program
 from bigjax.sharding import REPLICATION_LIMIT_BYTES, ShardingError
 from bigjax.tasks import named_task
-from tests.on_meshes import abstract_mesh, by_kind, discovered, distinct
+from tests.on_meshes import abstract_mesh, by_family, discovered, distinct
 
 CONFIGS = distinct(discovered())
 SPLITS = [(2, 8, 4), (4, 8, 2), (4, 4, 4), (8, 4, 2), (16, 2, 2)]
@@ -58,7 +58,7 @@ def arrays_in(jaxpr: Any) -> Iterator[Any]:
                     yield from arrays_in(value)
 
 
-@pytest.mark.parametrize("name", by_kind(CONFIGS))
+@pytest.mark.parametrize("name", by_family(CONFIGS))
 def test_every_config_lowers_with_its_batch_split(name):
     cfg = CONFIGS[name]
     while cfg.train.global_batch_size in (
@@ -91,7 +91,7 @@ def test_every_config_lowers_with_its_batch_split(name):
         assert [one.removesuffix(", {}") for one in found] == [f"{{{split}}}"] * inputs
 
 
-@pytest.mark.parametrize("name", by_kind(CONFIGS))
+@pytest.mark.parametrize("name", by_family(CONFIGS))
 def test_every_large_array_of_the_state_is_split_over_fsdp(name):
     lowering = first_fit(config.replace(CONFIGS[name], optim={"ema_decay": 0.99}))
 

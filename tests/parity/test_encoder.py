@@ -117,6 +117,7 @@ def head(tensors: dict[str, np.ndarray]) -> dict:
     return found
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("attention", ["reference", "xla"])
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 @pytest.mark.parametrize("shape", [(3, 31), (1, 7)])

@@ -32,6 +32,7 @@ def tensors_of(folder: Path) -> dict[str, Any]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize(
     ("dtype", "shard"), [("float32", "5GB"), ("bfloat16", "8KB")], ids=["float32", "bfloat16 in shards"]
 )

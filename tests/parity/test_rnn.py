@@ -56,6 +56,7 @@ def gradients_of(peer: Any, cfg: ModelConfig) -> dict[str, np.ndarray]:
     return {name: np.stack(layers) for name, layers in found.items()}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("bias", ["all", "none"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -99,7 +99,7 @@ def test_a_sum_within_rounding_of_the_kink_of_relu_is_no_finding(call_check, mon
     assert status == 0 and "SAME as one device: 1 same" in said, said
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample
 @pytest.mark.parametrize("mesh", [*FEW, SEQUENCE])
 def test_the_tiny_config_passes(mesh):
     assert on(mesh).status == "same"

@@ -61,6 +61,7 @@ def test_analytic_plan_is_one_page_and_the_same_as_json(call, tmp_path):
         assert name in page
 
 
+@pytest.mark.exhaustive
 def test_compiled_plan_of_virtual_devices(call, tmp_path):
     out = tmp_path / "plan.json"
     asked = (*TINY, "--config.mesh.fsdp=2", "--config.mesh.data=2", "--topology=cpu:4", f"--out={out}")

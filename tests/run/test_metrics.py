@@ -280,6 +280,7 @@ def test_the_peak_of_a_data_sheet_is_not_measured_and_an_unknown_one_gives_no_ut
     assert "perf/mfu" not in readings(clock, Throughput(500.0, None), 1)[0]
 
 
+@pytest.mark.exhaustive
 def test_on_a_cpu_each_step_is_timed_by_itself(tmp_path, monkeypatch):
     events = []
     count, waiting = Throughput.count, Throughput.waiting_for_data

@@ -61,6 +61,7 @@ def stream_of_one(commands, tmp_path_factory):
     return stream(commands, tmp_path_factory.mktemp("one"), 1)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("processes", [2, 4])
 def test_any_number_of_processes_draws_the_same_global_batches(commands, tmp_path, stream_of_one, processes):
     assert stream(commands, tmp_path, processes) == stream_of_one

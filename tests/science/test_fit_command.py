@@ -246,6 +246,7 @@ def test_what_the_law_does_not_describe_is_said_and_not_a_crash(points, tmp_path
     assert found["parametric"]["leave_one_budget_out"] == []
 
 
+@pytest.mark.exhaustive
 def test_an_interval_without_an_end_or_without_noise_to_go_by_says_why(points, tmp_path, capsys):
     """Noise of 3 % hides the minima of these curves; seven runs leave five to predict two from."""
     params, tokens, loss = isoflop_runs(HOFFMANN, width=3, noise=0.03, seed=5)

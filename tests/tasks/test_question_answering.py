@@ -248,6 +248,7 @@ def test_a_worked_example_of_no_answers():
     }
 
 
+@pytest.mark.exhaustive
 def test_from_questions_to_answers(tmp_path, tmp_path_factory):
     run = commands.Commands(commands.shared_cache(tmp_path_factory)).run
     path = jsonl(tmp_path, [*EXAMPLES, PLAUSIBLE | {"is_impossible": True}])

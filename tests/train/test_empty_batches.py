@@ -110,6 +110,7 @@ def run_on(folder, texts, held_out=(), objective: Any = "causal_lm") -> tuple[Co
     return cfg, folder / "run"
 
 
+@pytest.mark.exhaustive
 def test_short_documents_among_others_are_counted(call_command, tmp_path):
     cfg, folder = run_on(tmp_path, ["abcdefgh", *"abcdefghijklmnopqrstuvwx" * 16])
     assert train.run(cfg, folder) == 0
