@@ -107,7 +107,7 @@ def test_the_filter_chooses_rows_and_curves(browsed):
 
 def test_a_row_opens_to_its_folder_and_command(browsed, runs):
     seen, _ = browsed
-    assert f"{runs}/diverged <b>&amp;" in seen["opened"] and "$ python -m experiments.train --config=" in seen["opened"]
+    assert f"{runs}/diverged <b>&amp;" in seen["opened"] and "$ python -m bigjax train --config=" in seen["opened"]
     assert "left out of statistics: diverged: train/loss is nan after 20 of 40 steps" in seen["opened"]
 
 
