@@ -24,6 +24,7 @@ the same command continues from the newest checkpoint. A checkpoint found damage
 next older one is used; if all are damaged, that is bad input.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
 
         # ---- Run folder: from here on the run exists, and the same command continues it ----------------------------
         begin.open_folder(cfg, folder, text)
+        signature = functools.cache(lambda: folder.signature(cfg))  # read once process 0 has written it
         say(begin.banner(cfg, model, mesh, layout, text, start, profile))
         pulse.phase("compile")
         compiling.result()
@@ -186,7 +188,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
                 # Save: in the background, but for the last one, which is whole before the run is called complete.
                 if saving:
                     pulse.phase("save", done)
-                    saves.save(done, state, text.train.state(done), folder.signature(cfg), last=ending)
+                    saves.save(done, state, text.train.state(done), signature(), last=ending)
                     if news := saves.news():
                         writer.write(done, news)
                 if stopping:

@@ -184,10 +184,12 @@ def _beside(other: str, module: str, file: Path | None, first: Path) -> bool:
     return other.partition(".")[0] == top if "." in module else file.parent == first.parent
 
 
+def own_hashes(name: str) -> dict[str, str]:
+    """Return the sha256 of each of `own_files`, by module."""
+    return {module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in own_files(name).items()}
+
+
 def digest(name: str) -> str | None:
     """Return the sha256 of all the files of the user's own `module.path:NAME`, None for what bigjax brings."""
-    files = own_files(name)
-    if not files:
-        return None
-    contents = [[module, hashlib.sha256(file.read_bytes()).hexdigest()] for module, file in files.items()]
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    hashes = own_hashes(name)
+    return hashlib.sha256(json.dumps(list(hashes.items())).encode()).hexdigest() if hashes else None

@@ -241,7 +241,9 @@ class Config:
     def __new__(cls, *args: Any, **values: Any) -> "Config":
         """Return a run of the class that has the sections of its family and task."""
         given = dict(zip((each.name for each in dataclasses.fields(cls)), args, strict=False)) | values
-        chosen = _with_sections(type(given.get("model", ModelConfig())), given.get("train", TrainConfig()).objective)
+        model = type(given["model"]) if "model" in given else ModelConfig
+        objective = given["train"].objective if "train" in given else TrainConfig.objective
+        chosen = _with_sections(model, objective)
         return sections.create(Config, chosen, cls, given)
 
     def __reduce__(self) -> Any:

@@ -10,24 +10,14 @@ from typing import Any
 from bigjax import lazy
 from bigjax.config import ModelConfig
 from bigjax.config.model import transformer_shape
+from bigjax.config.sections import NoFields, no_problems
 from bigjax.errors import UserError
-
-
-@dataclass(frozen=True)
-class NoFields:
-    """A family without fields of its own."""
 
 
 def nothing_derived(cfg: ModelConfig) -> Mapping[str, Any]:
     """Derive no field from others."""
     del cfg
     return {}
-
-
-def no_problems(cfg: Any) -> Iterator[str]:
-    """Ask nothing of a config."""
-    del cfg
-    return iter(())
 
 
 def lacking(name: str) -> Callable[..., Any]:

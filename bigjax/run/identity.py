@@ -41,24 +41,29 @@ def contents_of(cfg: Config) -> Contents:
 
 
 def _code(name: str) -> dict[str, Any]:
-    files = {module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in named.own_files(name).items()}
-    return {"sha256": named.digest(name), "files": files}
+    return {"sha256": named.digest(name), "files": named.own_hashes(name)}
 
 
 def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
     if spec.partition(":")[0] in MADE:
         return None
-    from bigjax.data.sources.opening import open_source
+    from bigjax.data.sources.opening import FORMS, open_source
     from bigjax.data.tokens.cache import cache_folder
 
+    if _is_own(spec, FORMS):  # known by its code: to open it would read all of it
+        return _entry(named.own_hashes(spec))
     return _entry(open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir)).files)
 
 
 def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
     kind, _, place = spec.partition(":")
-    if own := named.own_files(spec) if kind not in ("bytes", "bpe", "hf") and named.is_own(spec) else {}:
-        return _entry({module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in own.items()})
-    if kind != "hf" or not place:
+    if kind in ("bytes", "bpe") or not place:
+        return None
+    from bigjax.data.tokens.bpe import FORMS
+
+    if _is_own(spec, FORMS):
+        return _entry(named.own_hashes(spec))
+    if kind != "hf":
         return None
     from bigjax.data.sources import readers
     from bigjax.data.tokens.cache import cache_folder
@@ -78,8 +83,13 @@ def code_of(cfg: Config) -> dict[str, Path]:
         ((*cfg.data.sources, *cfg.data.eval_sources), opening.FORMS),
         ((cfg.data.tokenizer,), bpe.FORMS),
     ):
-        own += [spec for spec in specs if spec.partition(":")[0] not in forms and named.is_own(spec)]
+        own += [spec for spec in specs if _is_own(spec, forms)]
     return {module: file for name in own for module, file in named.own_files(name).items()}
+
+
+def _is_own(spec: str, forms: Mapping[str, str]) -> bool:
+    """Whether a source or a tokenizer is the user's own: what bigjax has a meaning for comes first."""
+    return spec.partition(":")[0] not in forms and named.is_own(spec)
 
 
 def _entry(files: Mapping[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigjax.config import Config, named
+from bigjax.config.sections import NoFields, no_problems
 from bigjax.data.cutting import Cut, text_tokenizer
 from bigjax.data.errors import DataError
 from bigjax.data.sources.opening import SplitSource
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 Report = tuple[dict[str, Any], str]
 """JSON-able values, and the same as text to read."""
-
-
-@dataclass(frozen=True)
-class NoFields:
-    """A task without fields of its own."""
-
-
-def no_problems(cfg: Config) -> Iterator[str]:
-    """Ask nothing of a config."""
-    del cfg
-    return iter(())
 
 
 def encoder_problems(cfg: Config) -> Iterator[str]:

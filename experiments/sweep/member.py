@@ -73,6 +73,7 @@ class Member:
         """Open the run folder, and the stream of batches from a step on."""
         cfg, folder = self.cfg, self.folder
         folder.open(cfg)
+        self._signature = folder.signature(cfg)
         data.save_processor(self.text.tokenizer, folder.path)
         hf_origin.keep(hf_origin.start_of(cfg), folder.path)
         folder.write_data(self.text.describe())
@@ -99,7 +100,7 @@ class Member:
 
     def save(self, done: int, state: step.TrainState) -> None:
         """Save the checkpoint that a run by itself would have."""
-        self._checkpoints.save(done, state, self._stream.state(done), self.folder.signature(self.cfg))
+        self._checkpoints.save(done, state, self._stream.state(done), self._signature)
 
     def finish(self, alone: Alone, weights: Any, scores: dict[str, float], tokens_per_s: float | None) -> None:
         """Write what a run leaves at its end, once its last checkpoint is whole."""

@@ -108,7 +108,8 @@ def open_source(
     """
     kind, _, rest = spec.partition(":")
     if kind not in FORMS and named.is_own(spec):
-        return _made(spec, [spec, *own.code(spec).values()], own.reader(spec, text_key, labels), own.code(spec))
+        code = named.own_hashes(spec)
+        return _made(spec, [spec, *code.values()], own.reader(spec, text_key, labels), code)
     packaged = kind.startswith("shakespeare")
     if kind not in FORMS or (spec != kind if packaged else not rest):
         near = difflib.get_close_matches(kind, FORMS, n=1, cutoff=0.0)[0]

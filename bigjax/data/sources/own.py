@@ -1,7 +1,6 @@
 """A source of the user's own, `module.path:NAME`: a function that yields every record as a mapping of columns."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -53,8 +52,3 @@ def _records(spec: str, function: Callable[[], Any]) -> Iterator[Any]:
     except Exception as error:
         said = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise DataError(f"{spec} failed while it was read: {said}") from error
-
-
-def code(spec: str) -> dict[str, str]:
-    """Return the sha256 of every file of the user's code that a source is made of, by module."""
-    return {module: hashlib.sha256(file.read_bytes()).hexdigest() for module, file in named.own_files(spec).items()}
