@@ -1,7 +1,8 @@
 """Which parts of the small decoder does its loss need, beyond the noise of the seed?"""
 
-from bigjax.science.sweeps import ablation, seeds
 from small import get_config as get_config
+
+from bigjax.science.sweeps import ablation, seeds
 
 ROWS = {
     "layernorm": {"model.norm": "layernorm"},
