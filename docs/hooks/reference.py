@@ -22,6 +22,9 @@ from bigjax.config import Config, named  # noqa: E402
 from bigjax.config.fields import describe, sections  # noqa: E402
 from bigjax.config.fields import fields as declared  # noqa: E402
 
+FIRST = "---\nsearch:\n  boost: 4\n---\n\n"
+"""What a page begins with that a search shows before the pages on Python."""
+
 Pages = dict[str, str]
 """The text of pages by their place in docs/."""
 
@@ -84,7 +87,7 @@ def of_config() -> Pages:
 
 def _section_page(title: str, prefix: str, cls: type) -> str:
     said = meanings(cls)
-    lines = [f"# {title}", "", inspect.getdoc(cls) or "", ""]
+    lines = [f"{FIRST}# {title}", "", inspect.getdoc(cls) or "", ""]
     for name, (annotation, _) in declared(cls).items():
         if is_dataclass(annotation):
             lines += [f"- [`{prefix}{name}`]({prefix}{name}.md) is a section of its own.", ""]
@@ -130,9 +133,9 @@ def of_commands() -> Pages:
         if "cli.main" not in file.read_text() and file.name != "__init__.py":  # a program without flags
             pages[f"reference/commands/{name}.md"] = f"# {name}\n\n```python\n{file.read_text()}```\n"
             continue
-        pages[f"reference/commands/{name}.md"] = f"# {name}\n\n{_block(help_of(name))}"
+        pages[f"reference/commands/{name}.md"] = f"{FIRST}# {name}\n\n{_block(help_of(name))}"
         for sub in _sub_commands(name, file):
-            pages[f"reference/commands/{name}-{sub}.md"] = f"# {name} {sub}\n\n{_block(help_of(name, sub))}"
+            pages[f"reference/commands/{name}-{sub}.md"] = f"{FIRST}# {name} {sub}\n\n{_block(help_of(name, sub))}"
     return pages
 
 
