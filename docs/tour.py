@@ -41,8 +41,9 @@ SOURCE = os.environ.get("BIGJAX_SOURCE", "")
 
 if importlib.util.find_spec("bigjax") is None:
     if not SOURCE:
-        raise ImportError("bigjax is not installed here: set SOURCE in this cell, and run it again")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE], check=True)
+        raise ImportError("bigjax is not installed: set SOURCE and run this cell again")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, SOURCE], check=True)
 
 # %% [markdown]
 # A mesh wants several devices. JAX makes eight virtual devices out of one CPU if it is told so before it makes the
@@ -71,7 +72,8 @@ runtime.configure_jax()
 
 FOLDER = Path("tour")  # what this notebook writes
 FOLDER.mkdir(exist_ok=True)
-print(f"bigjax {bigjax.__version__}, JAX {jax.__version__}, {jax.device_count()} devices")
+print(f"bigjax {bigjax.__version__}, JAX {jax.__version__}")
+print(jax.device_count(), "devices")
 
 # %% [markdown]
 # ## Config
@@ -82,7 +84,7 @@ print(f"bigjax {bigjax.__version__}, JAX {jax.__version__}, {jax.device_count()}
 # %%
 quickstart = bigjax.load_config("quickstart")
 print(quickstart.model.num_layers, "layers of width", quickstart.model.d_model)
-print(quickstart.train.steps, "steps of", quickstart.train.global_batch_size, "rows of", quickstart.data.seq_len)
+print(quickstart.train.steps, "steps of", quickstart.train.global_batch_size, "rows")
 
 # %% [markdown]
 # A change is a path and a value. On the command line the same change is `--config.train.steps=300`.
@@ -104,10 +106,12 @@ for mistake in ({"optim.lrr": 1e-3}, {"model.num_heads": 7}):
 # The rest of the tour trains a much smaller model, which reads bytes.
 
 # %%
-SMALL = {"data.tokenizer": "bytes", "data.seq_len": 64, "model.vocab_size": 256, "model.max_seq_len": 64}
+SMALL = {"data.tokenizer": "bytes", "data.seq_len": 64}
+SMALL |= {"model.vocab_size": 256, "model.max_seq_len": 64}
 SMALL |= {"model.num_layers": 2, "model.d_model": 32, "model.num_heads": 2}
-SMALL |= {"train.steps": 150, "train.global_batch_size": 16, "train.loss_chunks": 1, "train.eval_batches": 8}
-SMALL |= {"optim.name": "adamw", "optim.lr": 4e-3, "optim.weight_decay": 0.0, "log.sample_prompt": ""}
+SMALL |= {"train.steps": 150, "train.global_batch_size": 16}
+SMALL |= {"train.loss_chunks": 1, "train.eval_batches": 8, "log.sample_prompt": ""}
+SMALL |= {"optim.name": "adamw", "optim.lr": 4e-3, "optim.weight_decay": 0.0}
 cfg = bigjax.load_config("quickstart", SMALL)
 
 # %% [markdown]
@@ -121,6 +125,7 @@ cfg = bigjax.load_config("quickstart", SMALL)
 
 # %%
 def on_mesh(**sizes):
+    """Return the config for 60 steps on another mesh."""
     return bigjax.config.replace(cfg, mesh=sizes, train={"steps": 60})
 
 
@@ -148,7 +153,8 @@ def train(cfg):
     """Return the loss of every step, in nats per byte."""
     losses, mesh = [], bigjax.make_mesh(cfg.mesh)
     with jax.set_mesh(mesh):
-        text = bigjax.data.build(cfg, bigjax.sharding.local_rows(mesh, cfg.train.global_batch_size))
+        rows = bigjax.sharding.local_rows(mesh, cfg.train.global_batch_size)
+        text = bigjax.data.build(cfg, rows)
         init, step = bigjax.train.build(cfg)
         state = init()
         with text.train.batches(start_step=0) as batches:
@@ -159,14 +165,16 @@ def train(cfg):
 
 
 losses = train(split)
-print(f"step 1: {losses[0]:.3f}   log(256): {np.log(256):.3f}   step {len(losses)}: {losses[-1]:.3f}")
+print(f"log(256): {np.log(256):.3f}")
+print(f"step 1: {losses[0]:.3f}, step {len(losses)}: {losses[-1]:.3f}")
 
 # %% [markdown]
 # An untrained model can only guess one of 256 bytes, so its loss is near log(256). Then it learns.
 
 # %%
-plots.draw_loss(FOLDER / "loss.png", list(enumerate(losses, start=1)), title="fsdp 4, tensor 2")
-display(Image(FOLDER / "loss.png", width=600))
+picture = FOLDER / "loss.png"
+plots.draw_loss(picture, list(enumerate(losses, start=1)), title="fsdp 4, tensor 2")
+display(Image(picture, width=600))
 
 # %% [markdown]
 # ## The same losses on another mesh
@@ -176,7 +184,8 @@ display(Image(FOLDER / "loss.png", width=600))
 
 # %%
 difference = np.abs(train(on_mesh(data=8)) - losses)
-print(f"difference at step 1: {difference[0]:.1e} nats; largest of {len(losses)} steps: {difference.max():.1e} nats")
+print(f"difference at step 1: {difference[0]:.1e} nats")
+print(f"largest of {len(losses)} steps:   {difference.max():.1e} nats")
 
 # %% [markdown]
 # Training amplifies what rounding does, so after some hundred steps the losses of any two meshes differ as those of
@@ -207,21 +216,23 @@ def sweep(add):
 
 def command(line, last):
     """Run a command as in a terminal, and show the last lines of what it prints."""
-    done = subprocess.run([sys.executable, "-m", *shlex.split(line)], capture_output=True, text=True)
+    words = [sys.executable, "-m", *shlex.split(line)]
+    done = subprocess.run(words, capture_output=True, text=True)
     print(f"$ {line}", *done.stdout.splitlines()[-last:], sep="\n")
     if done.returncode:
         raise RuntimeError(done.stderr)
 
 
-command("bigjax sweep --config=tour/width.py --workdir=tour/width --runner=inline", last=5)
+SWEEP = "bigjax sweep --config=tour/width.py --workdir=tour/width"
+command(f"{SWEEP} --runner=inline", last=5)
 
 # %% [markdown]
 # Each point is a run with a folder of its own. It is known by its *fingerprint*, a hash of everything that changes
 # its numbers. So the sweep knows what is done already; `--explain` says what it would do.
 
 # %%
-command("bigjax sweep --config=tour/width.py --workdir=tour/width --explain", last=4)
-command("bigjax sweep --config=tour/width.py --workdir=tour/width --explain --config.train.steps=300", last=4)
+command(f"{SWEEP} --explain", last=4)
+command(f"{SWEEP} --explain --config.train.steps=300", last=4)
 
 # %% [markdown]
 # ## A fit
@@ -231,17 +242,21 @@ command("bigjax sweep --config=tour/width.py --workdir=tour/width --explain --co
 # freedom.
 
 # %%
-points = scaling_laws.read_runs("tour/width/*", params="non_embedding", flops=None, recompute=False)
+counted = {"params": "non_embedding", "flops": "6ND", "recompute": False}
+points = scaling_laws.read_runs("tour/width/*", **counted)
 fit = scaling_laws.fit_power_law(points.params, points.loss)
 low, high = fit.ci95["exponent"]
-print(f"{fit.n_points} runs: a = {fit.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}]")
+law = f"a = {fit.exponent:.3f}, 95 % interval [{low:.3f}, {high:.3f}]"
+print(f"{fit.n_points} runs: {law}")
 
 # %%
 sizes = np.geomspace(points.params.min() / 1.5, points.params.max() * 1.5)
 figure, axes = plt.subplots(figsize=(6, 3.4), dpi=100, layout="constrained")
-axes.loglog(points.params, points.loss, "o", label="runs")
-axes.loglog(sizes, fit.predict(sizes), label=f"a = {fit.exponent:.3f} [{low:.3f}, {high:.3f}]")
-axes.set(xlabel="parameters N, without embeddings", ylabel="held-out loss (nats per byte)")
+axes.semilogx(points.params, points.loss, "o", label="runs")
+axes.semilogx(sizes, fit.predict(sizes), label=law)
+axes.set_xticks(points.params, [f"{n:,.0f}" for n in points.params])
+axes.minorticks_off()
+axes.set(xlabel="parameters N, without embeddings", ylabel="held-out loss (nats)")
 axes.legend()
 plt.show()
 
@@ -267,8 +282,8 @@ def plan(changes):
 first = plan({})
 print(first["verdict"])
 for advice in first["advice"]:
-    saved = page.gib(advice["saves_bytes_per_chip"])
-    print(f"  {advice['change']} saves {saved}: {'fits' if advice['fits'] else 'does not fit yet'}")
+    print(advice["change"])
+    print("  saves", page.gib(advice["saves_bytes_per_chip"]), "and fits:", advice["fits"])
 
 # %% [markdown]
 # It does not, and the plan says what helps. By the analytic model the first change is enough: 13.66 GiB. But that model
@@ -278,7 +293,8 @@ for advice in first["advice"]:
 second = plan({"model.attention": "splash", "train.microbatches": 2})
 step_s = second["step_seconds_estimate"]
 print(second["verdict"])
-print(f"a step takes {step_s['mid']:.1f} s, by published runs between {step_s['low']:.1f} and {step_s['high']:.1f} s")
+print(f"a step takes {step_s['mid']:.1f} s, if the program is as good as published ones,")
+print(f"with an 80 % interval of {step_s['low']:.1f} to {step_s['high']:.1f} s")
 
 # %% [markdown]
 # ## Where to go on
