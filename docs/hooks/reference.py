@@ -22,6 +22,9 @@ from bigjax.config import Config, named  # noqa: E402
 from bigjax.config.fields import describe, sections  # noqa: E402
 from bigjax.config.fields import fields as declared  # noqa: E402
 
+FIRST = "---\nsearch:\n  boost: 4\n---\n\n"
+"""What a page begins with that a search shows before the pages on Python."""
+
 Pages = dict[str, str]
 """The text of pages by their place in docs/."""
 
@@ -84,7 +87,7 @@ def of_config() -> Pages:
 
 def _section_page(title: str, prefix: str, cls: type) -> str:
     said = meanings(cls)
-    lines = [f"# {title}", "", inspect.getdoc(cls) or "", ""]
+    lines = [f"{FIRST}# {title}", "", inspect.getdoc(cls) or "", ""]
     for name, (annotation, _) in declared(cls).items():
         if is_dataclass(annotation):
             lines += [f"- [`{prefix}{name}`]({prefix}{name}.md) is a section of its own.", ""]
@@ -130,9 +133,9 @@ def of_commands() -> Pages:
         if "cli.main" not in file.read_text() and file.name != "__init__.py":  # a program without flags
             pages[f"reference/commands/{name}.md"] = f"# {name}\n\n```python\n{file.read_text()}```\n"
             continue
-        pages[f"reference/commands/{name}.md"] = f"# {name}\n\n{_block(help_of(name))}"
+        pages[f"reference/commands/{name}.md"] = f"{FIRST}# {name}\n\n{_as_page(help_of(name))}"
         for sub in _sub_commands(name, file):
-            pages[f"reference/commands/{name}-{sub}.md"] = f"# {name} {sub}\n\n{_block(help_of(name, sub))}"
+            pages[f"reference/commands/{name}-{sub}.md"] = f"{FIRST}# {name} {sub}\n\n{_as_page(help_of(name, sub))}"
     return pages
 
 
@@ -140,6 +143,14 @@ def help_of(*words: str) -> str:
     """Return what `bigjax WORDS --help` says."""
     command = [sys.executable, "-m", "bigjax", *words, "--help"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def _as_page(said: str) -> str:
+    """Return a help text with its sentences as such, unless lines of them are aligned, and its flags as they are."""
+    sentences, _, flags = said.partition("\nFlags:\n")
+    if not flags or any(line.startswith(" ") for line in sentences.splitlines()):
+        return _block(said)
+    return f"{sentences}\n{_block('Flags:' + chr(10) + flags)}"
 
 
 def _sub_commands(name: str, file: Path) -> Iterator[str]:

@@ -21,7 +21,22 @@ from experiments import config_source
 from tests.commands import ROOT, Commands, shared_cache
 from tests.docs.pages import all_commands, blocks, command_lines, split_commands
 
-ELSEWHERE = ("cd", "git", "source", ".", "tensorboard", "uv", "ls", "cat", "head", "mkdir", "cp", "sbatch", "kubectl")
+ELSEWHERE = (
+    "cd",
+    "git",
+    "source",
+    ".",
+    "tensorboard",
+    "uv",
+    "ls",
+    "cat",
+    "head",
+    "mkdir",
+    "cp",
+    "sbatch",
+    "kubectl",
+    "mkdocs",
+)
 """Programs of other projects that may be named."""
 
 
@@ -54,7 +69,7 @@ def folder(tmp_path_factory) -> Path:
     llama = config.replace(cfg, model=model).model
     known = {"MiniLM-L6": bert.model(*bert.SHAPES["minilm"]), "T5-small": t5.model(t5.SHAPES["small"], gated=False)}
     words = [word for command in OURS for word in command]
-    pattern = r"--(?:config|workdir)=(?:configs/\w+\.py:)?hf:(.+)"
+    pattern = r"--(?:config|workdir)=(?:(?:configs/)?\w+(?:\.py)?:)?hf:(.+)"
     for name in (match[1] for word in words if (match := re.match(pattern, word))):
         (folder / name).mkdir(parents=True, exist_ok=True)
         write_json(folder / name / "config.json", export_config(known.get(name, llama))[1])
@@ -88,7 +103,7 @@ def test_commands_are_found_in_fenced_blocks(tmp_path):
 
 def test_readme_shows_how_to_install_train_and_test():
     assert [command for command in COMMANDS if "install" in command]
-    assert [command for command in OURS if command[0] == "experiments.train"]
+    assert [command for command in OURS if command[:2] == ["bigjax", "train"]]
     assert [command for command in COMMANDS if "pytest" in command]
 
 
