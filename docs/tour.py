@@ -188,10 +188,10 @@ print(f"difference at step 1: {difference[0]:.1e} nats")
 print(f"largest of {len(losses)} steps:   {difference.max():.1e} nats")
 
 # %% [markdown]
-# Training amplifies what rounding does, so after some hundred steps the losses of any two meshes differ as those of
-# two seeds do. A proof must therefore look at one step. `bigjax check equivalence` does: it compares every gradient
-# on every mesh of eight devices, within bounds that follow from the arithmetic. [What can be
-# trusted](concepts/trust.md) has more.
+# Training amplifies what rounding does: after some hundred steps the losses of two meshes may differ as those of two
+# seeds do. A proof must therefore look at one step. `bigjax check equivalence` does: it compares every gradient on
+# every mesh of eight devices, within bounds that follow from the arithmetic.
+# [What can be trusted](concepts/trust.md) has more.
 #
 # ## A sweep
 #

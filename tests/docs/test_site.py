@@ -1,7 +1,6 @@
 """The built site: it builds without a warning, loads nothing from elsewhere, and has a page for all that there is."""
 
 import ast
-import dataclasses
 import html
 import importlib.util
 import os
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bigjax.config import Config, named
+from bigjax.config import Config
 from bigjax.config.fields import field_paths
 from tests.commands import ROOT
+from tests.docs.test_names import config_fields
 
 pytestmark = [
     pytest.mark.exhaustive,
@@ -73,26 +73,6 @@ def test_every_command_has_a_page(site):
     missing = [name for name in (*commands, *checks) if not (site / "reference/commands" / f"{name}.html").is_file()]
     assert missing == []
     assert "--max_restarts" in (site / "reference" / "commands" / "train.html").read_text()
-
-
-def config_fields() -> dict[str, tuple[type, str]]:
-    """Return the class and name of every field of a config, and of each family and task, by dotted path."""
-    found = {}
-
-    def walk(cls: type, prefix: str) -> None:
-        for field in dataclasses.fields(cls):
-            inner = field.default_factory if isinstance(field.default_factory, type) else None
-            if inner is not None and dataclasses.is_dataclass(inner):
-                walk(inner, f"{prefix}{field.name}.")
-            else:
-                found[f"{prefix}{field.name}"] = (cls, field.name)
-
-    walk(Config, "")
-    for name, place in named.FAMILIES.items():
-        walk(named.load("model.family", name, {name: place}).fields, f"model.{name}.")
-    for name, place in named.TASKS.items():
-        walk(named.load("train.objective", name, {name: place}).fields, "task.")
-    return found
 
 
 def test_every_config_field_has_a_place_and_a_meaning(site):
