@@ -145,6 +145,9 @@ class MeshConfig:
     `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
     (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters, or axes of parameters, that may
     stay whole on every device.
+
+    `context` splits rows themselves, for decoders; `context_exchange` is how their parts attend to each other
+    (`bigjax.config.exchange`).
     """
 
     slice: int = plumbing(1, minimum=-1)
@@ -155,6 +158,7 @@ class MeshConfig:
     context: int = plumbing(1, minimum=-1)
     tensor: int = plumbing(1, minimum=-1)
     shard_sequence: bool = plumbing(False)
+    context_exchange: Literal["auto", "all_to_all", "gather", "ring"] = plumbing("auto")
     allow_replicated: tuple[str, ...] = plumbing(())
 
     @property
