@@ -26,7 +26,7 @@ from bigjax.mesh import product_of
 from bigjax.params import ParamSpec, cast, names
 
 PARAM_RULES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -50,7 +50,7 @@ ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
     "seq": ("context",),
     "residual_seq": ("context",),
 }
-"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` first."""
+"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` and `context` first."""
 
 REPLICATE_IF_INDIVISIBLE = ("vocab",)
 """Logical axes left whole when the mesh axis does not divide them (GPT-2's vocabulary is the odd number 50257)."""
@@ -163,6 +163,7 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     """
     sizes, rest = dict(mesh.shape), next((axis for axis, size in cfg.sizes.items() if size == -1), None)
     splitting = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
+    splitting.discard("context")  # whose rows only some models can split
     for axis in ("stage", "expert", "context"):
         if sizes[axis] > 1 and axis not in (*supported, *splitting):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
@@ -224,7 +225,7 @@ def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     check_sequence(cfg.data.target_len, resolved, "data.target_len")
     if (ways := resolved.sizes["context"]) == 1:
         return resolved
-    how = exchange.choose(cfg.model, resolved.exchange, ways, resolved.ways("heads"))
+    how = exchange.choose(cfg.model, resolved.exchange, cfg.data.seq_len, ways, resolved.ways("heads"))
     for problem in exchange.problems(cfg, how, ways, resolved.ways("heads")):
         raise ShardingError(problem)
     said = f"mesh.context={ways}: the parts of a row attend to each other by {how}"

@@ -15,19 +15,24 @@ RING_BACKENDS = ("reference", "blocked")
 GATHER_BACKENDS = ("reference", "xla", "cudnn", "splash")
 """Those that attend from a part of the queries to all keys."""
 
+LARGE_SCORES = 2**30
+"""Bytes of the scores of one row on a device above which `auto` does not store them."""
+
 KERNEL_BLOCK = 128
 """Positions of the smallest block of the splash kernel, of which each device's queries must be a multiple."""
 
 
-def choose(model: Any, exchange: str, ways: int, split: int) -> str:
+def choose(model: Any, exchange: str, seq_len: int, ways: int, split: int) -> str:
     """Return how rows split `ways` ways are attended to, where the heads are split `split` ways; `auto` is resolved.
 
     By heads and bytes: all-to-all where it can be and sends no more than the keys and values of the row; else the ring,
-    or `gather` where `model.attention` is a kernel.
+    or `gather` where `model.attention` is a kernel. The ring, too, where scores that others store are large.
     """
     if exchange != "auto":
         return exchange
-    able = not model.num_heads // split % ways
+    scores = 4 * seq_len * seq_len // ways * model.num_heads // split
+    large = model.attention in RING_BACKENDS and scores > LARGE_SCORES
+    able = not model.num_heads // split % ways and not large
     if able and sent(model, "all_to_all", ways, split) <= sent(model, "gather", ways, split):
         return "all_to_all"
     return "ring" if model.attention in RING_BACKENDS else "gather"

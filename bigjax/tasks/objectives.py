@@ -38,7 +38,7 @@ def causal_lm(
       else the model says of itself; given `bytes`, also `nll_per_byte` in nats over the bytes of those tokens.
     """
     weights_BS, how = batch["weights"], {}
-    if context.resolved(model.cfg, layout):
+    if context.resolved(model.cfg, layout, weights_BS.shape[1]):
         weights_BS = layout.place(weights_BS, "batch")
         batch, how["balanced"] = context.arranged(batch, model.cfg, layout)
     x_BSD, aux = model.family.apply(

@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bigjax.config import ModelConfig, exchange
-from bigjax.models.attention import order
+from bigjax.models.attention import kernels, order
 from bigjax.models.attention.backends import BACKENDS, match_kv_heads
 from bigjax.models.attention.masks import AttentionError, Mask
 from bigjax.models.attention.ring import Options, ring, visible
@@ -26,11 +25,11 @@ AXIS = "context"
 """The mesh axis that splits rows."""
 
 
-def resolved(cfg: ModelConfig, layout: Layout) -> str:
+def resolved(cfg: ModelConfig, layout: Layout, seq_len: int) -> str:
     """Return how rows are attended to on a mesh, one of those that `mesh.context_exchange` names; empty if whole."""
     if AXIS not in layout.over("seq"):
         return ""
-    return exchange.choose(cfg, layout.exchange, layout.sizes[AXIS], layout.ways("heads"))
+    return exchange.choose(cfg, layout.exchange, seq_len, layout.sizes[AXIS], layout.ways("heads"))
 
 
 def arranged(batch: Mapping[str, jax.Array], cfg: ModelConfig, layout: Layout) -> tuple[dict[str, jax.Array], bool]:
@@ -39,7 +38,7 @@ def arranged(batch: Mapping[str, jax.Array], cfg: ModelConfig, layout: Layout) -
     All arrays of a row go the same way: targets, that were shifted on the whole row, weights, documents and positions,
     which count from 0 along the row where the batch has none.
     """
-    ways, balanced = layout.sizes[AXIS], resolved(cfg, layout) != "all_to_all"
+    ways, balanced = layout.sizes[AXIS], resolved(cfg, layout, batch["tokens"].shape[1]) != "all_to_all"
     rows = {name: layout.place(x, "batch") for name, x in batch.items() if x.ndim == 2}
     if "positions" not in rows:
         B, S = rows["tokens"].shape
@@ -57,7 +56,8 @@ def attend(
       AttentionError: the heads, the row or the back end do not suit how the parts are to attend to each other.
     """
     assert dropout is None and mask.causal, "`exchange.problems` refuses it"
-    how, ways, seq_len = resolved(cfg, layout), layout.sizes[AXIS], q_BSHK.shape[1]
+    ways, seq_len = layout.sizes[AXIS], q_BSHK.shape[1]
+    how = resolved(cfg, layout, seq_len)
     part = _Part(cfg.attention, ways, seq_len, balanced, mask.window, softcap)
     if how == "all_to_all" and balanced:
         raise AttentionError("mesh.context_exchange='all_to_all' attends to rows in their own order")
@@ -71,6 +71,13 @@ def attend(
         arrays.append(layout.place(mask.segments_BS, "batch", "seq"))
         specs.append(rows)
     compute = {"all_to_all": _all_to_all, "gather": _gather, "ring": _ring}[how]
+    if how == "gather" and cfg.attention == "splash":
+        heads_here = q_BSHK.shape[2] // layout.ways("heads")
+        kernel = kernels.splash_kernel(seq_len, heads_here, mask, softcap, order.places(seq_len, ways, balanced))
+        where = jax.sharding.NamedSharding(jax.sharding.get_abstract_mesh(), jax.P(None, AXIS))
+        of_kernel = kernel.manual_sharding_spec(where)
+        arrays, specs = [jax.tree.map(jax.reshard, kernel, of_kernel), *arrays], [of_kernel, *specs]
+        compute = _gather_for_kernel
     # Kernels do not say over which mesh axes their results vary, so that check is off.
     mapped = jax.shard_map(partial(compute, part), in_specs=tuple(specs), out_specs=heads, check_vma=False)
     return mapped(*arrays)
@@ -116,13 +123,22 @@ def _gathered(x_BS: jax.Array | None) -> Any:
 def _gather(part: _Part, q_BSHK, k_BTGK, v_BTGK, segments_BS=None) -> jax.Array:
     """Gather keys, values and documents of the whole row, and attend to them from the device's own queries."""
     k, v, key_segments = (_gathered(x) for x in (k_BTGK, v_BTGK, segments_BS))
-    first = order.starts(part.seq_len, part.ways, 1, part.balanced)
-    query_S, key_T = jnp.asarray(first)[jax.lax.axis_index(AXIS)], np.reshape(first, -1)
+    places = order.places(part.seq_len, part.ways, part.balanced)
+    query_S, key_T = jnp.asarray(places)[jax.lax.axis_index(AXIS)], places.reshape(-1)
     allowed = visible(query_S, key_T, segments_BS, key_segments, part.window)
     if part.backend == "reference":
         return BACKENDS["reference"].attend(q_BSHK, k, v, _Rectangle(allowed_BST=allowed), softcap=part.softcap)
     implementation: Any = part.backend
     return jax.nn.dot_product_attention(q_BSHK, k, v, mask=allowed[:, None], implementation=implementation)
+
+
+def _gather_for_kernel(part: _Part, kernel: Any, q_BSHK, k_BTGK, v_BTGK, segments_BS=None) -> jax.Array:
+    """Gather as `_gather` does, and put the keys in the order of the row, which the kernel counts them by."""
+    whole = [_gathered(x) for x in (k_BTGK, v_BTGK, segments_BS)]
+    if part.balanced:
+        whole = [None if x is None else order.unbalance(x, part.ways) for x in whole]
+    k, v, key_segments = whole
+    return kernels.run_splash(kernel, q_BSHK, k, v, segments_BS, key_segments)
 
 
 def _ring(part: _Part, q_BSHK, k_BTGK, v_BTGK, segments_BS=None) -> jax.Array:

@@ -25,10 +25,10 @@ def unbalance(x: jax.Array, ways: int) -> jax.Array:
     return jnp.stack([pairs[:, :, 0], jnp.flip(pairs[:, :, 1], axis=1)], axis=1).reshape(x.shape)
 
 
-def starts(seq_len: int, ways: int, block: int, balanced: bool) -> np.ndarray:
-    """Return which token of its row each block of `block` tokens on each device starts with, `(C, blocks)`."""
-    order = np.arange(seq_len).reshape(1, seq_len)
+def places(seq_len: int, ways: int, balanced: bool) -> np.ndarray:
+    """Return the place in its row of each token that each device has, `(C, S / C)`."""
+    row = np.arange(seq_len)
     if balanced:
-        order = np.asarray(order.reshape(2, ways, -1))
-        order = np.stack([order[0], order[1, ::-1]], axis=1)
-    return order.reshape(ways, -1, block)[:, :, 0]
+        first, second = row.reshape(2, ways, -1)
+        row = np.concatenate([first, second[::-1]], axis=1)
+    return row.reshape(ways, -1)

@@ -45,7 +45,7 @@ class Options:
 
     def starts(self) -> jax.Array:
         """Return where in its row each block of each device starts, `(devices, N)`."""
-        return jnp.asarray(order.starts(self.seq_len, self.ways, self.block, self.balanced))
+        return jnp.asarray(order.places(self.seq_len, self.ways, self.balanced)[:, :: self.block])
 
 
 class Travelling(NamedTuple):

@@ -50,7 +50,7 @@ def self_attention(
     attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=causal)
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
-    if context.resolved(cfg, layout):
+    if context.resolved(cfg, layout, x_BSD.shape[1]):
         attend = partial(context.attend, cfg=cfg, balanced=balanced)
     rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
 
