@@ -220,16 +220,16 @@ def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     """
     resolved = layout(cfg.mesh, mesh, specs, cfg.model.named_family.mesh_axes)
     check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
+    if (ways := resolved.sizes["context"]) > 1:
+        how = exchange.choose(cfg.model, resolved.exchange, cfg.data.seq_len, ways, resolved.ways("heads"))
+        for problem in exchange.problems(cfg, how, ways, resolved.ways("heads")):
+            raise ShardingError(problem)
+        said = f"mesh.context={ways}: the parts of a row attend to each other by {how}"
+        resolved = replace(resolved, exchange=how, notes=(*resolved.notes, said))
     if named.task(cfg).unit == "tokens":
         check_sequence(cfg.data.seq_len, resolved)
     check_sequence(cfg.data.target_len, resolved, "data.target_len")
-    if (ways := resolved.sizes["context"]) == 1:
-        return resolved
-    how = exchange.choose(cfg.model, resolved.exchange, cfg.data.seq_len, ways, resolved.ways("heads"))
-    for problem in exchange.problems(cfg, how, ways, resolved.ways("heads")):
-        raise ShardingError(problem)
-    said = f"mesh.context={ways}: the parts of a row attend to each other by {how}"
-    return replace(resolved, exchange=how, notes=(*resolved.notes, said))
+    return resolved
 
 
 def _is_large(spec: ParamSpec) -> bool:
@@ -279,9 +279,9 @@ def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> 
 
 def check_sequence(seq_len: int, resolved: Layout, field: str = "data.seq_len") -> None:
     """Raise ShardingError unless the mesh axes that split the sequence divide it."""
-    ways = prod(resolved.sizes[axis] for axis in resolved.over("residual_seq"))
-    if seq_len % ways:
-        raise ShardingError(f"{field}={seq_len} is not divisible by mesh.tensor={ways} (mesh.shard_sequence=True)")
+    if seq_len % resolved.ways("residual_seq"):
+        over = _describe(resolved.over("residual_seq"), resolved.sizes, None)
+        raise ShardingError(f"{field}={seq_len} is not divisible by {over} (mesh.shard_sequence=True)")
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
