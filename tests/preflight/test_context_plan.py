@@ -49,7 +49,7 @@ def test_llama_8b_fits_with_rows_of_131072_tokens():
     found = candidates.candidate(cfg, {}, topology)
     assert topology.num_chips == 128 and found.needed_bytes_per_chip < topology.chip.hbm_bytes / 4
     # Without the axis, 8 rows are for 8 chips, and 16 chips do the work of one.
-    with pytest.raises(Exception, match="not divisible by mesh.fsdp=128"):
+    with pytest.raises(Exception, match=r"not divisible by mesh\.fsdp=128"):
         planned(llama(131_072, 8, fsdp=128))
 
 
@@ -61,7 +61,7 @@ def test_what_a_device_sends_to_attend(exchange):
     kv, heads = tokens * KV_HEADS * SIZE * 2, tokens * HEADS * SIZE * 2
     over = ("context",)
     if exchange == "all_to_all":
-        # Queries, keys, values and results, forwards twice (once to rematerialise) and backwards; kv heads twice as many.
+        # Queries, results, keys and values, these twice for 16 ways: forwards, to rematerialise, and backwards.
         one_way = sent_bytes("all-to-all", 2 * heads + 2 * 2 * kv, ways)
         assert found["all-to-all", over] == pytest.approx(LAYERS * 3 * one_way)
     elif exchange == "gather":
