@@ -1,4 +1,4 @@
-"""The mesh, the rules from logical axes to mesh axes, and the errors of a layout that does not fit.
+"""The rules from logical axes to mesh axes, and the errors of a layout that does not fit.
 
 Legend of logical axes: batch, seq (inside a block), residual_seq (between blocks), embed, mlp, heads, kv_heads,
 head_dim, vocab, positions, buckets (of distances), classes, layers, vector (of model width, such as a norm's scale),
@@ -14,15 +14,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, named
-from bigjax.errors import UserError
+from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, exchange, named
+from bigjax.mesh import ShardingError as ShardingError  # handed on with those of a layout
+from bigjax.mesh import abstract_mesh as abstract_mesh
+from bigjax.mesh import make_mesh as make_mesh
+from bigjax.mesh import mesh_shape as mesh_shape
+from bigjax.mesh import product_of
 from bigjax.params import ParamSpec, cast, names
 
 PARAM_RULES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -43,10 +47,10 @@ ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
     **PARAM_RULES,
     "embed": (),
     "batch": BATCH_AXES,
-    "seq": (),
-    "residual_seq": (),
+    "seq": ("context",),
+    "residual_seq": ("context",),
 }
-"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` first."""
+"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` and `context` first."""
 
 REPLICATE_IF_INDIVISIBLE = ("vocab",)
 """Logical axes left whole when the mesh axis does not divide them (GPT-2's vocabulary is the odd number 50257)."""
@@ -59,63 +63,12 @@ VECTOR_KINDS = ("norm", "bias")
 layers stacked can reach, `fsdp` splits their first axis that it divides; if there is none, that is noted."""
 
 
-class ShardingError(UserError):
-    """The mesh does not fit the devices, the model or the batch."""
-
-
 class ReplicationError(ShardingError):
     """A large parameter would be whole on every device although the mesh could split it."""
 
 
 class PaddingError(ShardingError):
     """Devices can hold even parts of a parameter only if one of its dimensions is padded."""
-
-
-def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
-    """Return the size of every mesh axis, with -1 replaced by all that is left of `num_devices`.
-
-    Raises:
-      ShardingError: if the sizes do not multiply to `num_devices`.
-    """
-    sizes = cfg.sizes
-    fixed = prod(size for size in sizes.values() if size != -1)
-    rest = next((axis for axis, size in sizes.items() if size == -1), None)
-    given = [f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)]
-    at_hand = "device" if num_devices == 1 else "devices"
-    if rest is not None:
-        if num_devices % fixed:
-            raise ShardingError(f"{_product(given, fixed)} does not divide the {num_devices} {at_hand} at hand")
-        sizes[rest] = num_devices // fixed
-    elif fixed != num_devices:
-        raise ShardingError(
-            f"{_product(given, fixed) if given else 'every axis of the mesh is 1'}, but there are {num_devices} "
-            f"{at_hand}; set one axis to -1 to use the rest"
-        )
-    return sizes
-
-
-def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding.Mesh:
-    """Return a mesh with all seven axes, every one Explicit, slowest link first."""
-    devices = list(devices if devices is not None else jax.devices())
-    sizes = mesh_shape(cfg, len(devices))
-    types = (AxisType.Explicit,) * len(MESH_AXES)
-    num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
-    if num_slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    if sizes["slice"] != num_slices:
-        raise ShardingError(f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}")
-    from jax.experimental import mesh_utils
-
-    inner = tuple(1 if axis == "slice" else size for axis, size in sizes.items())
-    outer = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
-    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
-    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
-
-
-def abstract_mesh(sizes: Mapping[str, int]) -> jax.sharding.AbstractMesh:
-    """Return the mesh, with all seven axes, of devices that do not exist."""
-    types = (AxisType.Explicit,) * len(MESH_AXES)
-    return jax.sharding.AbstractMesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=types)
 
 
 def axes_of_entry(entry: Any) -> tuple[str, ...]:
@@ -132,6 +85,7 @@ class Layout:
       params, activations: logical axis -> mesh axes of size above 1.
       notes: one sentence for every axis that a rule left whole.
       rest: the mesh axis that was given as -1 and takes all the remaining devices, if there is one.
+      exchange: `mesh.context_exchange`, which the model resolves where it is `auto`.
     """
 
     sizes: Mapping[str, int]
@@ -139,6 +93,7 @@ class Layout:
     activations: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
     rest: str | None = None
+    exchange: str = "auto"
 
     def param(self, spec: ParamSpec) -> P | None:
         """Return where a parameter is stored."""
@@ -173,6 +128,15 @@ class Layout:
         """Return the mesh axes that split the given logical axes of an activation."""
         return tuple(mesh_axis for axis in axes for mesh_axis in self.activations.get(axis, ()))
 
+    def ways(self, *axes: str) -> int:
+        """Return into how many parts the mesh splits the given logical axes of an activation."""
+        return prod(self.sizes[mesh_axis] for mesh_axis in self.over(*axes))
+
+    def whole_rows(self) -> "Layout":
+        """Return the same without `context`: for rows of any length, on which the devices along it then work alike."""
+        kept = {axis: tuple(m for m in over if m != "context") for axis, over in self.activations.items()}
+        return replace(self, activations=kept)
+
 
 UNSHARDED = Layout({}, {}, {})
 """The layout outside any mesh."""
@@ -199,6 +163,7 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     """
     sizes, rest = dict(mesh.shape), next((axis for axis, size in cfg.sizes.items() if size == -1), None)
     splitting = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
+    splitting.discard("context")  # whose rows only some models can split
     for axis in ("stage", "expert", "context"):
         if sizes[axis] > 1 and axis not in (*supported, *splitting):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
@@ -211,7 +176,7 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     rules = {name: _present(axes, sizes) for name, axes in PARAM_RULES.items()}
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
     if cfg.shard_sequence:
-        activations["residual_seq"] = _present(("tensor",), sizes)
+        activations["residual_seq"] = _present(("context", "tensor"), sizes)
     notes = []
     for name, spec in names(specs).items():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
@@ -228,13 +193,13 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")
             rules[axis] = activations[axis] = ()
-    resolved = Layout(sizes, rules, activations, rest=rest)
+    resolved = Layout(sizes, rules, activations, rest=rest, exchange=cfg.context_exchange)
     notes += _check_replication(cfg, resolved, specs)
     return replace(resolved, notes=tuple(notes))
 
 
-def on_the_mesh(specs: Any, cfg: MeshConfig | None = None) -> Layout:
-    """Return the layout of a model on the mesh that `jax.set_mesh` has set; `UNSHARDED` where none is.
+def on_the_mesh(specs: Any, cfg: MeshConfig | None = None, supported: tuple[str, ...] = ()) -> Layout:
+    """Return the layout of a model on the mesh that `jax.set_mesh` has set, as `layout` does; `UNSHARDED` without one.
 
     Raises:
       ShardingError: as `layout`, or the mesh has other axes than `make_mesh` gives it.
@@ -244,17 +209,23 @@ def on_the_mesh(specs: Any, cfg: MeshConfig | None = None) -> Layout:
         return UNSHARDED
     if mesh.axis_names != MESH_AXES:
         raise ShardingError(f"the mesh that is set has the axes {mesh.axis_names}: make it with bigjax.make_mesh")
-    return layout(cfg or MeshConfig(), mesh, specs)
+    return layout(cfg or MeshConfig(), mesh, specs, supported)
 
 
 def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     """Return the layout of a run on `mesh` (concrete or abstract) after checking that its batch and rows fit too.
 
     Raises:
-      ShardingError: as in `layout`, `check_batch` and `check_sequence`.
+      ShardingError: as in `layout`, `check_batch` and `check_sequence`, or for what `exchange.problems` finds.
     """
-    resolved = layout(cfg.mesh, mesh, specs)
+    resolved = layout(cfg.mesh, mesh, specs, cfg.model.named_family.mesh_axes)
     check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
+    if (ways := resolved.sizes["context"]) > 1:
+        how = exchange.choose(cfg.model, resolved.exchange, cfg.data.seq_len, ways, resolved.ways("heads"))
+        for problem in exchange.problems(cfg, how, ways, resolved.ways("heads")):
+            raise ShardingError(problem)
+        said = f"mesh.context={ways}: the parts of a row attend to each other by {how}"
+        resolved = replace(resolved, exchange=how, notes=(*resolved.notes, said))
     if named.task(cfg).unit == "tokens":
         check_sequence(cfg.data.seq_len, resolved)
     check_sequence(cfg.data.target_len, resolved, "data.target_len")
@@ -272,11 +243,7 @@ def _present(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]
 def _describe(axes: tuple[str, ...], sizes: Mapping[str, int], rest: str | None) -> str:
     """Return the axes with their sizes, and their product if they are several; `rest` was -1, given or not."""
     given = [f"mesh.{axis}={sizes[axis]}" + " (-1: all the remaining devices)" * (axis == rest) for axis in axes]
-    return _product(given, prod(sizes[axis] for axis in axes))
-
-
-def _product(factors: list[str], value: int) -> str:
-    return factors[0] if len(factors) == 1 else f"{' * '.join(factors)} = {value}"
+    return product_of(given, prod(sizes[axis] for axis in axes))
 
 
 def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> list[str]:
@@ -312,9 +279,9 @@ def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> 
 
 def check_sequence(seq_len: int, resolved: Layout, field: str = "data.seq_len") -> None:
     """Raise ShardingError unless the mesh axes that split the sequence divide it."""
-    ways = prod(resolved.sizes[axis] for axis in resolved.over("residual_seq"))
-    if seq_len % ways:
-        raise ShardingError(f"{field}={seq_len} is not divisible by mesh.tensor={ways} (mesh.shard_sequence=True)")
+    if seq_len % resolved.ways("residual_seq"):
+        over = _describe(resolved.over("residual_seq"), resolved.sizes, None)
+        raise ShardingError(f"{field}={seq_len} is not divisible by {over} (mesh.shard_sequence=True)")
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:

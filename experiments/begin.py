@@ -95,9 +95,9 @@ def throughput(cfg: Config, model: Model) -> Throughput:
     )
 
 
-def open_folder(cfg: Config, folder: RunFolder, text: TextData) -> None:
+def open_folder(cfg: Config, folder: RunFolder, layout: Layout, text: TextData) -> None:
     """Write what the run is into its folder: config, environment, data and what is left out of it, tokenizer, code."""
-    folder.open(cfg, continuation.LENGTHS)
+    folder.open(cfg, continuation.LENGTHS, layout.notes)
     rollback.note(folder, text.train.left_out)
     if jax.process_index() == 0:
         data.save_processor(text.tokenizer, folder.path)

@@ -134,7 +134,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
         state, start, text = starting.state(folder, pulse)
 
         # ---- Run folder: from here on the run exists, and the same command continues it ----------------------------
-        begin.open_folder(cfg, folder, text)
+        begin.open_folder(cfg, folder, layout, text)
         signature = functools.cache(lambda: folder.signature(cfg))  # read once process 0 has written it
         say(begin.banner(cfg, model, mesh, layout, text, start, profile))
         pulse.phase("compile")

@@ -140,6 +140,11 @@ def problems(cfg: Any) -> Iterator[str]:
             "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1: set mesh.tensor=2, or "
             "mesh.shard_sequence=False"
         )
+    if mesh.context_exchange != "auto" and mesh.context == 1:
+        yield (
+            f"mesh.context_exchange={mesh.context_exchange!r} is between the parts of a row, but mesh.context=1 leaves "
+            "rows whole: set mesh.context=2, or mesh.context_exchange='auto'"
+        )
 
 
 def _order_problems(cfg: Any) -> Iterator[str]:

@@ -131,6 +131,8 @@ class MeshConfig:
     `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
     (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters, or axes of parameters, that may
     stay whole on every device.
+
+    `context` splits rows themselves, for decoders.
     """
 
     slice: int = plumbing(1, minimum=-1)
@@ -144,11 +146,13 @@ class MeshConfig:
     expert: int = plumbing(1, minimum=-1)
     """Devices that split the experts of sparse layers, and the rows."""
     context: int = plumbing(1, minimum=-1)
-    """Devices that split the length of a row."""
+    """Devices that split the length of a row, and the parameters as `fsdp` does."""
     tensor: int = plumbing(1, minimum=-1)
     """Devices that split single matrices (tensor parallelism, Shoeybi et al. 2019)."""
     shard_sequence: bool = plumbing(False)
     """Whether activations between blocks are split along the sequence over `tensor`."""
+    context_exchange: Literal["auto", "all_to_all", "gather", "ring"] = plumbing("auto")
+    """How the parts of a row that `context` splits attend to each other (`bigjax.config.exchange`)."""
     allow_replicated: tuple[str, ...] = plumbing(())
     """Parameters, or axes of parameters, that may stay whole on every device."""
 

@@ -58,7 +58,8 @@ def pad_left(prompts: Sequence[Sequence[int]], layout: Layout) -> tuple[np.ndarr
 
 def one_by_one(layout: Layout) -> Layout:
     """Return the layout of single tokens, which cannot be split along the sequence."""
-    return replace(layout, activations={**layout.activations, "residual_seq": ()}) if layout.sizes else layout
+    whole = layout.whole_rows()
+    return replace(whole, activations={**whole.activations, "residual_seq": ()}) if layout.sizes else layout
 
 
 def begin(model: Model, params: Any, tokens_BS, starts_B, room: int, start_id: Any, layout: Layout):

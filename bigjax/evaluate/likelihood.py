@@ -178,7 +178,7 @@ def for_any_length(cfg: ModelConfig) -> ModelConfig:
 @lru_cache(maxsize=16)
 def _program(model: Model, shared: LayoutKey) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Return `run(params, tokens_BS, starts_B, targets_BT, lengths_B, start_id) -> (log P (B,), greedy (B,))`."""
-    cfg, family, layout = model.cfg, model.family, shared.layout
+    cfg, family, layout = model.cfg, model.family, shared.layout.whole_rows()
 
     def hidden(params, tokens_BS, starts_B, targets_BT, start_id) -> jax.Array:
         """Return the hidden states `(B, T, D)` that predict the targets."""

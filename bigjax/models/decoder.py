@@ -60,6 +60,7 @@ def apply(
     segments_BS: jax.Array | None = None,
     key: jax.Array | None = None,
     rows_B: jax.Array | None = None,
+    balanced: bool = False,
 ) -> tuple[jax.Array, layers.Aux]:
     """Return the final hidden states `(B, S, D)` in the compute dtype, and what sparse layers say of themselves.
 
@@ -69,12 +70,13 @@ def apply(
       segments_BS: document number of each token, 0 for padding; a token sees its own document only.
       key: draws dropout and what routers draw; None turns them off. rows_B: the global row of each example, needed
         with `key`.
+      balanced: whether the tokens of a row come as `attention.order.balance` puts them; then the positions say where.
 
     Returns:
       Hidden states, and `Aux` as `moe.over_layers` joins it.
     """
     x_BSD = embed(params, tokens_BS, positions_BS, cfg, layout)
-    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
+    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B, "balanced": balanced}
     return stacks.self_attention(params, specs(cfg)["blocks"], x_BSD, cfg, causal=True, layout=layout, key=key, **rows)
 
 

@@ -107,7 +107,7 @@ def apply(
       types_BS: which of the `token_types` each token has; None means the first.
     """
     x_BSD = _embed(params, tokens_BS, positions_BS, types_BS, cfg, layout)
-    rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
+    rows: dict[str, Any] = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}
     return stacks.self_attention(params, specs(cfg)["blocks"], x_BSD, cfg, causal=False, layout=layout, key=key, **rows)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bigjax import params as param_tree
 from bigjax import sharding
-from bigjax.config import ModelConfig, named
+from bigjax.config import MeshConfig, ModelConfig, named
 from bigjax.models.family import Family
 from bigjax.models.parts import mup
 from bigjax.sharding import Layout
@@ -33,6 +33,10 @@ class Model:
             return declared
         return mup.parametrized(declared, self.family.specs(mup.base_shape(self.cfg)), self.cfg)
 
+    def layout(self, mesh: MeshConfig | None = None) -> Layout:
+        """Return where each axis lives on the mesh that `jax.set_mesh` has set, as `sharding.on_the_mesh` does."""
+        return sharding.on_the_mesh(self.specs, mesh, self.family.mesh_axes)
+
     # A config is checked where JAX is not imported yet, and this room with it.
 
     def init(self, key: jax.Array, layout: Layout | None = None) -> Any:
@@ -51,7 +55,7 @@ class Model:
         Raises:
           ShardingError: the mesh does not fit the model.
         """
-        layout = sharding.on_the_mesh(self.specs) if layout is None else layout
+        layout = self.layout() if layout is None else layout
         if not layout.sizes:
             return jax.tree.map(jnp.asarray, params)
 
@@ -74,7 +78,7 @@ class Model:
           layout: as for `place`.
           inputs: what else the family's `apply` takes, such as `segments_BS`, or `key` and `rows_B` for dropout.
         """
-        layout = sharding.on_the_mesh(self.specs) if layout is None else layout
+        layout = self.layout() if layout is None else layout
         tokens_BS = layout.place(jnp.asarray(tokens_BS), "batch", "seq")
         x_BSD, _ = self.family.apply(params, tokens_BS, self.cfg, layout=layout, **inputs)
         return self.family.logits(params, x_BSD, self.cfg, layout)

@@ -169,12 +169,12 @@ class RunFolder:
         """Return `{"config", "fingerprint"}`, by which a checkpoint of the run here says whose it is."""
         return {"config": strict.to_dict(config), "fingerprint": self.fingerprint}
 
-    def open(self, config: Config, changing: Collection[str] = ()) -> bool:
+    def open(self, config: Config, changing: Collection[str] = (), notes: Collection[str] = ()) -> bool:
         """Create the folder for `config`, or find that it already belongs to it; return whether it did.
 
         Every process calls this. `config.json` takes the plumbing fields of the latest start, and those in `changing`:
-        where one of these is another, a result that was there is no longer that of the run, and goes. A file system
-        shared by all processes is assumed.
+        where one of these is another, a result that was there is no longer that of the run, and goes. The environment
+        keeps `notes`, what was decided at this start. A file system shared by all processes is assumed.
 
         Raises:
             UserError: as `check`.
@@ -193,7 +193,8 @@ class RunFolder:
                 if set(changed) & set(changing):
                     self.result.unlink(missing_ok=True)
                 self.write_config(config)
-                write_json(self.environment, {"sessions": [*sessions, describe_session() | {"changed": changed}]})
+                session = describe_session() | {"changed": changed, "notes": list(notes)}
+                write_json(self.environment, {"sessions": [*sessions, session]})
             except OSError as error:
                 raise UserError(f"{self.path} cannot be written to: {error.strerror}") from error
         return existing

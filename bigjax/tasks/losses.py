@@ -87,7 +87,7 @@ def chunked_cross_entropy(
 
     Args:
       x_BSD: hidden states, whole along S and D. w_VD: output matrix, whole along D. Both in the compute dtype.
-      chunks: number of pieces of the sequence; must divide S.
+      chunks: number of pieces of the sequence; must divide S, or the part of it that a device has.
     """
     options = _Options(chunks, label_smoothing, z_loss, final_softcap, layout)
     total, *others = _chunked(x_BSD, w_VD, labels_BS, weights_BS, options)
@@ -123,9 +123,9 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 def _sharded(x, w, labels, weights, options: _Options, *, with_gradient: bool):
-    """Run `_local` on every device's part: rows of the batch and a range of the vocabulary."""
+    """Run `_local` on every device's part: rows of the batch, or parts of rows, and a range of the vocabulary."""
     layout = options.layout
-    vocab_axes, batch_axes = layout.over("vocab"), layout.over("batch")
+    vocab_axes, batch_axes = layout.over("vocab"), layout.over("batch", "seq")
     local = partial(_local, options=options, vocab=vocab_axes, batch=batch_axes, with_gradient=with_gradient)
     if not vocab_axes + batch_axes:
         return local(x, w, labels, weights)

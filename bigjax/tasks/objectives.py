@@ -11,6 +11,7 @@ import jax
 
 from bigjax.config import TrainConfig
 from bigjax.models import Model
+from bigjax.models.attention import context
 from bigjax.models.parts.layers import Aux
 from bigjax.sharding import UNSHARDED, Layout
 from bigjax.tasks import losses
@@ -36,6 +37,10 @@ def causal_lm(
       `loss` (with smoothing, z-loss and what the model adds), `nll` and `z_loss` in nats over the weighted tokens; what
       else the model says of itself; given `bytes`, also `nll_per_byte` in nats over the bytes of those tokens.
     """
+    weights_BS, how = batch["weights"], {}
+    if context.resolved(model.cfg, layout, weights_BS.shape[1]):
+        weights_BS = layout.place(weights_BS, "batch")
+        batch, how["balanced"] = context.arranged(batch, model.cfg, layout)
     x_BSD, aux = model.family.apply(
         params,
         batch["tokens"],
@@ -45,12 +50,14 @@ def causal_lm(
         segments_BS=batch.get("segments"),
         key=key,
         rows_B=batch.get("rows"),
+        **how,
     )
-    return _next_token_sums(model, params, x_BSD, aux, batch, cfg, layout)
+    return _next_token_sums(model, params, x_BSD, aux, batch, cfg, layout, weights_BS)
 
 
-def _next_token_sums(model: Model, params, x_BSD, aux: Aux, batch, cfg: TrainConfig, layout: Layout) -> Sums:
-    sums = with_aux(_token_loss(model, params, x_BSD, batch, cfg, layout), aux, batch["weights"])
+def _next_token_sums(model: Model, params, x_BSD, aux: Aux, batch, cfg, layout: Layout, weights_BS) -> Sums:
+    """Score hidden states; `weights_BS` are those of whole rows, in their own order, as `aux` is."""
+    sums = with_aux(_token_loss(model, params, x_BSD, batch, cfg, layout), aux, weights_BS)
     if "bytes" in batch:
         sums["nll_per_byte"] = (sums["nll"][0], batch["bytes"].sum())
     return sums
@@ -84,7 +91,7 @@ def carried_lm(
         key=key,
         rows_B=batch.get("rows"),
     )
-    return _next_token_sums(model, params, x_BSD, {}, batch, cfg, layout), carried
+    return _next_token_sums(model, params, x_BSD, {}, batch, cfg, layout, batch["weights"]), carried
 
 
 def _token_loss(model: Model, params, x_BSD, batch, cfg: TrainConfig, layout: Layout) -> Sums:

@@ -3,8 +3,9 @@
 The config, shrunk (same code, small sizes), takes one step on each mesh; the batch, initial parameters, losses,
 gradients and updated parameters are compared tensor by tensor, within bounds derived from float rounding. GELU stands
 in for ReLU: the derivative of that jumps at 0, and a sum within rounding of 0 may be on either side. Without
---meshes: all ways to split 8 virtual CPU devices, or the devices at hand, over data, fsdp, tensor and, for a mixture of
-experts, expert.
+--meshes: all ways to split 8 virtual CPU devices, or the devices at hand, over data, fsdp, tensor, for a mixture of
+experts expert and for families that can split rows context, with each way in which the parts of a row attend to each
+other.
 
 With --against one device is compared with transformers on PyTorch instead: logits, loss and gradients. --against=hf
 takes the shrunk config with random weights, --against=hf:PATH the model and the weights of a Hugging Face folder as
@@ -86,7 +87,8 @@ def _against_meshes(cfg: Config, meshes: str | None) -> Iterator[tuple[Any, Any]
     from bigjax.preflight.equivalence.meshes import all_meshes, devices, mesh_name, parse
 
     asked = [parse(text) for text in (meshes or "").split(";") if text.strip()]
-    chosen = asked or list(all_meshes(len(jax.devices()), cfg.model.moe.num_experts > 0))
+    sparse, rows = cfg.model.moe.num_experts > 0, "context" in cfg.model.named_family.mesh_axes
+    chosen = asked or list(all_meshes(len(jax.devices()), sparse, rows))
     for mesh in chosen:
         devices(mesh)  # too few devices is found before anything compiles
     for small in eq.small(eq.smooth(cfg)):

@@ -30,6 +30,8 @@ EXAMPLES = (
 )
 
 MESHES = "fsdp=2;data=2,fsdp=2,tensor=2;data=1"
+ROWS_SPLIT = "fsdp=2,context=2"
+"""The mesh that is resumed on, too, where the family can split rows."""
 
 LAUNCHER = ("-m", f"{__package__}.witnessed_train")
 
@@ -40,8 +42,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "kill_at", None, "kill after this step; two thirds of --steps if absent", flag_values=flag_values
     )
-    meshes = "the mesh to train on, then those to resume on, separated by ';'"
-    flags.DEFINE_string("meshes", MESHES, meshes, flag_values=flag_values)
+    meshes = f"the mesh to train on, then those to resume on, separated by ';'; {MESHES} if absent, and {ROWS_SPLIT}"
+    flags.DEFINE_string("meshes", None, f"{meshes} where rows can be split", flag_values=flag_values)
     flags.DEFINE_integer("processes", 2, "also resume by so many processes; 0: do not", flag_values=flag_values)
     flags.DEFINE_string("workdir", None, "keep the runs, in this new folder", flag_values=flag_values)
     flags.DEFINE_string("out", None, "also write the certificate to this JSON file", flag_values=flag_values)
@@ -54,7 +56,10 @@ def run(flag_values: flags.FlagValues) -> int:
     from bigjax.preflight.equivalence.meshes import parse
     from bigjax.preflight.resume import trial as resume
 
-    base, *others = [parse(text) for text in flag_values.meshes.split(";") if text.strip()] or [parse("data=1")]
+    chosen = MESHES if flag_values.meshes is None else flag_values.meshes
+    if flag_values.meshes is None and "context" in cfg.model.named_family.mesh_axes:
+        chosen += f";{ROWS_SPLIT}"
+    base, *others = [parse(text) for text in chosen.split(";") if text.strip()] or [parse("data=1")]
     steps = min(flag_values.steps, cfg.train.steps)
     kill_at = steps * 2 // 3 if flag_values.kill_at is None else flag_values.kill_at
     exact, *own = resume.small(cfg, steps, kill_at, base)

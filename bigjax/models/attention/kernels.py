@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.models.attention.masks import AttentionError, Mask
 from bigjax.sharding import UNSHARDED, Layout
@@ -87,31 +88,43 @@ def splash(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, la
     seq_len = q_BSHK.shape[1]
     if need := unmet("splash", seq_len, q_BSHK.shape[-1], mask.segments_BS is not None):
         raise AttentionError(f"model.attention='splash' needs {need}")
-    block = next(size for size in SPLASH_BLOCKS if seq_len % size == 0)
-    interpret = target_platform() == "cpu"
 
     def kernel(q, k, v, segments):
-        # Imported here: Pallas' TPU modules take as long to import as the rest of the model code together.
-        from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
-
-        attend = _splash_kernel(seq_len, q.shape[2], mask, block, softcap, interpret)
-        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
-        documents = () if segments is None else (splash_kernel.SegmentIds(segments, segments),)
-        out: Any = jax.vmap(attend)(q, k, v, *documents)
-        return jnp.swapaxes(out, 1, 2)
+        return run_splash(splash_kernel(seq_len, q.shape[2], mask, softcap), q, k, v, segments, segments)
 
     return _on_shards(kernel, q_BSHK, k_BTGK, v_BTGK, mask, layout)
 
 
-def _splash_kernel(seq_len: int, num_heads: int, mask: Mask, block: int, softcap, interpret: bool):
+def run_splash(attend: Any, q_BSHK, k_BTGK, v_BTGK, segments_BS, key_segments_BT) -> jax.Array:
+    """Attend with a kernel that `splash_kernel` made; documents may be None."""
+    # Imported here: Pallas' TPU modules take as long to import as the rest of the model code together.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BSHK * q_BSHK.shape[-1] ** -0.5, k_BTGK, v_BTGK))
+    documents = () if segments_BS is None else (kernel.SegmentIds(segments_BS, key_segments_BT),)
+    out: Any = jax.vmap(attend)(q, k, v, *documents)
+    return jnp.swapaxes(out, 1, 2)
+
+
+def splash_kernel(seq_len: int, num_heads: int, mask: Mask, softcap, places: np.ndarray | None = None) -> Any:
+    """Return the kernel for rows of `seq_len`, a pytree.
+
+    With `places`, `(devices, queries of a device)`, it is for devices that each have some of the queries of a row, at
+    these places, and all of its keys: its own `manual_sharding_spec` says how a `shard_map` takes it in.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (seq_len, seq_len)
+    one: Any
     if mask.window is not None:
         one = masks.LocalMask(shape, (mask.window - 1, 0), 0)
     else:
         one = masks.CausalMask(shape) if mask.causal else masks.FullMask(shape)
+    shards, queries = (1, seq_len) if places is None else places.shape
+    if places is not None:
+        one.q_sequence = places.reshape(-1).astype(np.int32)
+    block = next(size for size in SPLASH_BLOCKS if queries % size == 0)
     sizes = kernel.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -125,8 +138,8 @@ def _splash_kernel(seq_len: int, num_heads: int, mask: Mask, block: int, softcap
         block_sizes=sizes,
         attn_logits_soft_cap=softcap,
         head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
+        q_seq_shards=shards,
+        interpret=target_platform() == "cpu",
     )
 
 

@@ -5,6 +5,7 @@ group.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from bigjax.config import ModelConfig
+from bigjax.models.attention import order
 from bigjax.models.moe import exchange as moe_exchange
 from bigjax.models.moe import routing as moe_routing
 from bigjax.models.parts import layers
@@ -45,6 +47,7 @@ def apply(
     segments_BS: jax.Array | None = None,
     *,
     dropless: bool = False,
+    balanced: bool = False,
 ) -> tuple[jax.Array, layers.Aux]:
     """Map each position through the experts that the router chooses for it; also the losses and metrics of the layer.
 
@@ -59,6 +62,7 @@ def apply(
         with `key`.
       segments_BS: 0 for padding, which goes to no expert.
       dropless: whether experts take all tokens whatever `capacity_factor` says.
+      balanced: whether a row that the mesh axis `context` splits lies as `attention.order.balance` puts it.
     """
     inputs = {"h": h_BSD, "p": p}
     if segments_BS is not None:
@@ -67,11 +71,14 @@ def apply(
         assert rows_B is not None
         inputs |= {"key": key, "rows": rows_B}
     expert, mlp, split = (layout.over(axis) for axis in ("experts", "mlp", "residual_seq"))
-    compute = partial(_on_one_device, cfg=cfg, dropless=dropless, expert=expert, mlp=mlp, scatter=bool(split and mlp))
+    rows = layout.over("seq")
+    scatter = bool(mlp and split != rows)
+    how = {"dropless": dropless, "expert": expert, "mlp": mlp, "scatter": scatter, "rows": rows, "balanced": balanced}
+    compute = partial(_on_one_device, cfg=cfg, **how)
     if not layout.sizes:
         return compute(inputs)
-    batch = layout.act("batch")
-    where = {"h": batch, "segments": batch, "rows": batch, "key": P()}
+    batch, tokens = layout.act("batch"), layout.act("batch", "seq")
+    where = {"h": tokens, "segments": tokens, "rows": batch, "key": P()}
     where["p"] = {name: layout.act(*spec.axes[1:]) for name, spec in specs(cfg, 1).items()}
     out = layout.act("batch", "residual_seq" if mlp else "seq", "embed")
     mapped = jax.shard_map(compute, in_specs=({name: where[name] for name in inputs},), out_specs=(out, batch))
@@ -103,25 +110,33 @@ def per_row(added: layers.Aux, real_BS: jax.Array) -> layers.Aux:
     return out
 
 
-def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, mlp, scatter: bool):
-    """Compute one device's rows; `expert` and `mlp` are the mesh axes that split experts and their width.
+def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, mlp, scatter: bool, rows, balanced: bool):
+    """Compute one device's tokens; `expert`, `mlp` and `rows` are the mesh axes that split experts, their width, rows.
 
     `scatter`: whether the output's sequence is split over `mlp`, too.
     """
     h_BSD, p = inputs["h"], inputs["p"]
     B, S, D = h_BSD.shape
-    G = S if dropless else cfg.moe.group_size or S
+    own = _Whole(rows, balanced)
+    length = S * own.ways
+    G = length if dropless else cfg.moe.group_size or length
     real_BS = inputs["segments"] != 0 if "segments" in inputs else jnp.ones((B, S), bool)
     capacity = None if dropless else moe_routing.capacity(cfg.moe, G)
     jitter_BSD, uniform_BS = _draws(inputs, cfg)
     read_BSD = h_BSD.astype(jnp.float32)
     logits_BSE = jnp.einsum("BSD,DE->BSE", read_BSD if jitter_BSD is None else read_BSD * jitter_BSD, p["router"])
-    groups = [x.reshape(-1, G, *x.shape[2:]) for x in (logits_BSE, real_BS, uniform_BS) if x is not None]
+    read = (logits_BSE, real_BS, uniform_BS)
+    groups = [own.gather(x).reshape(-1, G, *x.shape[2:]) for x in read if x is not None]
 
     def route(logits_GE, real_G, uniform_G=None):
         return moe_routing.route(logits_GE, real_G, uniform_G, cfg.moe, capacity)
 
     routing = jax.vmap(route)(*groups)
+    aux, G = _aux(routing, cfg, B), min(G, S)
+    if rows:  # all devices of a row route all of it; each goes on with its own tokens
+        aux = jax.lax.pmean(aux, rows)
+        mine = {name: own.part(getattr(routing, name).reshape(B, length, -1)) for name in moe_routing.OF_TOKENS}
+        routing = routing._replace(**{name: x.reshape(-1, G, x.shape[-1]) for name, x in mine.items()})
 
     def experts(x, multiply):
         hidden = checkpoint_name(multiply(x, p["up"]), "mlp_hidden")
@@ -140,7 +155,30 @@ def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, ml
         y_BSD = jax.lax.psum_scatter(y_BSD, mlp, scatter_dimension=1, tiled=True)
     elif mlp:
         y_BSD = jax.lax.psum(y_BSD, mlp)
-    return checkpoint_name(y_BSD, "mlp_out"), _aux(routing, cfg, B)
+    return checkpoint_name(y_BSD, "mlp_out"), aux
+
+
+class _Whole(NamedTuple):
+    """How whole rows are made of the parts on devices along the mesh axes `rows`, which may be none, and back."""
+
+    rows: tuple[str, ...]
+    balanced: bool
+
+    @property
+    def ways(self) -> int:
+        return jax.lax.axis_size(self.rows) if self.rows else 1
+
+    def gather(self, x_BS: jax.Array) -> jax.Array:
+        """Return the whole rows, in their own order, of which a device has a part."""
+        if not self.rows:
+            return x_BS
+        whole = jax.lax.all_gather(x_BS, self.rows, axis=1, tiled=True)
+        return order.unbalance(whole, self.ways) if self.balanced else whole
+
+    def part(self, x_BS: jax.Array) -> jax.Array:
+        """Return the device's part of whole rows."""
+        x_BS, size = order.balance(x_BS, self.ways) if self.balanced else x_BS, x_BS.shape[1] // self.ways
+        return jax.lax.dynamic_slice_in_dim(x_BS, jax.lax.axis_index(self.rows) * size, size, axis=1)
 
 
 def _draws(inputs: dict, cfg: ModelConfig) -> tuple[jax.Array | None, jax.Array | None]:

@@ -35,6 +35,10 @@ class Routing(NamedTuple):
     load: jax.Array
 
 
+OF_TOKENS = ("experts", "weights", "slots", "kept")
+"""The fields of a `Routing` that say something of each token."""
+
+
 def capacity(cfg: MoeConfig, group_size: int) -> int | None:
     """Return how many tokens of a group an expert takes (Fedus et al. 2022, equation 3); None: all that choose it.
 

@@ -267,11 +267,17 @@ def final_norm(params: Any, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:
     return norm(x_BSD, jax.tree.map(lambda w: w.astype(cfg.dtype), params["final_norm"]), cfg)
 
 
-def route_of(key: jax.Array | None, index: Any, rows_B: jax.Array | None, segments_BS: jax.Array | None) -> Callable:
+def route_of(
+    key: jax.Array | None,
+    index: Any,
+    rows_B: jax.Array | None,
+    segments_BS: jax.Array | None,
+    balanced: bool = False,
+) -> Callable:
     """Return `moe.apply` of layer `index`, whose router draws what it needs from `key`, if there is one."""
     # Beside the three keys of `drops`.
     own = None if key is None else jax.random.fold_in(jax.random.fold_in(key, index), 3)
-    return partial(moe.apply, key=own, rows_B=rows_B, segments_BS=segments_BS)
+    return partial(moe.apply, key=own, rows_B=rows_B, segments_BS=segments_BS, balanced=balanced)
 
 
 def transformer_block(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bigjax import params as param_tree
 from bigjax.config import ModelConfig
+from bigjax.models.attention import context
 from bigjax.models.attention.masks import Mask
 from bigjax.models.moe import layers as moe
 from bigjax.models.parts import blocks, layers
@@ -35,6 +36,7 @@ def self_attention(
     segments_BS: jax.Array | None,
     key: jax.Array | None,
     rows_B: jax.Array | None,
+    balanced: bool = False,
 ) -> tuple[jax.Array, layers.Aux]:
     """Take embeddings through the blocks of a decoder (`causal`) or an encoder, and their last norm.
 
@@ -48,6 +50,8 @@ def self_attention(
     attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=causal)
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
+    if context.resolved(cfg, layout, x_BSD.shape[1]):
+        attend = partial(context.attend, cfg=cfg, balanced=balanced)
     rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
 
     def block(nth, x, layer, index):
@@ -56,7 +60,8 @@ def self_attention(
         def attend_to_row(q, k, v):
             return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
 
-        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
+        p = blocks.gathered(layer, declared, cfg, layout)
+        route = blocks.route_of(key, index, rows_B, segments_BS, balanced)
         x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, attend_to_row, drops.outputs, route)
         return x, said
 

@@ -116,24 +116,32 @@ def _needed_bytes_per_chip(estimate: Estimate, topology: Topology) -> int:
 def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     """Yield every way to give the devices of a slice to data, fsdp, tensor and, of a sparse model, expert.
 
-    Tensor stays within a fast domain.
+    Tensor stays within a fast domain. Where there are fewer rows than devices, and the family can, they also go to
+    context, which splits rows.
     """
     per_slice = topology.num_devices // topology.num_slices
     widest = min(topology.devices_per_slice, cfg.model.num_heads)
     experts = cfg.model.moe.num_experts
+    split_rows = cfg.train.global_batch_size < topology.num_devices and "context" in cfg.model.named_family.mesh_axes
     for tensor in (size for size in _divisors(per_slice) if size <= widest):
-        for expert in (size for size in _divisors(per_slice // tensor) if size == 1 or experts % size == 0 < experts):
-            for fsdp in _divisors(per_slice // tensor // expert):
-                changes: Changes = {
-                    "mesh.slice": topology.num_slices,
-                    "mesh.data": per_slice // tensor // expert // fsdp,
-                    "mesh.fsdp": fsdp,
-                    "mesh.tensor": tensor,
-                }
-                if experts:
-                    changes["mesh.expert"] = expert
-                for shard_sequence in (False, True) if tensor > 1 else (False,):
-                    yield {**changes, "mesh.shard_sequence": shard_sequence}
+        left = per_slice // tensor
+        for context in (size for size in _divisors(left) if size == 1 or split_rows):
+            for expert in (size for size in _divisors(left // context) if size == 1 or experts % size == 0 < experts):
+                for fsdp in _divisors(left // context // expert):
+                    changes: Changes = {
+                        "mesh.slice": topology.num_slices,
+                        "mesh.data": left // context // expert // fsdp,
+                        "mesh.fsdp": fsdp,
+                        "mesh.tensor": tensor,
+                    }
+                    if experts:
+                        changes["mesh.expert"] = expert
+                    if split_rows:
+                        changes["mesh.context"] = context
+                        if context == 1:
+                            changes["mesh.context_exchange"] = "auto"
+                    for shard_sequence in (False, True) if tensor > 1 else (False,):
+                        yield {**changes, "mesh.shard_sequence": shard_sequence}
 
 
 def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
@@ -257,6 +265,8 @@ def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     pairs = [("data", "fsdp"), ("fsdp", "tensor"), ("data", "tensor")]
     if cfg.model.moe.num_experts:
         pairs += [("data", "expert"), ("fsdp", "expert")]
+    if "context" in cfg.model.named_family.mesh_axes:
+        pairs += [("data", "context"), ("fsdp", "context")]
     for source, target in pairs:
         if sizes[source] % 2 == 0:
             yield {f"mesh.{source}": sizes[source] // 2, f"mesh.{target}": 2 * sizes[target]}

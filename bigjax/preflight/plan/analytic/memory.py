@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bigjax.config import Config
 from bigjax.models.parts.matrices import axes_of
 from bigjax.params import ParamSpec
+from bigjax.preflight.plan.analytic import context as analytic_context
 from bigjax.preflight.plan.analytic import rnn as analytic_rnn
 from bigjax.preflight.plan.analytic.share import Share
 from bigjax.train import optimizers
@@ -163,7 +164,7 @@ def _loss_bytes(share: Share) -> int:
     # The buffers of the experts in the loop before are not used again for the logits.
     sparse = [stack for stack in share.stacks if stack.sparse_layers]
     experts = max((_expert_buffers(stack) for stack in sparse), default=0)
-    summed = output * share.item if share.layout.over("batch") else 0
+    summed = output * share.item if share.layout.over("batch", "seq") else 0
     return loss + experts + (4 * output + summed + stream if _chunked(share) else 0)
 
 
@@ -179,7 +180,7 @@ def _logits_outlive_loss(share: Share) -> bool:
     """
     if share.cfg.model.kind == "rnn":
         return share.cfg.model.remat != "full" and not _chunked(share)
-    return share.cfg.model.tie_embeddings and not _chunked(share) and not share.layout.over("batch")
+    return share.cfg.model.tie_embeddings and not _chunked(share) and not share.layout.over("batch", "seq")
 
 
 def saved_bytes(share: Share) -> int:
@@ -226,14 +227,14 @@ def _saved_by_layer(share: Share) -> int:
     if model.layers == "unroll":
         # One program: what is cheap to compute again is fused into its use, so norms, activations and casts of weights
         # or probabilities are not kept.
-        gathered = _layer_weights(share) * item if share.layout.sizes["fsdp"] > 1 else 0
+        gathered = _layer_weights(share) * item if share.layout.params["embed"] else 0
         scores = 4 * share.rows * share.heads * share.scores if share.stored_scores else 0
         hidden = _over_halves(share, 2 if share.gated else 1)
         return halves * residual + attended + hidden + halves * mlp_out + scores + gathered
     # Across the loop every array is kept as the forward pass wrote it, the gathered or cast weights included.
     scores = _probabilities(share)
     again = 0 if model.attention in ("reference", "xla") else heads  # a kernel keeps its output in its own layout
-    weights = _layer_weights(share) * item if item == 2 or share.layout.sizes["fsdp"] > 1 else 0
+    weights = _layer_weights(share) * item if item == 2 or share.layout.params["embed"] else 0
     hidden = _over_halves(share, SAVED_BY_ACTIVATION[model.activation])
     return halves * (residual + mlp_out + whole) + attended + again + hidden + scores + weights
 
@@ -305,13 +306,13 @@ def _layer_bytes(share: Share) -> int:
     at_once = share.rows * share.heads * share.largest_scores if share.stored_scores else 0
     if model.remat == "none":
         return 4 * at_once + mlp + stream
-    if model.attention == "blocked":
+    if model.attention == "blocked" and share.stored_scores:
         attention = held = share.rows * share.heads * share.layer_scores * item
         attention += 4 * at_once
     else:
         held = 4 * at_once
         attention = (4 + item) * at_once
-    around = 3 * (stream + heads)
+    around = 3 * (stream + heads) + analytic_context.layer_bytes(share)
     gathered = _layer_weights(share) * item
     if not _is_dense_decoder(share.cfg):
         normed = 2 * 4 * share.tokens * model.d_model if share.normed_outputs else 0

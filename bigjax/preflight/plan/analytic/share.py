@@ -10,6 +10,7 @@ from bigjax import models, sharding
 from bigjax.config import BATCH_AXES, Config
 from bigjax.models.attention.blocked import block_count, query_blocks
 from bigjax.models.attention.kernels import SPLASH_BLOCKS
+from bigjax.models.attention.ring import MAX_BLOCK
 from bigjax.models.moe.routing import capacity
 from bigjax.models.parts.layers import GATED
 from bigjax.params import ParamSpec, names
@@ -31,13 +32,15 @@ class Share:
       tree: all parameters, as the model declares them.
       specs: every parameter by its name, of a stack those of its blocks. item: bytes of a number in the compute dtype.
       stacks: the stacks of layers that a token goes through, in this order: of an encoder-decoder two.
-      num_layers: of the stack. rows, seq_len: of the tokens that it sees. memory_len: of what it attends to besides.
+      num_layers: of the stack. rows, seq_len: of the tokens that it sees, without what other devices have of a row.
+        memory_len: of what it attends to besides.
       loss_len: positions of a row that the output matrix is applied to.
       residual_len: positions of the residual stream, fewer with `mesh.shard_sequence`.
       kv_heads: as projected. attended_kv_heads: as attention sees them, after `match_kv_heads`.
       scores: pairs of query and key that attention computes per head and row, in the mean over the layers; blocks above
         the diagonal are skipped by the back ends that can. layer_scores: those of the layer with the most.
         largest_scores: those that exist at the same time.
+      exchange: how the parts of a row attend to each other; empty where `context` leaves rows whole.
     """
 
     cfg: Config
@@ -59,6 +62,7 @@ class Share:
     scores: int
     layer_scores: int
     largest_scores: int
+    exchange: str = ""
     stacks: "tuple[Share, ...]" = ()
 
     @property
@@ -125,9 +129,16 @@ class Share:
         return self.cfg.model.norm_placement != "pre"
 
     @property
+    def shard_sequence(self) -> tuple[str, ...]:
+        """The mesh axes that split rows between the blocks only."""
+        inside = self.layout.over("seq")
+        return tuple(axis for axis in self.layout.over("residual_seq") if axis not in inside)
+
+    @property
     def stored_scores(self) -> bool:
         """Whether attention, if there is any, writes its scores to memory."""
-        return self.cfg.model.kind != "rnn" and self.cfg.model.attention not in FUSED_ATTENTION
+        never = self.cfg.model.attention in FUSED_ATTENTION or self.exchange == "ring"
+        return self.cfg.model.kind != "rnn" and not never
 
     def ways(self, *mesh_axes: str) -> int:
         """Return the number of devices along the given mesh axes."""
@@ -165,7 +176,9 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
     split_alike = layout.over("heads") == layout.over("kv_heads")
     repeated = model.num_kv_heads if split_alike else lcm(model.num_kv_heads, mesh_sizes["tensor"])
     read = "encoder/blocks/" if model.kind == "encdec" else "blocks/"
-    pairs = {window: _pairs(cfg, data.seq_len, window) for window in set(model.windows)}
+    ways = layout.ways("seq")
+    exchange = layout.exchange if ways > 1 else ""
+    pairs = {window: _pairs(cfg, data.seq_len, window, exchange) for window in set(model.windows)}
     whole = Share(
         cfg=cfg,
         layout=layout,
@@ -174,18 +187,19 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         item=2 if model.dtype == "bfloat16" else 4,
         num_layers=model.num_layers,
         rows=train.global_batch_size // train.microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
-        seq_len=data.seq_len,
+        seq_len=data.seq_len // ways,
         memory_len=0,
-        loss_len=(named_task(cfg).head_positions(cfg) or data.seq_len) if model.head.startswith("lm") else 0,
+        loss_len=(named_task(cfg).head_positions(cfg) or data.seq_len // ways) if model.head.startswith("lm") else 0,
         residual_len=local(data.seq_len, "residual_seq"),
         heads=local(model.num_heads, "heads"),
         kv_heads=local(model.num_kv_heads, "kv_heads"),
         attended_kv_heads=local(repeated, "heads"),
         d_ff=local(model.d_ff, "mlp"),
         vocab=local(model.vocab_size, "vocab"),
-        scores=sum(sum(pairs[window]) for window in model.windows) // model.num_layers,
-        layer_scores=max(map(sum, pairs.values())),
-        largest_scores=max(map(max, pairs.values())),
+        scores=sum(sum(pairs[window]) for window in model.windows) // model.num_layers // ways,
+        layer_scores=max(map(sum, pairs.values())) // ways,
+        largest_scores=max(map(max, pairs.values())) // ways,
+        exchange=exchange,
     )
     stack = replace(whole, specs=_below(read, specs))
     if model.kind != "encdec":
@@ -209,15 +223,18 @@ def _below(prefix: str, specs: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:
     return {name: spec for name, spec in specs.items() if name.startswith(prefix)}
 
 
-def _pairs(cfg: Config, seq_len: int, window: int | None) -> list[int]:
-    """Return how many scores of one head and row each block of queries of a layer with that window computes."""
-    backend = cfg.model.attention
+def _pairs(cfg: Config, seq_len: int, window: int | None, exchange: str = "") -> list[int]:
+    """Return how many scores of one head and row each block of queries of a layer with that window computes.
+
+    Where `context` splits rows, this is the work of all devices together.
+    """
+    backend = "ring" if exchange == "ring" else cfg.model.attention
     if backend in ("reference", "xla") or cfg.model.kind != "decoder":
         return [seq_len * seq_len]
     if backend == "blocked":
         count = block_count(seq_len)
     else:
-        sizes = SPLASH_BLOCKS if backend == "splash" else (CUDNN_BLOCK,)
+        sizes = {"splash": SPLASH_BLOCKS, "ring": (MAX_BLOCK,)}.get(backend, (CUDNN_BLOCK,))
         count = seq_len // next((size for size in sizes if seq_len % size == 0), seq_len)
     blocks = query_blocks(seq_len, count, window)
     return [(end - start) * (end - first) for first, start, end in blocks]

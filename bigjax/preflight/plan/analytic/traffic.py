@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from bigjax.params import ParamSpec
+from bigjax.preflight.plan.analytic import context as analytic_context
 from bigjax.preflight.plan.analytic.share import Share
 from bigjax.preflight.plan.traffic import Collective, Kind, sent_bytes
 
@@ -21,7 +22,8 @@ def collectives(share: Share) -> list[Collective]:
     total: dict[tuple[Kind, tuple[str, ...]], tuple[int, float]] = {}
     parts = [_parameters(share), _loss(share)]
     for stack in share.stacks:
-        parts += [_recurrent(stack)] if share.cfg.model.kind == "rnn" else [_tensor_parallel(stack), _beside(stack)]
+        transformer = [_tensor_parallel(stack), _beside(stack), analytic_context.sent(stack)]
+        parts += [_recurrent(stack)] if share.cfg.model.kind == "rnn" else transformer
     for part in parts:
         for kind, axes, count, whole in part:
             if not axes or not count:
@@ -32,14 +34,16 @@ def collectives(share: Share) -> list[Collective]:
             total[kind, axes] = known + times, sent + moved
     found = []
     for (kind, axes), (count, sent) in sorted(total.items()):
-        # The next product waits for a tensor-parallel collective, while a parameter can be gathered ahead of its use.
-        overlapped = 0 if "tensor" in axes else round(sent)
+        # The next product waits for a tensor-parallel collective, and attention for what it needs of other parts of a
+        # row unless that goes round, while a parameter can be gathered ahead of its use.
+        waits = "tensor" in axes or (axes == ("context",) and kind not in ("collective-permute", "all-reduce"))
+        overlapped = 0 if waits else round(sent)
         found.append(Collective(kind, axes, count, round(sent), overlapped))
     return found
 
 
 def _parameters(share: Share) -> Iterator[Sent]:
-    """Yield the gathers of parameters from `fsdp`, and the reductions of their gradients over the batch.
+    """Yield the gathers of parameters from where they are stored, and the reductions of their gradients over the batch.
 
     Rematerialised blocks are gathered again. The gradient of the output matrix is summed in float32, in which the loss
     forms it. A tied table is gathered once, but the gradient of its look-up is summed apart from that.
@@ -51,7 +55,7 @@ def _parameters(share: Share) -> Iterator[Sent]:
         elements = share.used(spec) // calls
         if share.used(spec) != share.stored(spec):
             again = remat and "blocks/" in name
-            yield "all-gather", ("fsdp",), calls * (2 if again else 1), elements * share.item
+            yield "all-gather", share.layout.params["embed"], calls * (2 if again else 1), elements * share.item
         if name == output and share.loss_len:
             yield from _reduction(share, spec, calls, 4 * elements)
         if name == "embed/tokens":
@@ -67,9 +71,9 @@ def _look_up(share: Share, spec: ParamSpec) -> Iterator[Sent]:
     the table instead, and sums the gradient of all of it over the batch and the sequence.
     """
     vocab, table = share.layout.over("vocab"), share.used(spec) * share.item
-    if vocab and share.layout.over("residual_seq"):
+    if vocab and share.shard_sequence:
         yield "all-gather", vocab, 1, table * share.ways(*vocab)
-        yield "all-reduce", (*share.layout.over("batch"), *vocab), 1, table * share.ways(*vocab)
+        yield "all-reduce", (*share.layout.over("batch", "seq"), *vocab), 1, table * share.ways(*vocab)
         return
     if vocab:
         looked_up = sum(stack.tokens for stack in share.stacks)
@@ -78,14 +82,14 @@ def _look_up(share: Share, spec: ParamSpec) -> Iterator[Sent]:
 
 
 def _reduction(share: Share, spec: ParamSpec, calls: int, whole: float) -> Iterator[Sent]:
-    """Yield the sum of a gradient over the devices that split the batch: to where it is stored, whole or in parts."""
-    axes = tuple(axis for axis in share.layout.over("batch") if axis not in _axes_of(share, spec))
-    if "fsdp" in axes:
+    """Yield the sum of a gradient over the devices that split the batch or its rows: to where it is stored."""
+    axes = tuple(axis for axis in share.layout.over("batch", "seq") if axis not in _axes_of(share, spec))
+    if stored := tuple(axis for axis in share.layout.params["embed"] if axis in axes):
         if share.used(spec) != share.stored(spec):
-            yield "reduce-scatter", ("fsdp",), calls, whole
-            whole /= share.ways("fsdp")
+            yield "reduce-scatter", stored, calls, whole
+            whole /= share.ways(*stored)
         else:
-            yield "all-reduce", ("fsdp",), calls, whole
+            yield "all-reduce", stored, calls, whole
     if together := tuple(axis for axis in ("data", "expert") if axis in axes):
         yield "all-reduce", together, calls, whole
     if "slice" in axes:
@@ -116,7 +120,7 @@ def _tensor_parallel(share: Share) -> Iterator[Sent]:
     again = policy in ("full", "offload") or (policy == "save" and "attn_out" not in listed.split(","))
     sums = layers * (4 + again) + layers * cross * (2 + again)
     yield "all-reduce", axes, cross * layers, share.memory_tokens * model.d_model * share.item
-    if not share.layout.over("residual_seq"):
+    if not share.shard_sequence:
         yield "all-reduce", axes, sums, whole
         return
     yield "reduce-scatter", axes, sums, whole
@@ -162,7 +166,7 @@ def _loss(share: Share) -> Iterator[Sent]:
 
     That gradient is summed in float32, or in the compute dtype by the chunked loss, which forms it itself.
     """
-    vocab, sequence = share.layout.over("vocab"), share.layout.over("residual_seq")
+    vocab, sequence = share.layout.over("vocab"), share.shard_sequence
     chunks, elements = share.cfg.train.loss_chunks, share.loss_tokens * share.cfg.model.d_model
     if sequence:
         yield "all-gather", sequence, 1, elements * share.item
