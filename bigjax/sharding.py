@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, named
+from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, named, pipeline
 from bigjax.errors import UserError
 from bigjax.params import ParamSpec, cast, names
 
@@ -34,7 +34,7 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "buckets": (),
     "classes": (),
     "features": (),
-    "layers": (),
+    "layers": ("stage",),
     "vector": (),
 }
 """Where parameters are stored. Every logical axis of a parameter must stand here."""
@@ -42,11 +42,14 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
 ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
     **PARAM_RULES,
     "embed": (),
+    "layers": (),
     "batch": BATCH_AXES,
     "seq": (),
     "residual_seq": (),
 }
-"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` first."""
+"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` first.
+
+Between the embedding and the head each stage has its own layers, and of the batch what `Layout.of_stage` says."""
 
 REPLICATE_IF_INDIVISIBLE = ("vocab",)
 """Logical axes left whole when the mesh axis does not divide them (GPT-2's vocabulary is the odd number 50257)."""
@@ -132,6 +135,7 @@ class Layout:
       params, activations: logical axis -> mesh axes of size above 1.
       notes: one sentence for every axis that a rule left whole.
       rest: the mesh axis that was given as -1 and takes all the remaining devices, if there is one.
+      pipeline_microbatches, pipeline_repeats: those of the mesh's config.
     """
 
     sizes: Mapping[str, int]
@@ -139,6 +143,18 @@ class Layout:
     activations: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
     rest: str | None = None
+    pipeline_microbatches: int = 0
+    pipeline_repeats: int = 1
+
+    @property
+    def stages(self) -> int:
+        """Return into how many stages the mesh splits the layers."""
+        return self.sizes.get("stage", 1)
+
+    def of_stage(self) -> "Layout":
+        """Return the layout of one stage among its own devices, where it has the rows of all stages."""
+        own = {name: tuple(axis for axis in axes if axis != "stage") for name, axes in self.activations.items()}
+        return replace(self, sizes={**self.sizes, "stage": 1}, activations=own)
 
     def param(self, spec: ParamSpec) -> P | None:
         """Return where a parameter is stored."""
@@ -173,6 +189,10 @@ class Layout:
         """Return the mesh axes that split the given logical axes of an activation."""
         return tuple(mesh_axis for axis in axes for mesh_axis in self.activations.get(axis, ()))
 
+    def ways(self, *axes: str) -> int:
+        """Return into how many parts the mesh splits the given logical axes of an activation."""
+        return prod(self.sizes[mesh_axis] for mesh_axis in self.over(*axes))
+
 
 UNSHARDED = Layout({}, {}, {})
 """The layout outside any mesh."""
@@ -188,8 +208,8 @@ def _partition(axes: tuple[str, ...], entries: list[tuple[str, ...]]) -> P:
 def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = ()) -> Layout:
     """Resolve the rules on `mesh` (concrete or abstract) against a model's `specs`.
 
-    `supported` names the reserved mesh axes (stage, expert, context) that the model can use without splitting a
-    parameter over them; a sparse model can use `expert`.
+    `supported` names the reserved mesh axes (stage, expert, context) that the family of the model can use; a sparse
+    model can use `expert`.
 
     Raises:
       ShardingError: for a reserved axis the model does not support, a logical axis without a rule, or a name in
@@ -198,9 +218,9 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
       ReplicationError: for a parameter above 1 MiB that `fsdp` leaves whole on every device.
     """
     sizes, rest = dict(mesh.shape), next((axis for axis, size in cfg.sizes.items() if size == -1), None)
-    splitting = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
+    own = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
     for axis in ("stage", "expert", "context"):
-        if sizes[axis] > 1 and axis not in (*supported, *splitting):
+        if sizes[axis] > 1 and axis not in (*supported, *(own & {"expert"})):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
     for name in sorted({*cfg.allow_replicated} - {*PARAM_RULES, *names(specs)}):  # the first of several is no chance
         near = difflib.get_close_matches(name, [*PARAM_RULES, *names(specs)], n=1)
@@ -212,6 +232,9 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
     if cfg.shard_sequence:
         activations["residual_seq"] = _present(("tensor",), sizes)
+    if sizes["stage"] > 1:
+        depths = [spec.shape[0] for spec in jax.tree.leaves(specs) if spec.stacked]
+        check_stages(cfg, sizes["stage"], max(depths, default=0))
     notes = []
     for name, spec in names(specs).items():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
@@ -228,13 +251,14 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")
             rules[axis] = activations[axis] = ()
-    resolved = Layout(sizes, rules, activations, rest=rest)
+    how = {"pipeline_microbatches": cfg.pipeline_microbatches, "pipeline_repeats": cfg.pipeline_repeats}
+    resolved = Layout(sizes, rules, activations, rest=rest, **how)
     notes += _check_replication(cfg, resolved, specs)
     return replace(resolved, notes=tuple(notes))
 
 
-def on_the_mesh(specs: Any, cfg: MeshConfig | None = None) -> Layout:
-    """Return the layout of a model on the mesh that `jax.set_mesh` has set; `UNSHARDED` where none is.
+def on_the_mesh(specs: Any, cfg: MeshConfig | None = None, supported: tuple[str, ...] = ()) -> Layout:
+    """Return the layout of a model on the mesh that `jax.set_mesh` has set, as `layout` does; `UNSHARDED` without one.
 
     Raises:
       ShardingError: as `layout`, or the mesh has other axes than `make_mesh` gives it.
@@ -244,16 +268,23 @@ def on_the_mesh(specs: Any, cfg: MeshConfig | None = None) -> Layout:
         return UNSHARDED
     if mesh.axis_names != MESH_AXES:
         raise ShardingError(f"the mesh that is set has the axes {mesh.axis_names}: make it with bigjax.make_mesh")
-    return layout(cfg or MeshConfig(), mesh, specs)
+    return layout(cfg or MeshConfig(), mesh, specs, supported)
 
 
 def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     """Return the layout of a run on `mesh` (concrete or abstract) after checking that its batch and rows fit too.
 
     Raises:
-      ShardingError: as in `layout`, `check_batch` and `check_sequence`.
+      ShardingError: as in `layout`, `check_stages`, `check_batch` and `check_sequence`.
     """
-    resolved = layout(cfg.mesh, mesh, specs)
+    resolved = layout(cfg.mesh, mesh, specs, cfg.model.named_family.mesh_axes)
+    if resolved.stages > 1:
+        check_stages(cfg.mesh, resolved.stages, cfg.model.num_layers, cfg.model.period)
+        if cfg.model.layers != "scan":
+            raise ShardingError(
+                f"mesh.stage={resolved.stages} takes layers in a loop, not model.layers={cfg.model.layers!r}: set "
+                "model.layers='scan'"
+            )
     check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
     if named.task(cfg).unit == "tokens":
         check_sequence(cfg.data.seq_len, resolved)
@@ -297,12 +328,24 @@ def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> list[st
     return notes
 
 
+def check_stages(cfg: MeshConfig, stages: int, num_layers: int, period: int = 1) -> None:
+    """Raise ShardingError unless stages can share the layers, whose kinds repeat after `period`, and microbatches."""
+    problem = pipeline.layers_problem(num_layers, stages, cfg.pipeline_repeats, period)
+    if problem := problem or pipeline.microbatches_problem(cfg.pipeline_microbatches, stages):
+        raise ShardingError(problem)
+
+
 def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> None:
     """Raise ShardingError unless every device gets the same number of rows of every microbatch."""
-    ways = prod(resolved.sizes[axis] for axis in BATCH_AXES)
+    split = _present(BATCH_AXES, resolved.sizes)
+    ways, over = prod(resolved.sizes[axis] for axis in split), _describe(split, resolved.sizes, resolved.rest)
+    if resolved.pipeline_microbatches:  # so many of each stage, and so many of all rows
+        ways *= resolved.pipeline_microbatches // resolved.stages
+        others = tuple(axis for axis in split if axis != "stage")
+        product = [f"mesh.pipeline_microbatches={resolved.pipeline_microbatches}"]
+        over = _product(product + [_describe((axis,), resolved.sizes, resolved.rest) for axis in others], ways)
     rows = global_batch_size // microbatches
     if rows % ways:
-        over = _describe(_present(BATCH_AXES, resolved.sizes), resolved.sizes, resolved.rest)
         near = max(round(rows / ways), 1) * ways * microbatches
         raise ShardingError(
             f"train.global_batch_size={global_batch_size} in train.microbatches={microbatches} gives {rows} rows, "

@@ -54,7 +54,7 @@ def load(workdir: str, cfg: Config) -> Trained:
         raise UserError(f"data.tokenizer={cfg.data.tokenizer!r}, but {workdir} has one of its own, {own!r}")
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
-    layout = sharding.layout(cfg.mesh, mesh, model.specs)
+    layout = sharding.layout(cfg.mesh, mesh, model.specs, model.family.mesh_axes)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     abstract = step.abstract_state(cfg, model, tx, layout, mesh)
     if hf_config.folder_of(workdir):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import gcd
 from typing import Any
 
-from bigjax.config import lengths, named
+from bigjax.config import lengths, named, pipeline
 from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
 from bigjax.errors import ConfigError
@@ -140,6 +140,7 @@ def problems(cfg: Any) -> Iterator[str]:
             "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1: set mesh.tensor=2, or "
             "mesh.shard_sequence=False"
         )
+    yield from pipeline.problems(mesh)
 
 
 def _order_problems(cfg: Any) -> Iterator[str]:

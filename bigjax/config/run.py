@@ -22,8 +22,8 @@ from bigjax.config.strict import ConfigError, bounded, plumbing
 MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
 """Every mesh axis, slowest link first."""
 
-BATCH_AXES = ("slice", "data", "fsdp", "expert")
-"""The mesh axes over which the batch is split."""
+BATCH_AXES = ("slice", "stage", "data", "fsdp", "expert")
+"""The mesh axes over which the batch is split; over `stage` outside of the stages, where they have no layers to share."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,11 @@ class MeshConfig:
     `shard_sequence` also splits the activations between blocks along the sequence over `tensor`
     (Korthikanti et al. 2022, section 4.2.2). `allow_replicated` names parameters, or axes of parameters, that may
     stay whole on every device.
+
+    `stage` splits the layers of decoders and encoders: each stage has as many successive ones, and the batch goes
+    through all of them in `pipeline_microbatches` (GPipe, Huang et al. 2019); 0 takes four times as many as stages, or
+    as many as the rows allow. With `pipeline_repeats` above 1 each stage has so many shorter runs of layers, and the
+    batch goes round as often (the interleaved, or circular, schedule of Narayanan et al. 2021, section 2.2).
     """
 
     slice: int = plumbing(1, minimum=-1)
@@ -155,6 +160,8 @@ class MeshConfig:
     context: int = plumbing(1, minimum=-1)
     tensor: int = plumbing(1, minimum=-1)
     shard_sequence: bool = plumbing(False)
+    pipeline_microbatches: int = plumbing(0, minimum=0)
+    pipeline_repeats: int = plumbing(1, minimum=1)
     allow_replicated: tuple[str, ...] = plumbing(())
 
     @property

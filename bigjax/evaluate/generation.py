@@ -15,7 +15,7 @@ from bigjax.errors import UserError
 from bigjax.evaluate.decoding import LayoutKey, begin, bucket, ends_of, fits, one_by_one, pad_left, prepare
 from bigjax.evaluate.sampling import sample
 from bigjax.models import Model
-from bigjax.sharding import Layout, on_the_mesh
+from bigjax.sharding import Layout
 
 ANY, NONE = -1, -2
 """In a stop sequence: matches every token; matches none."""
@@ -74,7 +74,7 @@ def generate(
     check_start(model, start_id)
     if temperature and key is None:
         raise GenerationError(f"temperature={temperature} draws at random and needs a key")
-    layout = on_the_mesh(model.specs) if layout is None else layout
+    layout = model.on_the_mesh() if layout is None else layout
     tokens_BS, starts_B, done_B = pad_left(prompts, layout)
     greedy = temperature < COLDEST
     masks = top_p is not None, min_p is not None

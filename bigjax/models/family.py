@@ -46,6 +46,7 @@ class Family:
       values: numbers that are no logits, `(B,)` in float32.
       encode: what is read once for all that is written.
       like: the built-in family whose tasks train it, as its functions take the same arguments; by default none other.
+      mesh_axes: of the mesh axes that not every family can use, `stage`, those that its functions can.
       fields: a frozen dataclass, its own fields, in the config as `model.NAME` after the family's name.
       derive: `(model config)` -> what it sets in fields of `model` that the user left at 0 or at their default.
       problems: `(whole config)` -> what it asks of a config, one sentence each.
@@ -68,6 +69,7 @@ class Family:
     encode: Callable[..., Any] = field(default=lacking("encode"))
     values: Callable[..., Any] = field(default=lacking("values"))
     like: str | None = None
+    mesh_axes: tuple[str, ...] = ()
     fields: type = NoFields
     derive: Callable[[ModelConfig], Mapping[str, Any]] = nothing_derived
     problems: Callable[[Any], Iterator[str]] = no_problems
@@ -77,10 +79,10 @@ class Family:
         return not getattr(getattr(self, name), "lacking", False)
 
 
-def transformer(module: str, *functions: str) -> Family:
+def transformer(module: str, *functions: str, mesh_axes: tuple[str, ...] = ()) -> Family:
     """Return a transformer without fields of its own, whose functions are those of a module, imported when called."""
     found: dict[str, Any] = {name: lazy.function(f"{module}:{name}") for name in functions}
-    return Family(**found, derive=transformer_shape)
+    return Family(**found, derive=transformer_shape, mesh_axes=mesh_axes)
 
 
 # Declared here, and not beside their functions, so that most configs are checked before JAX is imported.
@@ -94,6 +96,7 @@ DECODER = transformer(
     "next_logits",
     "prefill",
     "decode",
+    mesh_axes=("stage",),
 )
 ENCODER = transformer(
     "bigjax.models.encoder",
@@ -105,4 +108,5 @@ ENCODER = transformer(
     "masked_states",
     "pooled",
     "class_logits",
+    mesh_axes=("stage",),
 )

@@ -33,6 +33,10 @@ class Model:
             return declared
         return mup.parametrized(declared, self.family.specs(mup.base_shape(self.cfg)), self.cfg)
 
+    def on_the_mesh(self, cfg: sharding.MeshConfig | None = None) -> Layout:
+        """Return where the model's axes live on the mesh that `jax.set_mesh` has set, if any, as `cfg` says."""
+        return sharding.on_the_mesh(self.specs, cfg, self.family.mesh_axes)
+
     # A config is checked where JAX is not imported yet, and this room with it.
 
     def init(self, key: jax.Array, layout: Layout | None = None) -> Any:
@@ -51,7 +55,7 @@ class Model:
         Raises:
           ShardingError: the mesh does not fit the model.
         """
-        layout = sharding.on_the_mesh(self.specs) if layout is None else layout
+        layout = self.on_the_mesh() if layout is None else layout
         if not layout.sizes:
             return jax.tree.map(jnp.asarray, params)
 
@@ -74,7 +78,7 @@ class Model:
           layout: as for `place`.
           inputs: what else the family's `apply` takes, such as `segments_BS`, or `key` and `rows_B` for dropout.
         """
-        layout = sharding.on_the_mesh(self.specs) if layout is None else layout
+        layout = self.on_the_mesh() if layout is None else layout
         tokens_BS = layout.place(jnp.asarray(tokens_BS), "batch", "seq")
         x_BSD, _ = self.family.apply(params, tokens_BS, self.cfg, layout=layout, **inputs)
         return self.family.logits(params, x_BSD, self.cfg, layout)

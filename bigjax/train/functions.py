@@ -67,7 +67,7 @@ def loss(params: Any, batch: Batch, cfg: Config, layout: Layout | None = None) -
       layout: where each axis lives; by default on the mesh that `jax.set_mesh` has set, if any.
     """
     model = models.build(cfg.model)
-    layout = sharding.on_the_mesh(model.specs, cfg.mesh) if layout is None else layout
+    layout = model.on_the_mesh(cfg.mesh) if layout is None else layout
     placed = {name: layout.place(x, "batch", *["seq"] * (x.ndim - 1)) for name, x in _arrays(batch).items()}
     sums, _ = step.make_eval_step(cfg, model, layout)(params, placed)
     total, count = sums["loss"]

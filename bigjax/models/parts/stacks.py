@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from bigjax import params as param_tree
 from bigjax.config import ModelConfig
+from bigjax.config import pipeline as schedule
 from bigjax.models.attention.masks import Mask
 from bigjax.models.moe import layers as moe
-from bigjax.models.parts import blocks, layers
-from bigjax.sharding import Layout
+from bigjax.models.parts import blocks, layers, pipeline
+from bigjax.sharding import Layout, ShardingError
 
 Block = Callable[..., tuple[jax.Array, Any]]
 """`block(nth, x_BSD, layer, index)` returns the new hidden states and what the layer says of itself; `nth`, a number
@@ -48,31 +49,72 @@ def self_attention(
     attend = blocks.attend_of(cfg, segments=segments_BS is not None, dropout=rate, causal=causal)
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
-    rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
 
-    def block(nth, x, layer, index):
-        drops, mask = blocks.drops(rate, key, index, rows_B), Mask(segments_BS, cfg.windows[nth], causal)
+    def block_of(layout: Layout, positions_BS, segments_BS, rows_B, key) -> Block:
+        rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
 
-        def attend_to_row(q, k, v):
-            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
+        def block(nth, x, layer, index):
+            drops, mask = blocks.drops(rate, key, index, rows_B), Mask(segments_BS, cfg.windows[nth], causal)
 
-        p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
-        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, attend_to_row, drops.outputs, route)
-        return x, said
+            def attend_to_row(q, k, v):
+                return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
 
-    x_BSD, said = through(block, x_BSD, params["blocks"], cfg)
+            p, route = blocks.gathered(layer, declared, cfg, layout), blocks.route_of(key, index, rows_B, segments_BS)
+            x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, attend_to_row, drops.outputs, route)
+            return x, said
+
+        return block
+
+    rows = (positions_BS, segments_BS, rows_B)
+    if layout.stages > 1:
+        x_BSD, said = _in_stages(block_of, x_BSD, params["blocks"], cfg, rows, key, layout)
+    else:
+        x_BSD, said = through(block_of(layout, *rows, key), x_BSD, params["blocks"], cfg)
     return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
 
 
-def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
+def _in_stages(block_of: Callable[..., Block], x_BSD, stacked: Any, cfg: ModelConfig, rows: Any, key, layout: Layout):
+    """As `through`, with the layers in the stages of a pipeline; `block_of` makes the block of a microbatch's rows."""
+    if problem := schedule.layers_problem(cfg.num_layers, layout.stages, layout.pipeline_repeats, cfg.period):
+        raise ShardingError(problem)
+    period, of_stage = cfg.period, layout.of_stage()
+
+    def run(x_RSD, runs, repeat, first, rows, key):
+        block = block_of(of_stage, *rows, key)
+        if layout.pipeline_repeats == 1:
+            return through(block, x_RSD, jax.tree.map(lambda w: w[0], runs), cfg, first)
+
+        def chosen(nth, x, place, index):
+            # Sliced here, inside what is rematerialised, or the slices of every tick would be saved.
+            group = jax.tree.map(lambda w: _one_of(w, repeat, place["place"] // period, count), runs)
+            return block(nth, x, param_tree.layer(group, nth), index)
+
+        num_layers = param_tree.num_layers(jax.tree.map(lambda w: w[0], runs))
+        count = num_layers // period
+        return through(chosen, x_RSD, {"place": jnp.arange(num_layers)}, cfg, first)
+
+    return pipeline.through(run, x_BSD, stacked, rows, key, layout)
+
+
+def _one_of(w: jax.Array, repeat: Any, group: Any, count: int) -> jax.Array:
+    """Return one of `count` groups of the layers of a repeat, `(layers, ...)`, of `(repeats, count * layers, ...)`."""
+    size = w.shape[1] // count
+    start = (repeat, group * size, *[0] * (w.ndim - 2))
+    return jax.lax.dynamic_slice(w, start, (1, size, *w.shape[2:]))[0]
+
+
+def through(
+    block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, first: Any = 0
+) -> tuple[jax.Array, Any]:
     """Return the hidden states after all layers, and what those that say something say of themselves, stacked.
 
     Args:
       stacked: a tree of `(L, ...)` arrays, or a list of one tree per layer.
+      first: the place of the first layer, where they are a run of those of a longer stack.
       cfg: its `period` is the number of layers after which their kinds repeat; a compiled loop takes one at a time.
     """
     if cfg.layers == "scan" and not isinstance(stacked, list):
-        x_BSD, said = _loop(block, x_BSD, stacked, cfg)
+        x_BSD, said = _loop(block, x_BSD, stacked, cfg, first)
     else:
         listed = stacked if isinstance(stacked, list) else param_tree.unstack(stacked)
         kept = []
@@ -85,7 +127,7 @@ def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> t
     return x_BSD, said
 
 
-def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
+def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, first: Any) -> tuple[jax.Array, Any]:
     num_layers, period = param_tree.num_layers(stacked), cfg.period
 
     def nth(place: int, x, group, first):
@@ -106,5 +148,5 @@ def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tup
     if period > 1:
         count = num_layers // period
         groups = jax.tree.map(lambda w: w.reshape(count, w.shape[0] // count, *w.shape[1:]), stacked)
-    x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(0, num_layers, period)))
+    x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(0, num_layers, period) + first))
     return x_BSD, jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), said)

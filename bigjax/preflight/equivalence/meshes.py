@@ -10,7 +10,7 @@ import jax
 from bigjax.config import MeshConfig
 from bigjax.errors import UserError
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("stage", "data", "fsdp", "expert", "tensor")
 """The mesh axes that are combined, `expert` for sparse models only."""
 
 MAX_DEVICES = 8
