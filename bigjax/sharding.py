@@ -1,4 +1,4 @@
-"""The mesh, the rules from logical axes to mesh axes, and the errors of a layout that does not fit.
+"""The rules from logical axes to mesh axes, and the errors of a layout that does not fit.
 
 Legend of logical axes: batch, seq (inside a block), residual_seq (between blocks), embed, mlp, heads, kv_heads,
 head_dim, vocab, positions, buckets (of distances), classes, layers, vector (of model width, such as a norm's scale),
@@ -14,11 +14,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, named, pipeline
-from bigjax.errors import UserError
+from bigjax.mesh import ShardingError as ShardingError  # handed on with those of a layout
+from bigjax.mesh import abstract_mesh as abstract_mesh
+from bigjax.mesh import make_mesh as make_mesh
+from bigjax.mesh import mesh_shape as mesh_shape
+from bigjax.mesh import product_of
 from bigjax.params import ParamSpec, cast, names
 
 PARAM_RULES: Mapping[str, tuple[str, ...]] = {
@@ -62,63 +66,12 @@ VECTOR_KINDS = ("norm", "bias")
 layers stacked can reach, `fsdp` splits their first axis that it divides; if there is none, that is noted."""
 
 
-class ShardingError(UserError):
-    """The mesh does not fit the devices, the model or the batch."""
-
-
 class ReplicationError(ShardingError):
     """A large parameter would be whole on every device although the mesh could split it."""
 
 
 class PaddingError(ShardingError):
     """Devices can hold even parts of a parameter only if one of its dimensions is padded."""
-
-
-def mesh_shape(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
-    """Return the size of every mesh axis, with -1 replaced by all that is left of `num_devices`.
-
-    Raises:
-      ShardingError: if the sizes do not multiply to `num_devices`.
-    """
-    sizes = cfg.sizes
-    fixed = prod(size for size in sizes.values() if size != -1)
-    rest = next((axis for axis, size in sizes.items() if size == -1), None)
-    given = [f"mesh.{axis}={size}" for axis, size in sizes.items() if size not in (1, -1)]
-    at_hand = "device" if num_devices == 1 else "devices"
-    if rest is not None:
-        if num_devices % fixed:
-            raise ShardingError(f"{_product(given, fixed)} does not divide the {num_devices} {at_hand} at hand")
-        sizes[rest] = num_devices // fixed
-    elif fixed != num_devices:
-        raise ShardingError(
-            f"{_product(given, fixed) if given else 'every axis of the mesh is 1'}, but there are {num_devices} "
-            f"{at_hand}; set one axis to -1 to use the rest"
-        )
-    return sizes
-
-
-def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding.Mesh:
-    """Return a mesh with all seven axes, every one Explicit, slowest link first."""
-    devices = list(devices if devices is not None else jax.devices())
-    sizes = mesh_shape(cfg, len(devices))
-    types = (AxisType.Explicit,) * len(MESH_AXES)
-    num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
-    if num_slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    if sizes["slice"] != num_slices:
-        raise ShardingError(f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}")
-    from jax.experimental import mesh_utils
-
-    inner = tuple(1 if axis == "slice" else size for axis, size in sizes.items())
-    outer = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
-    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
-    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
-
-
-def abstract_mesh(sizes: Mapping[str, int]) -> jax.sharding.AbstractMesh:
-    """Return the mesh, with all seven axes, of devices that do not exist."""
-    types = (AxisType.Explicit,) * len(MESH_AXES)
-    return jax.sharding.AbstractMesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=types)
 
 
 def axes_of_entry(entry: Any) -> tuple[str, ...]:
@@ -136,6 +89,7 @@ class Layout:
       notes: one sentence for every axis that a rule left whole.
       rest: the mesh axis that was given as -1 and takes all the remaining devices, if there is one.
       pipeline_microbatches, pipeline_repeats: those of the mesh's config.
+      in_stage: whether it is that of one stage of several.
     """
 
     sizes: Mapping[str, int]
@@ -145,6 +99,7 @@ class Layout:
     rest: str | None = None
     pipeline_microbatches: int = 0
     pipeline_repeats: int = 1
+    in_stage: bool = False
 
     @property
     def stages(self) -> int:
@@ -154,7 +109,7 @@ class Layout:
     def of_stage(self) -> "Layout":
         """Return the layout of one stage among its own devices, where it has the rows of all stages."""
         own = {name: tuple(axis for axis in axes if axis != "stage") for name, axes in self.activations.items()}
-        return replace(self, sizes={**self.sizes, "stage": 1}, activations=own)
+        return replace(self, sizes={**self.sizes, "stage": 1}, activations=own, in_stage=True)
 
     def param(self, spec: ParamSpec) -> P | None:
         """Return where a parameter is stored."""
@@ -303,11 +258,7 @@ def _present(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[str, ...]
 def _describe(axes: tuple[str, ...], sizes: Mapping[str, int], rest: str | None) -> str:
     """Return the axes with their sizes, and their product if they are several; `rest` was -1, given or not."""
     given = [f"mesh.{axis}={sizes[axis]}" + " (-1: all the remaining devices)" * (axis == rest) for axis in axes]
-    return _product(given, prod(sizes[axis] for axis in axes))
-
-
-def _product(factors: list[str], value: int) -> str:
-    return factors[0] if len(factors) == 1 else f"{' * '.join(factors)} = {value}"
+    return product_of(given, prod(sizes[axis] for axis in axes))
 
 
 def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> list[str]:
@@ -343,7 +294,7 @@ def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> 
         ways *= resolved.pipeline_microbatches // resolved.stages
         others = tuple(axis for axis in split if axis != "stage")
         product = [f"mesh.pipeline_microbatches={resolved.pipeline_microbatches}"]
-        over = _product(product + [_describe((axis,), resolved.sizes, resolved.rest) for axis in others], ways)
+        over = product_of(product + [_describe((axis,), resolved.sizes, resolved.rest) for axis in others], ways)
     rows = global_batch_size // microbatches
     if rows % ways:
         near = max(round(rows / ways), 1) * ways * microbatches

@@ -24,6 +24,7 @@ ROOMS = (
     "models",
     "data",
     "sharding",
+    "mesh",
     "config",
     "params",
     "errors",

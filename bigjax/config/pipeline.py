@@ -19,8 +19,8 @@ def problems(mesh: Any) -> Iterator[str]:
         for name, default in (("pipeline_microbatches", 0), ("pipeline_repeats", 1)):
             if (value := getattr(mesh, name)) != default:
                 yield (
-                    f"mesh.{name}={value} is for the stages of a pipeline, but mesh.stage=1 has none: set mesh.stage=2, "
-                    f"or mesh.{name}={default}"
+                    f"mesh.{name}={value} is for a pipeline of stages, but mesh.stage=1: set mesh.stage=2, or "
+                    f"mesh.{name}={default}"
                 )
     elif mesh.stage > 1 and (problem := microbatches_problem(mesh.pipeline_microbatches, mesh.stage)):
         yield problem

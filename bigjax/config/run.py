@@ -23,7 +23,7 @@ MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
 """Every mesh axis, slowest link first."""
 
 BATCH_AXES = ("slice", "stage", "data", "fsdp", "expert")
-"""The mesh axes over which the batch is split; over `stage` outside of the stages, where they have no layers to share."""
+"""The mesh axes over which the batch is split, over `stage` only before and after the layers that stages share."""
 
 
 @dataclass(frozen=True)

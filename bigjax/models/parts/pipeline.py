@@ -7,8 +7,12 @@ et al. (2021, section 2.2). Backward passes are the transposes of what is here, 
 Outside, the batch is split over the stages, too. A stage brings in and takes out the microbatches of its own rows by
 a stream: in every tick one of them moves from each stage to the one before it, until the first stage reads it.
 
+An array has an axis P of stages, one a device. What stages do alike is a vmap over it, and what they do each in its own
+way a `shard_map` over all mesh axes. One `shard_map` over `stage` alone would be simpler, but JAX 0.10 gathers all that
+enters one from all other axes of an explicit mesh: every device would hold its stage's weights whole.
+
 Legend: B batch, S sequence, D model, L layers, P stages, Q microbatches that a stage brings in, M = P Q microbatches, R
-rows of a microbatch, V repeats.
+rows of a microbatch, V repeats, K = L / (P V) layers of a run.
 """
 
 from collections.abc import Callable
@@ -18,147 +22,157 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import P
+from jax.sharding import PartitionSpec
 
-from bigjax import params as param_tree
 from bigjax.config import pipeline as schedule
 from bigjax.sharding import Layout
 
 Run = Callable[..., tuple[jax.Array, Any]]
-"""`run(x_RSD, runs, repeat, first, rows, key)` takes a microbatch through the layers that a stage has in a repeat, of
-which `first` is the first one's place in the whole stack; returns it and what the layers say of themselves, stacked.
-`runs` is a tree of `(V, L / (P V), ...)` arrays, `rows` what belongs to the microbatch's rows.
+"""`run(x_PRSD, repeat_P, rows)` takes a microbatch through the layers that each stage has in a repeat; returns it and
+what the layers say of themselves, a tree of `(K, P, R, ...)`. `rows` is a tree of `(P, R, ...)`.
 """
 
 
-def through(run: Run, x_BSD: jax.Array, stacked: Any, rows: Any, key: jax.Array | None, layout: Layout):
+def through(run: Run, x_BSD: jax.Array, rows: Any, layout: Layout) -> tuple[jax.Array, Any]:
     """Return the hidden states after all layers and what those that say something say of themselves, `(L, B, ...)`.
 
     Args:
-      stacked: a tree of `(L, ...)` arrays, split over `stage`. rows: a tree of `(B, ...)` arrays.
+      rows: a tree of `(B, ...)` arrays, what belongs to each row.
     """
-    stages, of_stage = layout.stages, layout.of_stage()
+    stages, repeats, last = layout.stages, layout.pipeline_repeats, layout.stages - 1
     here = x_BSD.shape[0] // layout.ways("batch")
-    count = schedule.microbatches_a_stage(layout.pipeline_microbatches, stages, here)
-    microbatches = partial(_microbatches, count=count, layout=layout)
+    Q = schedule.microbatches_a_stage(layout.pipeline_microbatches, stages, here)
+    M = stages * Q
+    stream_PQRSD = _microbatches(x_BSD, Q, layout)
+    rows_MR = jax.tree.map(partial(_everywhere, count=Q, layout=layout), rows)
+    stage_P = jax.reshard(jnp.arange(stages), PartitionSpec("stage"))
+    moved_since = last // Q  # how often a place of the stream moves while a microbatch passes all stages
 
-    def everywhere(x: jax.Array) -> jax.Array:
-        """Return `(M, R, ...)`, all of it in each stage: a few numbers a token, which cost less than to be sent on."""
-        x_PQR = microbatches(layout.place(x, "batch", *["seq"] * (x.ndim - 1)))
-        spec = jax.typeof(x_PQR).sharding.spec
-        whole_PQR = jax.reshard(x_PQR, P(None, *spec[1:]))
-        return jax.lax.reshape(whole_PQR, (stages * count, *x_PQR.shape[2:]), out_sharding=P(*spec[1:]))
+    def at(stages_P: jax.Array) -> jax.Array:
+        return stages_P.reshape(stages, *[1] * x_BSD.ndim)
 
-    work = partial(_on_one_stage, run=run, stages=stages, repeats=layout.pipeline_repeats)
-    # The maps of kernels and of sparse layers are inside this one, which takes only `stage` out of the compiler's
-    # hands. With its check of what varies over devices on, their backward passes do not lower (JAX 0.10); a vmap over
-    # the stages would need none of it, but then per-stage choices are gathers, which an explicit mesh refuses.
+    def tick(carry, t):
+        stream_PQRSD, x_PRSD = carry
+        first = jax.lax.dynamic_index_in_dim(stream_PQRSD, t % Q, axis=1, keepdims=False)
+        work_P = t - stage_P  # in the bubble before 0 or beyond the last: it runs on something, and nobody looks at it
+        repeat_P = jnp.clip(work_P // M, 0, repeats - 1)
+        of_microbatch = jax.tree.map(lambda x: _of_each_stage(x, work_P % M), rows_MR)
+        y_PRSD, said = run(jnp.where(at(stage_P == 0), first, x_PRSD), repeat_P, of_microbatch)
+        moved = _sent(first, {s: s - 1 for s in range(1, stages)})
+        stream_PQRSD = jax.lax.dynamic_update_index_in_dim(stream_PQRSD, moved, t % Q, 1)
+        # What the last stage has made goes to the end of the stream, to come out at its own stage when all is done. If
+        # it has another repeat before it, it goes to where it would be had it gone there as it came in, so that it is
+        # read when all others have been.
+        done = t >= (repeats - 1) * M + last
+        again = _sent(y_PRSD, {last: last - moved_since}) if repeats > 1 and moved_since else y_PRSD
+        place, column = jnp.where(done, last, last - moved_since), jnp.where(done, t, t - last) % Q
+        before = jax.lax.dynamic_index_in_dim(stream_PQRSD, column, axis=1, keepdims=False)
+        made = jnp.where(at((stage_P == place) & (t >= last)), jnp.where(done, y_PRSD, again), before)
+        stream_PQRSD = jax.lax.dynamic_update_index_in_dim(stream_PQRSD, made, column, 1)
+        return (stream_PQRSD, _sent(y_PRSD, {s: s + 1 for s in range(last)})), said
+
+    start = (stream_PQRSD, jnp.zeros_like(stream_PQRSD[:, 0]))
+    (stream_PQRSD, _), said = jax.lax.scan(tick, start, jnp.arange(repeats * M + last))
+    said = jax.tree.map(partial(_said, repeats=repeats, count=M, layout=layout), said)
+    return _rows(jnp.roll(stream_PQRSD, -last, axis=1), layout), said
+
+
+def runs(w: jax.Array, layout: Layout) -> jax.Array:
+    """Return the runs of layers of each stage, `(V, K, P, ...)`: of all V P runs of `(L, ...)` each P-th."""
+    spec = jax.typeof(w).sharding.spec
+    local = partial(_in_turn, stages=layout.stages, repeats=layout.pipeline_repeats)
+    return jax.shard_map(local, in_specs=spec, out_specs=PartitionSpec(None, None, *spec))(w)
+
+
+def of_repeat(w: jax.Array, repeat_P: jax.Array, first: jax.Array, size: int) -> jax.Array:
+    """Return `size` layers from `first` on of the repeat that each stage is in, `(size, P, ...)`, of `runs`."""
+    spec = jax.typeof(w).sharding.spec
+
+    def local(w: jax.Array, repeat: jax.Array, first: jax.Array) -> jax.Array:
+        start = (repeat[0], first, *[0] * (w.ndim - 2))
+        return jax.lax.dynamic_slice(w, start, (1, size, *w.shape[2:]))[0]
+
     mapped = jax.shard_map(
-        work,
-        axis_names={"stage"},
-        in_specs=(P("stage"), P("stage"), P(), P()),
-        out_specs=(P("stage"), P()),
-        check_vma=False,
+        local, in_specs=(spec, PartitionSpec("stage"), PartitionSpec()), out_specs=PartitionSpec(*spec[1:])
     )
-    y_PQRSD, said = mapped(stacked, microbatches(x_BSD), jax.tree.map(everywhere, rows), key)
-    return _rows(y_PQRSD, layout), jax.tree.map(partial(_said, layout=layout, of_stage=of_stage), said)
+    return mapped(w, repeat_P, first)
+
+
+def _in_turn(w: jax.Array, stages: int, repeats: int) -> jax.Array:
+    """Return a stage's own `(V, K, 1, ...)` of what it stores.
+
+    Runs are stored as V successive ones, so that what is stored does not depend on the schedule. Run j moves from stage
+    j div V to stage j mod P; in each of V turns every stage sends one and gets one.
+    """
+    stored = w.reshape(repeats, -1, 1, *w.shape[1:])
+    if repeats == 1:
+        return stored
+    # Stages whose runs go to the same ones begin at different places, so that no stage is sent two in a turn.
+    alike, stage = stages // gcd(stages, repeats), jax.lax.axis_index("stage")
+    found = jnp.zeros_like(stored)
+    for turn in range(repeats):
+        sent = [(turn + s // alike) % repeats for s in range(stages)]
+        run_of = [s * repeats + nth for s, nth in enumerate(sent)]
+        arrived = jax.lax.ppermute(
+            jax.lax.dynamic_index_in_dim(stored, jnp.array(sent)[stage], keepdims=False),
+            "stage",
+            [(s, run % stages) for s, run in enumerate(run_of)],
+        )
+        repeat_of = {run % stages: run // stages for run in run_of}
+        repeat = jnp.array([repeat_of[s] for s in range(stages)])[stage]
+        found = jax.lax.dynamic_update_index_in_dim(found, arrived, repeat, 0)
+    return found
+
+
+def _sent(x_P: jax.Array, to: dict[int, int]) -> jax.Array:
+    """Return what stages are sent by others, zeros where that is nothing."""
+    spec = jax.typeof(x_P).sharding.spec
+    send = partial(jax.lax.ppermute, axis_name="stage", perm=list(to.items()))
+    return jax.shard_map(send, in_specs=spec, out_specs=spec)(x_P)
 
 
 def _microbatches(x_B: jax.Array, count: int, layout: Layout) -> jax.Array:
     """Return `(P, Q, R, ...)`: what each device has of the batch, in `count` microbatches. Nothing moves."""
     spec = jax.typeof(x_B).sharding.spec
-    own = layout.of_stage().act("batch")
-    return jax.shard_map(
-        lambda x: x.reshape(1, count, -1, *x.shape[1:]), in_specs=spec, out_specs=P("stage", None, *own, *spec[1:])
-    )(x_B)
+    out = PartitionSpec("stage", None, *layout.of_stage().act("batch"), *spec[1:])
+    return jax.shard_map(lambda x: x.reshape(1, count, -1, *x.shape[1:]), in_specs=spec, out_specs=out)(x_B)
 
 
 def _rows(x_PQR: jax.Array, layout: Layout, axis: int = 0) -> jax.Array:
     """Undo `_microbatches`, of axes from `axis` on."""
     spec = jax.typeof(x_PQR).sharding.spec
-    out = P(*spec[:axis], *layout.act("batch"), *spec[axis + 3 :])
-
-    def local(x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 3 :])
-
-    return jax.shard_map(local, in_specs=spec, out_specs=out)(x_PQR)
+    out = PartitionSpec(*spec[:axis], *layout.act("batch"), *spec[axis + 3 :])
+    join = lambda x: x.reshape(*x.shape[:axis], -1, *x.shape[axis + 3 :])  # noqa: E731
+    return jax.shard_map(join, in_specs=spec, out_specs=out)(x_PQR)
 
 
-def _said(x: jax.Array, layout: Layout, of_stage: Layout) -> jax.Array:
-    """Return what layers say of themselves, `(V, P, L / (P V), M, R, ...)`, as `(L, B, ...)`."""
-    V, stages, per_run, M, R, *rest = x.shape
-    batch, nothing = of_stage.act("batch"), [None] * len(rest)
-    shape = (V * stages * per_run, stages, M // stages, R, *rest)
-    x_LPQR = jax.lax.reshape(x, shape, out_sharding=P(None, None, None, *batch, *nothing))
-    return _rows(jax.reshard(x_LPQR, P(None, "stage", None, *batch, *nothing)), layout, axis=1)
+def _everywhere(x_B: jax.Array, count: int, layout: Layout) -> jax.Array:
+    """Return `(M, R, ...)`, all of it in each stage: a few numbers a token, which cost less than to be sent on."""
+    x_PQR = _microbatches(layout.place(x_B, "batch", *["seq"] * (x_B.ndim - 1)), count, layout)
+    _, _, *spec = jax.typeof(x_PQR).sharding.spec
+    whole = jax.reshard(x_PQR, PartitionSpec(None, None, *spec))
+    shape = (layout.stages * count, *x_PQR.shape[2:])
+    return jax.lax.reshape(whole, shape, out_sharding=PartitionSpec(None, *spec))
 
 
-def _on_one_stage(stacked: Any, stream: jax.Array, rows: Any, key: Any, *, run: Run, stages: int, repeats: int):
-    """Work through all ticks on the devices of one stage."""
-    stream_QRSD, stage = stream[0], jax.lax.axis_index("stage")
-    Q, last = stream_QRSD.shape[0], stages - 1
-    M = stages * Q
-    runs = jax.tree.map(partial(_in_turn, stage=stage, stages=stages, repeats=repeats), stacked)
-    layers_a_run = param_tree.num_layers(stacked) // repeats
-    onward, back = [(i, i + 1) for i in range(last)], [(i + 1, i) for i in range(last)]
-    moved_since = last // Q  # how often a place of the stream moves while a microbatch passes all stages
-
-    def tick(carry, t):
-        stream_QRSD, x_RSD = carry
-        first_RSD = jax.lax.dynamic_index_in_dim(stream_QRSD, t % Q, keepdims=False)
-        work = t - stage  # in the bubble before 0 or beyond the last: it runs on something, and nobody looks at it
-        repeat = jnp.clip(work // M, 0, repeats - 1)
-        of_microbatch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, work % M, keepdims=False), rows)
-        x_RSD = jnp.where(stage == 0, first_RSD, x_RSD)
-        y_RSD, said = run(x_RSD, runs, repeat, (repeat * stages + stage) * layers_a_run, of_microbatch, key)
-        moved = jax.lax.ppermute(first_RSD, "stage", back)
-        stream_QRSD = jax.lax.dynamic_update_index_in_dim(stream_QRSD, moved, t % Q, 0)
-        # What the last stage has made goes to the end of the stream, to come out at its own stage when all is done. If
-        # it has another repeat before it, it goes to where it would be had it gone there as it came in, so that it is
-        # read when all others have been.
-        done = t >= (repeats - 1) * M + last
-        again = jax.lax.ppermute(y_RSD, "stage", [(last, last - moved_since)]) if repeats > 1 and moved_since else y_RSD
-        place, column = jnp.where(done, last, last - moved_since), jnp.where(done, t, t - last) % Q
-        before = jax.lax.dynamic_index_in_dim(stream_QRSD, column, keepdims=False)
-        made = jnp.where((stage == place) & (t >= last), jnp.where(done, y_RSD, again), before)
-        stream_QRSD = jax.lax.dynamic_update_index_in_dim(stream_QRSD, made, column, 0)
-        return (stream_QRSD, jax.lax.ppermute(y_RSD, "stage", onward)), said
-
-    start = (stream_QRSD, jnp.zeros_like(stream_QRSD[0]))
-    (stream_QRSD, _), said = jax.lax.scan(tick, start, jnp.arange(repeats * M + last))
-
-    def of_work(x: jax.Array) -> jax.Array:
-        """Return `(V, P, L / (P V), M, R, ...)`, of all stages, without the bubble."""
-        x = jax.lax.dynamic_slice_in_dim(x, stage, repeats * M)
-        x = jnp.swapaxes(x.reshape(repeats, M, *x.shape[1:]), 1, 2)[:, None]
-        mine = (jnp.arange(stages) == stage).reshape(-1, *[1] * (x.ndim - 2))
-        # A sum, as the gradient of a gather is not there yet where the compiler splits other axes (JAX 0.10).
-        return jax.lax.psum(jnp.where(mine, x, 0), "stage")
-
-    return jnp.roll(stream_QRSD, -last, axis=0)[None], jax.tree.map(of_work, said)
+def _of_each_stage(x_M: jax.Array, nth_P: jax.Array) -> jax.Array:
+    """Return the `nth_P` of each stage, `(P, ...)`."""
+    spec = jax.typeof(x_M).sharding.spec
+    return jax.shard_map(
+        lambda x, nth: jax.lax.dynamic_index_in_dim(x, nth[0]),
+        in_specs=(spec, PartitionSpec("stage")),
+        out_specs=PartitionSpec("stage", *spec[1:]),
+    )(x_M, nth_P)
 
 
-def _in_turn(w: jax.Array, stage: jax.Array, stages: int, repeats: int) -> jax.Array:
-    """Return the runs of layers of this stage, `(V, L / (P V), ...)`: of all V P runs each P-th.
-
-    They are stored as V successive ones, so that what is stored does not depend on the schedule. Run j moves from stage
-    j div V to stage j mod P; in each of V turns every stage sends one and gets one.
-    """
-    stored = w.reshape(repeats, -1, *w.shape[1:])
-    if repeats == 1:
-        return stored
-    # Stages whose runs go to the same ones begin at different places, so that no stage is sent two in a turn.
-    alike = stages // gcd(stages, repeats)
-    found = jnp.zeros_like(stored)
-    for turn in range(repeats):
-        sent = [(turn + s // alike) % repeats for s in range(stages)]
-        runs = [s * repeats + nth for s, nth in enumerate(sent)]
-        source = {run % stages: run for run in runs}
-        arrived = jax.lax.ppermute(
-            jax.lax.dynamic_index_in_dim(stored, jnp.array(sent)[stage], keepdims=False),
-            "stage",
-            [(s, run % stages) for s, run in enumerate(runs)],
-        )
-        repeat = jnp.array([source[s] // stages for s in range(stages)])[stage]
-        found = jax.lax.dynamic_update_index_in_dim(found, arrived, repeat, 0)
-    return found
+def _said(x_T: jax.Array, repeats: int, count: int, layout: Layout) -> jax.Array:
+    """Return what layers say of themselves in all ticks, `(T, K, P, R, ...)`, as `(L, B, ...)`, without the bubble."""
+    spec, stages = jax.typeof(x_T).sharding.spec, layout.stages
+    of_work = lambda x: jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("stage"), repeats * count)  # noqa: E731
+    x = jax.shard_map(of_work, in_specs=spec, out_specs=spec)(x_T)
+    x = jax.reshard(x, PartitionSpec(None, None, None, *spec[3:]))
+    x_VMKPR = x.reshape(repeats, count, *x.shape[1:])
+    x_VPKMR = jnp.moveaxis(x_VMKPR, 3, 1).swapaxes(2, 3)
+    shape = (repeats * stages * x.shape[1], stages, count // stages, *x.shape[3:])
+    x_LPQR = jax.lax.reshape(x_VPKMR, shape, out_sharding=PartitionSpec(None, None, None, *spec[3:]))
+    return _rows(jax.reshard(x_LPQR, PartitionSpec(None, "stage", None, *spec[3:])), layout, axis=1)

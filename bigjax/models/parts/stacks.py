@@ -50,9 +50,7 @@ def self_attention(
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
 
-    def block_of(layout: Layout, positions_BS, segments_BS, rows_B, key) -> Block:
-        rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
-
+    def block_of(layout: Layout, rope, segments_BS, rows_B) -> Block:
         def block(nth, x, layer, index):
             drops, mask = blocks.drops(rate, key, index, rows_B), Mask(segments_BS, cfg.windows[nth], causal)
 
@@ -65,56 +63,63 @@ def self_attention(
 
         return block
 
-    rows = (positions_BS, segments_BS, rows_B)
+    rope = partial(blocks.rope, seq_len=x_BSD.shape[1], cfg=cfg)
     if layout.stages > 1:
-        x_BSD, said = _in_stages(block_of, x_BSD, params["blocks"], cfg, rows, key, layout)
+        rows = {"positions": positions_BS, "segments": segments_BS, "rows": rows_B}
+        x_BSD, said = _in_stages(block_of, rope, x_BSD, params["blocks"], rows, cfg, layout)
     else:
-        x_BSD, said = through(block_of(layout, *rows, key), x_BSD, params["blocks"], cfg)
+        block = block_of(layout, rope(positions_BS), segments_BS, rows_B)
+        x_BSD, said = through(block, x_BSD, params["blocks"], cfg)
     return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
 
 
-def _in_stages(block_of: Callable[..., Block], x_BSD, stacked: Any, cfg: ModelConfig, rows: Any, key, layout: Layout):
-    """As `through`, with the layers in the stages of a pipeline; `block_of` makes the block of a microbatch's rows."""
-    if problem := schedule.layers_problem(cfg.num_layers, layout.stages, layout.pipeline_repeats, cfg.period):
+def _in_stages(block_of, rope, x_BSD, stacked: Any, rows: dict, cfg: ModelConfig, layout: Layout):
+    """As `through`, with the layers in the stages of a pipeline."""
+    period, repeats = cfg.period, layout.pipeline_repeats
+    if problem := schedule.layers_problem(cfg.num_layers, layout.stages, repeats, period):
         raise ShardingError(problem)
-    period, of_stage = cfg.period, layout.of_stage()
+    length = cfg.num_layers // (layout.stages * repeats)
+    runs = jax.tree.map(partial(pipeline.runs, layout=layout), stacked)
+    stage_P = jax.reshard(jnp.arange(layout.stages), jax.P("stage"))
 
-    def run(x_RSD, runs, repeat, first, rows, key):
-        block = block_of(of_stage, *rows, key)
-        if layout.pipeline_repeats == 1:
-            return through(block, x_RSD, jax.tree.map(lambda w: w[0], runs), cfg, first)
+    def run(x_PRSD, repeat_P, rows):
+        first_P = (repeat_P * layout.stages + stage_P) * length
+        rope_P = None if rows["positions"] is None else over_stages(rope)(rows["positions"])
 
-        def chosen(nth, x, place, index):
+        def one(nth, x, layer, own_rope, segments, rows, index):
+            turns = rope(None) if own_rope is None else own_rope
+            return block_of(layout.of_stage(), turns, segments, rows)(nth, x, layer, index)
+
+        def block(nth, x_PRSD, layer_P, index):
+            rows_P = rope_P, rows["segments"], rows["rows"]
+            return over_stages(partial(one, nth))(x_PRSD, layer_P, *rows_P, first_P + index)
+
+        def chosen(nth, x_PRSD, place, index):
             # Sliced here, inside what is rematerialised, or the slices of every tick would be saved.
-            group = jax.tree.map(lambda w: _one_of(w, repeat, place["place"] // period, count), runs)
-            return block(nth, x, param_tree.layer(group, nth), index)
+            group = jax.tree.map(lambda w: one_group(w, repeat_P, place["place"] // period), runs)
+            return block(nth, x_PRSD, param_tree.layer(group, nth), index)
 
-        num_layers = param_tree.num_layers(jax.tree.map(lambda w: w[0], runs))
-        count = num_layers // period
-        return through(chosen, x_RSD, {"place": jnp.arange(num_layers)}, cfg, first)
+        if repeats == 1:
+            return through(block, x_PRSD, jax.tree.map(lambda w: w[0], runs), cfg)
+        return through(chosen, x_PRSD, {"place": jnp.arange(length)}, cfg)
 
-    return pipeline.through(run, x_BSD, stacked, rows, key, layout)
+    def one_group(w, repeat_P, group):
+        size = w.shape[1] * period // length
+        return pipeline.of_repeat(w, repeat_P, group * size, size)
 
-
-def _one_of(w: jax.Array, repeat: Any, group: Any, count: int) -> jax.Array:
-    """Return one of `count` groups of the layers of a repeat, `(layers, ...)`, of `(repeats, count * layers, ...)`."""
-    size = w.shape[1] // count
-    start = (repeat, group * size, *[0] * (w.ndim - 2))
-    return jax.lax.dynamic_slice(w, start, (1, size, *w.shape[2:]))[0]
+    over_stages = partial(jax.vmap, spmd_axis_name="stage")
+    return pipeline.through(run, x_BSD, rows, layout)
 
 
-def through(
-    block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, first: Any = 0
-) -> tuple[jax.Array, Any]:
+def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
     """Return the hidden states after all layers, and what those that say something say of themselves, stacked.
 
     Args:
       stacked: a tree of `(L, ...)` arrays, or a list of one tree per layer.
-      first: the place of the first layer, where they are a run of those of a longer stack.
       cfg: its `period` is the number of layers after which their kinds repeat; a compiled loop takes one at a time.
     """
     if cfg.layers == "scan" and not isinstance(stacked, list):
-        x_BSD, said = _loop(block, x_BSD, stacked, cfg, first)
+        x_BSD, said = _loop(block, x_BSD, stacked, cfg)
     else:
         listed = stacked if isinstance(stacked, list) else param_tree.unstack(stacked)
         kept = []
@@ -127,7 +132,7 @@ def through(
     return x_BSD, said
 
 
-def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, first: Any) -> tuple[jax.Array, Any]:
+def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
     num_layers, period = param_tree.num_layers(stacked), cfg.period
 
     def nth(place: int, x, group, first):
@@ -148,5 +153,5 @@ def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, first:
     if period > 1:
         count = num_layers // period
         groups = jax.tree.map(lambda w: w.reshape(count, w.shape[0] // count, *w.shape[1:]), stacked)
-    x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(0, num_layers, period) + first))
+    x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(0, num_layers, period)))
     return x_BSD, jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), said)
