@@ -46,12 +46,17 @@ def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding
     num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if num_slices == 1:
         return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    if sizes["slice"] != num_slices:
-        raise ShardingError(f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}")
+    stages, left = divmod(num_slices, sizes["slice"])  # of which each has slices of its own
+    if left or sizes["stage"] % stages:
+        raise ShardingError(
+            f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}: set mesh.slice={num_slices}, or "
+            f"mesh.stage={num_slices} and mesh.slice=1 for a stage in each"
+        )
     from jax.experimental import mesh_utils
 
-    inner = tuple(1 if axis == "slice" else size for axis, size in sizes.items())
-    outer = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
+    across = {"slice": sizes["slice"], "stage": stages}
+    outer = tuple(across.get(axis, 1) for axis in sizes)
+    inner = tuple(size // across.get(axis, 1) for axis, size in sizes.items())
     grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
 

@@ -4,7 +4,8 @@ The config, shrunk (same code, small sizes), takes one step on each mesh; the ba
 gradients and updated parameters are compared tensor by tensor, within bounds derived from float rounding. GELU stands
 in for ReLU: the derivative of that jumps at 0, and a sum within rounding of 0 may be on either side. Without
 --meshes: all ways to split 8 virtual CPU devices, or the devices at hand, over data, fsdp, tensor and, for a mixture of
-experts, expert.
+experts, expert; and, where the layers can be split into stages, 2, 4 and 8 of them with each of the other axes, for
+which the model has as many layers as that takes.
 
 With --against one device is compared with transformers on PyTorch instead: logits, loss and gradients. --against=hf
 takes the shrunk config with random weights, --against=hf:PATH the model and the weights of a Hugging Face folder as
@@ -86,19 +87,25 @@ def _against_meshes(cfg: Config, meshes: str | None) -> Iterator[tuple[Any, Any]
     from bigjax.preflight.equivalence.meshes import all_meshes, devices, mesh_name, parse
 
     asked = [parse(text) for text in (meshes or "").split(";") if text.strip()]
-    chosen = asked or list(all_meshes(len(jax.devices()), cfg.model.moe.num_experts > 0))
+    stages = "stage" in cfg.model.named_family.mesh_axes and cfg.model.layers == "scan"
+    chosen = asked or list(all_meshes(len(jax.devices()), cfg.model.moe.num_experts > 0, stages))
     for mesh in chosen:
         devices(mesh)  # too few devices is found before anything compiles
     for small in eq.small(eq.smooth(cfg)):
-        expected, unfit = eq.reference(small), set()
-        yield expected, None
-        for mesh in chosen:
-            check = eq.compare(expected, mesh)
-            if check.status == "does not fit":
-                if asked:
-                    raise UserError(f"--meshes: {check.mesh} does not fit the shrunk config: {check.reason}")
-                unfit.add(check.mesh)
-            yield expected, check
+        unfit, staged = set(), [mesh for mesh in chosen if mesh.stage > 1]
+        deep = eq.for_stages(small, staged) if staged else small
+        for own, group in ((small, [mesh for mesh in chosen if mesh.stage == 1]), (deep, staged)):
+            if not group:
+                continue
+            expected = eq.reference(own)
+            yield expected, None
+            for mesh in group:
+                check = eq.compare(expected, mesh)
+                if check.status == "does not fit":
+                    if asked:
+                        raise UserError(f"--meshes: {check.mesh} does not fit the shrunk config: {check.reason}")
+                    unfit.add(check.mesh)
+                yield expected, check
         # What does not fit is said once, not again for the next dtype.
         chosen = [mesh for mesh in chosen if mesh_name(mesh) not in unfit]
 

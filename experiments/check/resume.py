@@ -31,6 +31,9 @@ EXAMPLES = (
 
 MESHES = "fsdp=2;data=2,fsdp=2,tensor=2;data=1"
 
+STAGES = "stage=2,data=2"
+"""Another, where the layers can be split into stages."""
+
 LAUNCHER = ("-m", f"{__package__}.witnessed_train")
 
 
@@ -58,6 +61,8 @@ def run(flag_values: flags.FlagValues) -> int:
     steps = min(flag_values.steps, cfg.train.steps)
     kill_at = steps * 2 // 3 if flag_values.kill_at is None else flag_values.kill_at
     exact, *own = resume.small(cfg, steps, kill_at, base)
+    if not flag_values["meshes"].present and resume.unfit(exact, parse(STAGES)) is None:
+        others.append(parse(STAGES))
     cases = resume.cases(base, others, flag_values.processes)
     for case in cases:
         if (reason := resume.unfit(exact, case.mesh)) and (flag_values["meshes"].present or case.mesh == base):
