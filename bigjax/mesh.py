@@ -1,13 +1,16 @@
-"""The mesh of a run: its axes, its sizes, its devices."""
+"""The mesh of a run: its axes, its sizes, its devices, and the batches on it."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from bigjax.config import MESH_AXES, MeshConfig
+from bigjax.config import BATCH_AXES, MESH_AXES, MeshConfig
 from bigjax.errors import UserError
 
 
@@ -46,12 +49,17 @@ def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding
     num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
     if num_slices == 1:
         return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    if sizes["slice"] != num_slices:
-        raise ShardingError(f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}")
+    stages, left = divmod(num_slices, sizes["slice"])  # of which each has slices of its own
+    if left or sizes["stage"] % stages:
+        raise ShardingError(
+            f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}: set mesh.slice={num_slices}, or "
+            f"mesh.stage={num_slices} and mesh.slice=1 for a stage in each"
+        )
     from jax.experimental import mesh_utils
 
-    inner = tuple(1 if axis == "slice" else size for axis, size in sizes.items())
-    outer = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
+    across = {"slice": sizes["slice"], "stage": stages}
+    outer = tuple(across.get(axis, 1) for axis in sizes)
+    inner = tuple(size // across.get(axis, 1) for axis, size in sizes.items())
     grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
 
@@ -65,3 +73,44 @@ def abstract_mesh(sizes: Mapping[str, int]) -> jax.sharding.AbstractMesh:
 def product_of(factors: list[str], value: int) -> str:
     """Return factors and their product in words."""
     return factors[0] if len(factors) == 1 else f"{' * '.join(factors)} = {value}"
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
+    """Return the sharding of a batch array whose leading axis is the global batch."""
+    rows = tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+    entry = rows[0] if len(rows) == 1 else (rows or None)
+    return NamedSharding(mesh, P(entry, *[None] * (ndim - 1)))
+
+
+def local_rows(mesh: jax.sharding.Mesh, global_batch_size: int) -> slice:
+    """Return the contiguous rows of every global batch that this process's devices hold.
+
+    Raises:
+      ShardingError: if the order of the devices leaves rows of other processes in between.
+    """
+    indices = batch_sharding(mesh, 1).addressable_devices_indices_map((global_batch_size,)).values()
+    bounds = sorted({index[0].indices(global_batch_size)[:2] for index in indices if index})
+    for (_, stop), (start, _) in pairwise(bounds):
+        if start > stop:
+            raise ShardingError(
+                f"this process holds rows up to {stop} and from {start} of a batch, but not those in between; "
+                "give the mesh axes of the batch other sizes, so that every process holds a block of rows"
+            )
+    return slice(bounds[0][0], bounds[-1][1])
+
+
+def put_batch(
+    arrays: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, global_batch_size: int
+) -> dict[str, jax.Array]:
+    """Place this process's rows of a batch on the mesh as global arrays `(global_batch_size, ...)`."""
+    first = local_rows(mesh, global_batch_size).start
+
+    def one(local: np.ndarray) -> jax.Array:
+        def rows(index):
+            start, stop, _ = index[0].indices(global_batch_size)
+            return local[start - first : stop - first]
+
+        shape = (global_batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, local.ndim), rows)
+
+    return {name: one(local) for name, local in arrays.items()}

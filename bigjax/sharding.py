@@ -8,21 +8,21 @@ experts, gates (of a recurrent cell, or a router's outputs, one for each expert)
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import prod
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, exchange, named
+from bigjax.config import BATCH_AXES, MESH_AXES, Config, MeshConfig, exchange, named, pipeline
 from bigjax.mesh import ShardingError as ShardingError  # handed on with those of a layout
 from bigjax.mesh import abstract_mesh as abstract_mesh
+from bigjax.mesh import batch_sharding as batch_sharding
+from bigjax.mesh import local_rows as local_rows
 from bigjax.mesh import make_mesh as make_mesh
 from bigjax.mesh import mesh_shape as mesh_shape
 from bigjax.mesh import product_of
+from bigjax.mesh import put_batch as put_batch
 from bigjax.params import ParamSpec, cast, names
 
 PARAM_RULES: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +38,7 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
     "buckets": (),
     "classes": (),
     "features": (),
-    "layers": (),
+    "layers": ("stage",),
     "vector": (),
 }
 """Where parameters are stored. Every logical axis of a parameter must stand here."""
@@ -46,11 +46,14 @@ PARAM_RULES: Mapping[str, tuple[str, ...]] = {
 ACTIVATION_RULES: Mapping[str, tuple[str, ...]] = {
     **PARAM_RULES,
     "embed": (),
+    "layers": (),
     "batch": BATCH_AXES,
     "seq": ("context",),
     "residual_seq": ("context",),
 }
-"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` and `context` first."""
+"""Where activations live, and parameters while they are used: `embed` is gathered from `fsdp` and `context` first.
+
+Between the embedding and the head each stage has its own layers, and of the batch what `Layout.of_stage` says."""
 
 REPLICATE_IF_INDIVISIBLE = ("vocab",)
 """Logical axes left whole when the mesh axis does not divide them (GPT-2's vocabulary is the odd number 50257)."""
@@ -86,6 +89,8 @@ class Layout:
       notes: one sentence for every axis that a rule left whole.
       rest: the mesh axis that was given as -1 and takes all the remaining devices, if there is one.
       exchange: `mesh.context_exchange`, which the model resolves where it is `auto`.
+      pipeline_microbatches, pipeline_repeats: those of the mesh's config.
+      in_stage: whether it is that of one stage of several.
     """
 
     sizes: Mapping[str, int]
@@ -94,6 +99,19 @@ class Layout:
     notes: tuple[str, ...] = ()
     rest: str | None = None
     exchange: str = "auto"
+    pipeline_microbatches: int = 0
+    pipeline_repeats: int = 1
+    in_stage: bool = False
+
+    @property
+    def stages(self) -> int:
+        """Return into how many stages the mesh splits the layers."""
+        return self.sizes.get("stage", 1)
+
+    def of_stage(self) -> "Layout":
+        """Return the layout of one stage among its own devices, where it has the rows of all stages."""
+        own = {name: tuple(axis for axis in axes if axis != "stage") for name, axes in self.activations.items()}
+        return replace(self, sizes={**self.sizes, "stage": 1}, activations=own, in_stage=True)
 
     def param(self, spec: ParamSpec) -> P | None:
         """Return where a parameter is stored."""
@@ -152,8 +170,8 @@ def _partition(axes: tuple[str, ...], entries: list[tuple[str, ...]]) -> P:
 def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = ()) -> Layout:
     """Resolve the rules on `mesh` (concrete or abstract) against a model's `specs`.
 
-    `supported` names the reserved mesh axes (stage, expert, context) that the model can use without splitting a
-    parameter over them; a sparse model can use `expert`.
+    `supported` names the reserved mesh axes (stage, expert, context) that the family of the model can use; a sparse
+    model can use `expert`.
 
     Raises:
       ShardingError: for a reserved axis the model does not support, a logical axis without a rule, or a name in
@@ -162,10 +180,9 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
       ReplicationError: for a parameter above 1 MiB that `fsdp` leaves whole on every device.
     """
     sizes, rest = dict(mesh.shape), next((axis for axis, size in cfg.sizes.items() if size == -1), None)
-    splitting = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
-    splitting.discard("context")  # whose rows only some models can split
+    own = {m for spec in jax.tree.leaves(specs) for axis in spec.axes for m in PARAM_RULES.get(axis, ())}
     for axis in ("stage", "expert", "context"):
-        if sizes[axis] > 1 and axis not in (*supported, *splitting):
+        if sizes[axis] > 1 and axis not in (*supported, *(own & {"expert"})):
             raise ShardingError(f"mesh.{axis}={sizes[axis]}: not yet for this model; set mesh.{axis}=1")
     for name in sorted({*cfg.allow_replicated} - {*PARAM_RULES, *names(specs)}):  # the first of several is no chance
         near = difflib.get_close_matches(name, [*PARAM_RULES, *names(specs)], n=1)
@@ -177,6 +194,9 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
     if cfg.shard_sequence:
         activations["residual_seq"] = _present(("context", "tensor"), sizes)
+    if sizes["stage"] > 1:
+        depths = [spec.shape[0] for spec in jax.tree.leaves(specs) if spec.stacked]
+        check_stages(cfg, sizes["stage"], max(depths, default=0))
     notes = []
     for name, spec in names(specs).items():
         for axis, length in zip(spec.axes, spec.shape, strict=True):
@@ -193,7 +213,8 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")
             rules[axis] = activations[axis] = ()
-    resolved = Layout(sizes, rules, activations, rest=rest, exchange=cfg.context_exchange)
+    how: dict[str, Any] = {"pipeline_microbatches": cfg.pipeline_microbatches, "pipeline_repeats": cfg.pipeline_repeats}
+    resolved = Layout(sizes, rules, activations, rest=rest, exchange=cfg.context_exchange, **how)
     notes += _check_replication(cfg, resolved, specs)
     return replace(resolved, notes=tuple(notes))
 
@@ -216,9 +237,17 @@ def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
     """Return the layout of a run on `mesh` (concrete or abstract) after checking that its batch and rows fit too.
 
     Raises:
-      ShardingError: as in `layout`, `check_batch` and `check_sequence`, or for what `exchange.problems` finds.
+      ShardingError: as in `layout`, `check_stages`, `check_batch` and `check_sequence`, or for what `exchange.problems`
+        finds.
     """
     resolved = layout(cfg.mesh, mesh, specs, cfg.model.named_family.mesh_axes)
+    if resolved.stages > 1:
+        check_stages(cfg.mesh, resolved.stages, cfg.model.num_layers, cfg.model.period)
+        if cfg.model.layers != "scan":
+            raise ShardingError(
+                f"mesh.stage={resolved.stages} takes layers in a loop, not model.layers={cfg.model.layers!r}: set "
+                "model.layers='scan'"
+            )
     check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
     if (ways := resolved.sizes["context"]) > 1:
         how = exchange.choose(cfg.model, resolved.exchange, cfg.data.seq_len, ways, resolved.ways("heads"))
@@ -264,12 +293,24 @@ def _check_replication(cfg: MeshConfig, resolved: Layout, specs: Any) -> list[st
     return notes
 
 
+def check_stages(cfg: MeshConfig, stages: int, num_layers: int, period: int = 1) -> None:
+    """Raise ShardingError unless stages can share the layers, whose kinds repeat after `period`, and microbatches."""
+    problem = pipeline.layers_problem(num_layers, stages, cfg.pipeline_repeats, period)
+    if problem := problem or pipeline.microbatches_problem(cfg.pipeline_microbatches, stages):
+        raise ShardingError(problem)
+
+
 def check_batch(global_batch_size: int, microbatches: int, resolved: Layout) -> None:
     """Raise ShardingError unless every device gets the same number of rows of every microbatch."""
-    ways = prod(resolved.sizes[axis] for axis in BATCH_AXES)
+    split = _present(BATCH_AXES, resolved.sizes)
+    ways, over = prod(resolved.sizes[axis] for axis in split), _describe(split, resolved.sizes, resolved.rest)
+    if resolved.pipeline_microbatches:  # so many of each stage, and so many of all rows
+        ways *= resolved.pipeline_microbatches // resolved.stages
+        others = tuple(axis for axis in split if axis != "stage")
+        product = [f"mesh.pipeline_microbatches={resolved.pipeline_microbatches}"]
+        over = product_of(product + [_describe((axis,), resolved.sizes, resolved.rest) for axis in others], ways)
     rows = global_batch_size // microbatches
     if rows % ways:
-        over = _describe(_present(BATCH_AXES, resolved.sizes), resolved.sizes, resolved.rest)
         near = max(round(rows / ways), 1) * ways * microbatches
         raise ShardingError(
             f"train.global_batch_size={global_batch_size} in train.microbatches={microbatches} gives {rows} rows, "
@@ -282,43 +323,3 @@ def check_sequence(seq_len: int, resolved: Layout, field: str = "data.seq_len") 
     if seq_len % resolved.ways("residual_seq"):
         over = _describe(resolved.over("residual_seq"), resolved.sizes, None)
         raise ShardingError(f"{field}={seq_len} is not divisible by {over} (mesh.shard_sequence=True)")
-
-
-def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
-    """Return the sharding of a batch array whose leading axis is the global batch."""
-    rows = _present(BATCH_AXES, dict(mesh.shape))
-    return NamedSharding(mesh, _partition(("batch", "seq")[:ndim], [rows, *[()] * (ndim - 1)]))
-
-
-def local_rows(mesh: jax.sharding.Mesh, global_batch_size: int) -> slice:
-    """Return the contiguous rows of every global batch that this process's devices hold.
-
-    Raises:
-      ShardingError: if the order of the devices leaves rows of other processes in between.
-    """
-    indices = batch_sharding(mesh, 1).addressable_devices_indices_map((global_batch_size,)).values()
-    bounds = sorted({index[0].indices(global_batch_size)[:2] for index in indices if index})
-    for (_, stop), (start, _) in pairwise(bounds):
-        if start > stop:
-            raise ShardingError(
-                f"this process holds rows up to {stop} and from {start} of a batch, but not those in between; "
-                "give the mesh axes of the batch other sizes, so that every process holds a block of rows"
-            )
-    return slice(bounds[0][0], bounds[-1][1])
-
-
-def put_batch(
-    arrays: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh, global_batch_size: int
-) -> dict[str, jax.Array]:
-    """Place this process's rows of a batch on the mesh as global arrays `(global_batch_size, ...)`."""
-    first = local_rows(mesh, global_batch_size).start
-
-    def one(local: np.ndarray) -> jax.Array:
-        def rows(index):
-            start, stop, _ = index[0].indices(global_batch_size)
-            return local[start - first : stop - first]
-
-        shape = (global_batch_size, *local.shape[1:])
-        return jax.make_array_from_callback(shape, batch_sharding(mesh, local.ndim), rows)
-
-    return {name: one(local) for name, local in arrays.items()}

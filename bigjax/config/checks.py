@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import gcd
 from typing import Any
 
-from bigjax.config import lengths, named
+from bigjax.config import lengths, named, pipeline
 from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
 from bigjax.errors import ConfigError
@@ -145,6 +145,12 @@ def problems(cfg: Any) -> Iterator[str]:
             f"mesh.context_exchange={mesh.context_exchange!r} is between the parts of a row, but mesh.context=1 leaves "
             "rows whole: set mesh.context=2, or mesh.context_exchange='auto'"
         )
+    if mesh.context != 1 and mesh.stage != 1:
+        yield (
+            f"mesh.stage={mesh.stage} and mesh.context={mesh.context} do not go together: set mesh.stage=1, or "
+            "mesh.context=1"
+        )
+    yield from pipeline.problems(mesh)
 
 
 def _order_problems(cfg: Any) -> Iterator[str]:

@@ -23,8 +23,8 @@ from bigjax.config.strict import ConfigError, bounded, plumbing
 MESH_AXES = ("slice", "stage", "data", "fsdp", "expert", "context", "tensor")
 """Every mesh axis, slowest link first."""
 
-BATCH_AXES = ("slice", "data", "fsdp", "expert")
-"""The mesh axes over which the batch is split."""
+BATCH_AXES = ("slice", "stage", "data", "fsdp", "expert")
+"""The mesh axes over which the batch is split, over `stage` only before and after the layers that stages share."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,10 @@ class MeshConfig:
     stay whole on every device.
 
     `context` splits rows themselves, for decoders.
+    `stage` splits the layers of decoders and encoders: each stage has as many successive ones, and the batch goes
+    through all of them in `pipeline_microbatches` (GPipe, Huang et al. 2019); 0 takes four times as many as stages, or
+    as many as the rows allow. With `pipeline_repeats` above 1 each stage has so many shorter runs of layers, and the
+    batch goes round as often (the interleaved, or circular, schedule of Narayanan et al. 2021, section 2.2).
     """
 
     slice: int = plumbing(1, minimum=-1)
@@ -153,6 +157,10 @@ class MeshConfig:
     """Whether activations between blocks are split along the sequence over `tensor`."""
     context_exchange: Literal["auto", "all_to_all", "gather", "ring"] = plumbing("auto")
     """How the parts of a row that `context` splits attend to each other (`bigjax.config.exchange`)."""
+    pipeline_microbatches: int = plumbing(0, minimum=0)
+    """Parts of a batch that are in the stages at the same time; 0 means 4 a stage, or as many as the rows allow."""
+    pipeline_repeats: int = plumbing(1, minimum=1)
+    """How often a batch goes round all stages: 1 is GPipe, more are the circular schedule with a smaller bubble."""
     allow_replicated: tuple[str, ...] = plumbing(())
     """Parameters, or axes of parameters, that may stay whole on every device."""
 

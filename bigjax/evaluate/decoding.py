@@ -80,8 +80,15 @@ def prepare(model: Model, layout: Layout, params: Any, gather: bool) -> tuple[An
         params = layout.gather(params, model.specs, model.cfg.dtype)
     else:
         params = param_tree.cast(model.specs, params, model.cfg.dtype)
+        if layout.stages > 1:  # layers are taken one by one, each by all devices
+            params = jax.tree.map(_of_all_stages, model.specs, params)
     head = model.family.head_pieces(params, model.cfg, layout)
     return param_tree.map_blocks(param_tree.unstack, params), head
+
+
+def _of_all_stages(spec: param_tree.ParamSpec, w: jax.Array) -> jax.Array:
+    """Return a parameter whose layers are not split over stages."""
+    return jax.reshard(w, jax.P(None, *jax.typeof(w).sharding.spec[1:])) if spec.stacked else w
 
 
 def fits(model: Model, layout: Layout) -> bool:

@@ -46,7 +46,7 @@ class Family:
       values: numbers that are no logits, `(B,)` in float32.
       encode: what is read once for all that is written.
       like: the built-in family whose tasks train it, as its functions take the same arguments; by default none other.
-      mesh_axes: of the mesh axes that not every family can use, `context`, those that its functions can.
+      mesh_axes: of the mesh axes that not every family can use, `context` and `stage`, those that its functions can.
       fields: a frozen dataclass, its own fields, in the config as `model.NAME` after the family's name.
       derive: `(model config)` -> what it sets in fields of `model` that the user left at 0 or at their default.
       problems: `(whole config)` -> what it asks of a config, one sentence each.
@@ -96,7 +96,7 @@ DECODER = transformer(
     "next_logits",
     "prefill",
     "decode",
-    mesh_axes=("context",),
+    mesh_axes=("context", "stage"),
 )
 ENCODER = transformer(
     "bigjax.models.encoder",
@@ -108,4 +108,5 @@ ENCODER = transformer(
     "masked_states",
     "pooled",
     "class_logits",
+    mesh_axes=("stage",),
 )

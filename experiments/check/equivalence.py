@@ -5,7 +5,8 @@ gradients and updated parameters are compared tensor by tensor, within bounds de
 in for ReLU: the derivative of that jumps at 0, and a sum within rounding of 0 may be on either side. Without
 --meshes: all ways to split 8 virtual CPU devices, or the devices at hand, over data, fsdp, tensor, for a mixture of
 experts expert and for families that can split rows context, with each way in which the parts of a row attend to each
-other.
+other; and, where the layers can be split into stages, 2, 4 and 8 of them with each of the other axes, for which the
+model has as many layers as that takes.
 
 With --against one device is compared with transformers on PyTorch instead: logits, loss and gradients. --against=hf
 takes the shrunk config with random weights, --against=hf:PATH the model and the weights of a Hugging Face folder as
@@ -87,20 +88,26 @@ def _against_meshes(cfg: Config, meshes: str | None) -> Iterator[tuple[Any, Any]
     from bigjax.preflight.equivalence.meshes import all_meshes, devices, mesh_name, parse
 
     asked = [parse(text) for text in (meshes or "").split(";") if text.strip()]
-    sparse, rows = cfg.model.moe.num_experts > 0, "context" in cfg.model.named_family.mesh_axes
-    chosen = asked or list(all_meshes(len(jax.devices()), sparse, rows))
+    axes, sparse = cfg.model.named_family.mesh_axes, cfg.model.moe.num_experts > 0
+    stages = "stage" in axes and cfg.model.layers == "scan"
+    chosen = asked or list(all_meshes(len(jax.devices()), sparse, "context" in axes, stages))
     for mesh in chosen:
         devices(mesh)  # too few devices is found before anything compiles
     for small in eq.small(eq.smooth(cfg)):
-        expected, unfit = eq.reference(small), set()
-        yield expected, None
-        for mesh in chosen:
-            check = eq.compare(expected, mesh)
-            if check.status == "does not fit":
-                if asked:
-                    raise UserError(f"--meshes: {check.mesh} does not fit the shrunk config: {check.reason}")
-                unfit.add(check.mesh)
-            yield expected, check
+        unfit, staged = set(), [mesh for mesh in chosen if mesh.stage > 1]
+        deep = eq.for_stages(small, staged) if staged else small
+        for own, group in ((small, [mesh for mesh in chosen if mesh.stage == 1]), (deep, staged)):
+            if not group:
+                continue
+            expected = eq.reference(own)
+            yield expected, None
+            for mesh in group:
+                check = eq.compare(expected, mesh)
+                if check.status == "does not fit":
+                    if asked:
+                        raise UserError(f"--meshes: {check.mesh} does not fit the shrunk config: {check.reason}")
+                    unfit.add(check.mesh)
+                yield expected, check
         # What does not fit is said once, not again for the next dtype.
         chosen = [mesh for mesh in chosen if mesh_name(mesh) not in unfit]
 

@@ -33,6 +33,9 @@ MESHES = "fsdp=2;data=2,fsdp=2,tensor=2;data=1"
 ROWS_SPLIT = "fsdp=2,context=2"
 """The mesh that is resumed on, too, where the family can split rows."""
 
+STAGES = "stage=2,data=2"
+"""Another, where the layers can be split into stages."""
+
 LAUNCHER = ("-m", f"{__package__}.witnessed_train")
 
 
@@ -63,6 +66,8 @@ def run(flag_values: flags.FlagValues) -> int:
     steps = min(flag_values.steps, cfg.train.steps)
     kill_at = steps * 2 // 3 if flag_values.kill_at is None else flag_values.kill_at
     exact, *own = resume.small(cfg, steps, kill_at, base)
+    if not flag_values["meshes"].present and resume.unfit(exact, parse(STAGES)) is None:
+        others.append(parse(STAGES))
     cases = resume.cases(base, others, flag_values.processes)
     for case in cases:
         if (reason := resume.unfit(exact, case.mesh)) and (flag_values["meshes"].present or case.mesh == base):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.models.attention.masks import AttentionError, Mask
+from bigjax.models.parts import devices
 from bigjax.sharding import UNSHARDED, Layout
 
 SPLASH_BLOCKS = (512, 256, 128)
@@ -168,7 +169,7 @@ def _on_shards(kernel: Callable[..., jax.Array], q_BSHK, k_BTGK, v_BTGK, mask: M
         return kernel(q_BSHK, k_BTGK, v_BTGK, mask.segments_BS)
     heads, rows = layout.act("batch", "seq", "heads", "head_dim"), layout.act("batch", "seq")
     # Pallas calls do not say over which mesh axes their results vary, so that check is off.
-    run = partial(jax.shard_map, out_specs=heads, check_vma=False)
+    run = partial(devices.shard_map, layout=layout, out_specs=heads, check_vma=False)
     if mask.segments_BS is None:
         return run(lambda q, k, v: kernel(q, k, v, None), in_specs=(heads,) * 3)(q_BSHK, k_BTGK, v_BTGK)
     return run(kernel, in_specs=(heads, heads, heads, rows))(q_BSHK, k_BTGK, v_BTGK, mask.segments_BS)

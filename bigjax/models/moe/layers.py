@@ -16,7 +16,7 @@ from bigjax.config import ModelConfig
 from bigjax.models.attention import order
 from bigjax.models.moe import exchange as moe_exchange
 from bigjax.models.moe import routing as moe_routing
-from bigjax.models.parts import layers
+from bigjax.models.parts import devices, layers
 from bigjax.params import ParamSpec
 from bigjax.sharding import Layout
 
@@ -81,7 +81,7 @@ def apply(
     where = {"h": tokens, "segments": tokens, "rows": batch, "key": P()}
     where["p"] = {name: layout.act(*spec.axes[1:]) for name, spec in specs(cfg, 1).items()}
     out = layout.act("batch", "residual_seq" if mlp else "seq", "embed")
-    mapped = jax.shard_map(compute, in_specs=({name: where[name] for name in inputs},), out_specs=(out, batch))
+    mapped = devices.shard_map(compute, layout, ({name: where[name] for name in inputs},), (out, batch))
     y_BSD, aux = mapped(inputs)
     return layout.place(y_BSD, "batch", "residual_seq", "embed"), aux
 

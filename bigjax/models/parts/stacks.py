@@ -12,11 +12,12 @@ import jax.numpy as jnp
 
 from bigjax import params as param_tree
 from bigjax.config import ModelConfig
+from bigjax.config import pipeline as schedule
 from bigjax.models.attention import context
 from bigjax.models.attention.masks import Mask
 from bigjax.models.moe import layers as moe
-from bigjax.models.parts import blocks, layers
-from bigjax.sharding import Layout
+from bigjax.models.parts import blocks, layers, pipeline
+from bigjax.sharding import Layout, ShardingError
 
 Block = Callable[..., tuple[jax.Array, Any]]
 """`block(nth, x_BSD, layer, index)` returns the new hidden states and what the layer says of itself; `nth`, a number
@@ -52,21 +53,67 @@ def self_attention(
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
     if context.resolved(cfg, layout, x_BSD.shape[1]):
         attend = partial(context.attend, cfg=cfg, balanced=balanced)
-    rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
 
-    def block(nth, x, layer, index):
-        drops, mask = blocks.drops(rate, key, index, rows_B), Mask(segments_BS, cfg.windows[nth], causal)
+    def block_of(layout: Layout, rope, segments_BS, rows_B) -> Block:
+        def block(nth, x, layer, index):
+            drops, mask = blocks.drops(rate, key, index, rows_B), Mask(segments_BS, cfg.windows[nth], causal)
 
-        def attend_to_row(q, k, v):
-            return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
+            def attend_to_row(q, k, v):
+                return attend(q, k, v, mask, softcap=cfg.attn_softcap, dropout=drops.probs, layout=layout), None
 
-        p = blocks.gathered(layer, declared, cfg, layout)
-        route = blocks.route_of(key, index, rows_B, segments_BS, balanced)
-        x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, attend_to_row, drops.outputs, route)
-        return x, said
+            p = blocks.gathered(layer, declared, cfg, layout)
+            route = blocks.route_of(key, index, rows_B, segments_BS, balanced)
+            x, (_, said) = blocks.transformer_block(x, p, cfg, layout, rope, attend_to_row, drops.outputs, route)
+            return x, said
 
-    x_BSD, said = through(block, x_BSD, params["blocks"], cfg)
+        return block
+
+    rope = partial(blocks.rope, seq_len=x_BSD.shape[1], cfg=cfg)
+    if layout.stages > 1:
+        rows = {"positions": positions_BS, "segments": segments_BS, "rows": rows_B}
+        x_BSD, said = _in_stages(block_of, rope, x_BSD, params["blocks"], rows, cfg, layout)
+    else:
+        block = block_of(layout, rope(positions_BS), segments_BS, rows_B)
+        x_BSD, said = through(block, x_BSD, params["blocks"], cfg)
     return blocks.final_norm(params, x_BSD, cfg), moe.over_layers(said)
+
+
+def _in_stages(block_of, rope, x_BSD, stacked: Any, rows: dict, cfg: ModelConfig, layout: Layout):
+    """As `through`, with the layers in the stages of a pipeline."""
+    period, repeats = cfg.period, layout.pipeline_repeats
+    if problem := schedule.layers_problem(cfg.num_layers, layout.stages, repeats, period):
+        raise ShardingError(problem)
+    length = cfg.num_layers // (layout.stages * repeats)
+    runs = jax.tree.map(partial(pipeline.runs, layout=layout), stacked)
+    stage_P = jax.reshard(jnp.arange(layout.stages), jax.P("stage"))
+
+    def run(x_PRSD, repeat_P, rows):
+        first_P = (repeat_P * layout.stages + stage_P) * length
+        rope_P = None if rows["positions"] is None else over_stages(rope)(rows["positions"])
+
+        def one(nth, x, layer, own_rope, segments, rows, index):
+            turns = rope(None) if own_rope is None else own_rope
+            return block_of(layout.of_stage(), turns, segments, rows)(nth, x, layer, index)
+
+        def block(nth, x_PRSD, layer_P, index):
+            rows_P = rope_P, rows["segments"], rows["rows"]
+            return over_stages(partial(one, nth))(x_PRSD, layer_P, *rows_P, first_P + index)
+
+        def chosen(nth, x_PRSD, place, index):
+            # Sliced here, inside what is rematerialised, or the slices of every tick would be saved.
+            group = jax.tree.map(lambda w: one_group(w, repeat_P, place["place"] // period), runs)
+            return block(nth, x_PRSD, param_tree.layer(group, nth), index)
+
+        if repeats == 1:
+            return through(block, x_PRSD, jax.tree.map(lambda w: w[0], runs), cfg)
+        return through(chosen, x_PRSD, {"place": jnp.arange(length)}, cfg)
+
+    def one_group(w, repeat_P, group):
+        size = w.shape[1] * period // length
+        return pipeline.of_repeat(w, repeat_P, group * size, size)
+
+    over_stages = partial(jax.vmap, spmd_axis_name="stage")
+    return pipeline.through(run, x_BSD, rows, layout)
 
 
 def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:

@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Any, Literal
 
 import jax
@@ -96,7 +97,7 @@ class Reference:
 
 
 def reference(
-    cfg: Config, weights: Mapping[str, np.ndarray] | None = None, device: jax.Device | None = None
+    cfg: Config, weights: Mapping[str, np.ndarray] | None = None, device: Any = None
 ) -> Reference:
     """Compute on one device what all others are compared with, from given weights or from the perturbed initial ones.
 
@@ -275,7 +276,7 @@ class Report:
             "config": self.config,
             "passed": not self.exit_code,
             "shrunk": dataclasses.asdict(cfg.model) | {"seq_len": cfg.data.seq_len, "rows": len(self._rows)},
-            "bounds": {one.cfg.model.dtype: dataclasses.asdict(one.bounds) for one in self.references},
+            "bounds": {one.cfg.model.dtype: dataclasses.asdict(one.bounds) for one in reversed(self.references)},
             "false_alarm": error_bounds.FALSE_ALARM,
             "checks": [dataclasses.asdict(check) for check in self.checks],
         }
@@ -293,6 +294,12 @@ def small(cfg: Config) -> list[Config]:
     shrunk = shrink(cfg)
     exact = replace(shrunk, model={"dtype": "float32"})
     return [exact] if shrunk == exact else [exact, shrunk]
+
+
+def for_stages(cfg: Config, meshes: Iterable[MeshConfig]) -> Config:
+    """Return `cfg` with as many layers as the stages and repeats of all meshes can share."""
+    runs = lcm(*(mesh.stage * mesh.pipeline_repeats for mesh in meshes))
+    return replace(cfg, model={"num_layers": runs * cfg.model.period})
 
 
 def smooth(cfg: Config) -> Config:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 from bigjax import config, sharding
@@ -19,6 +19,9 @@ from bigjax.run.chips import Topology
 
 REMATS = ("none", "save:qkv,attn_mixed,mlp_hidden", "dots", "save:qkv,attn_mixed", "full")
 """What a search tries, from the most memory to the least."""
+
+MAX_STAGES, REPEATS = 8, (1, 2)
+"""The most stages that a search tries, and how often a batch goes through them."""
 
 LOSS_CHUNKS = 8
 KERNELS = {"tpu": "splash", "gpu": "cudnn"}
@@ -116,20 +119,35 @@ def _needed_bytes_per_chip(estimate: Estimate, topology: Topology) -> int:
 def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     """Yield every way to give the devices of a slice to data, fsdp, tensor and, of a sparse model, expert.
 
-    Tensor stays within a fast domain. Where there are fewer rows than devices, and the family can, they also go to
-    context, which splits rows.
+    Tensor stays within a fast domain. Where there are several, slices or machines, they may also be stages. Where there
+    are fewer rows than devices, and the family can, they also go to context, which splits rows.
     """
-    per_slice = topology.num_devices // topology.num_slices
+    yield from _meshes(cfg, topology, 1, 1)
+    if "stage" not in cfg.model.named_family.mesh_axes or cfg.model.layers != "scan":
+        return
+    domains = topology.num_devices // topology.devices_per_slice
+    for stage in (size for size in _divisors(domains) if 1 < size <= MAX_STAGES):
+        for repeats in REPEATS:
+            if cfg.model.num_layers % (stage * repeats * cfg.model.period) == 0:
+                yield from _meshes(cfg, topology, stage, repeats)
+
+
+def _meshes(cfg: Config, topology: Topology, stage: int, repeats: int) -> Iterator[Changes]:
+    """Yield the meshes with so many stages; slices become stages, or else the rest of the devices does."""
+    slices = topology.num_slices // gcd(topology.num_slices, stage)
+    per_slice = topology.num_devices // slices // stage
+    staged = {"mesh.stage": stage, "mesh.pipeline_repeats": repeats} if stage > 1 else {}
     widest = min(topology.devices_per_slice, cfg.model.num_heads)
     experts = cfg.model.moe.num_experts
     split_rows = cfg.train.global_batch_size < topology.num_devices and "context" in cfg.model.named_family.mesh_axes
     for tensor in (size for size in _divisors(per_slice) if size <= widest):
         left = per_slice // tensor
-        for context in (size for size in _divisors(left) if size == 1 or split_rows):
+        for context in (size for size in _divisors(left) if size == 1 or (split_rows and stage == 1)):
             for expert in (size for size in _divisors(left // context) if size == 1 or experts % size == 0 < experts):
                 for fsdp in _divisors(left // context // expert):
                     changes: Changes = {
-                        "mesh.slice": topology.num_slices,
+                        "mesh.slice": slices,
+                        **staged,
                         "mesh.data": left // context // expert // fsdp,
                         "mesh.fsdp": fsdp,
                         "mesh.tensor": tensor,

@@ -96,8 +96,8 @@ def _moved_bytes(share: Share, params: int, optimizer: int) -> float:
     for stack in share.stacks:
         elements = sum(_elements(name, spec, stack) for name, spec in stack.specs.items() if spec.kind == "matrix")
         scores = stack.rows * stack.heads * stack.scores * stack.num_layers if stack.stored_scores else 0
-        blocks += (3 + again) * item * elements + (6 + 3 * again) * 4 * scores
-        blocks += 8 * stack.num_layers * stack.rows * stack.residual_len * model.d_model * item
+        residual = 8 * stack.num_layers * stack.rows * stack.residual_len * model.d_model * item
+        blocks += stack.ticks * ((3 + again) * item * elements + (6 + 3 * again) * 4 * scores + residual)
     output = share.vocab * model.d_model if share.loss_len else 0
     loss = 6 * 4 * share.loss_tokens * share.vocab + 3 * item * output
     saved = 2 * analytic_memory.saved_bytes(share)
@@ -110,7 +110,7 @@ def _elements(name: str, spec: ParamSpec, stack: Share) -> float:
     contracted = prod(size for size, axis in zip(spec.shape, spec.axes, strict=True) if axis in spec.contracts)
     split = stack.ways(*(m for axis in spec.contracts for m in stack.layout.activations[axis]))
     held, inputs = stack.used(spec), contracted // split
-    copies = prod(spec.shape[: spec.copies])
+    copies = prod(spec.shape[: spec.copies]) // stack.runs
     if "experts" in spec.axes:
         copies //= stack.ways(*stack.layout.over("experts"))
     matrix = held // copies

@@ -25,7 +25,10 @@ def _stack(stack: Share) -> float:
     matrices = {name: spec for name, spec in stack.specs.items() if spec.kind == "matrix"}
     recomputed = {name: spec for name, spec in matrices.items() if _is_recomputed(name, stack)}
     products = 3 * _product(stack, matrices) + _product(stack, recomputed) + _all_experts(stack, matrices)
-    return products if stack.cfg.model.kind == "rnn" else products + stack.num_layers * _attention(stack)
+    if stack.cfg.model.kind == "rnn":
+        return products
+    # A stage in the bubble of a pipeline computes, too, though nobody looks at it.
+    return stack.ticks * (products + stack.num_layers * _attention(stack))
 
 
 def _product(stack: Share, specs: Mapping[str, ParamSpec]) -> float:

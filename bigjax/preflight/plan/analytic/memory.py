@@ -112,8 +112,10 @@ def peak(share: Share) -> Peak:
         # a loop over the layers of a dense decoder writes them in place.
         own = 4 * sum(share.stored(spec) for spec in left[-1].specs.values())
         done += own
-        again = done if share.cfg.model.layers == "unroll" or not _is_dense_decoder(share.cfg) else 0
+        in_place = share.cfg.model.layers != "unroll" and _is_dense_decoder(share.cfg) and left[-1].ticks == 1
+        again = 0 if in_place else done
         around = late + (0 if late else _head_gradient(share)) + 2 * _stream(left[-1]) + again
+        around += _pipeline_bytes(share, left[-1])
         saved = round(_spread(share) * sum(_saved_by_stack(stack) for stack in left))
         moments.append(Peak("backward", accumulated + done, saved, around + _layer_bytes(left[-1])))
         left = left[:-1]
@@ -183,6 +185,15 @@ def _logits_outlive_loss(share: Share) -> bool:
     return share.cfg.model.tie_embeddings and not _chunked(share) and not share.layout.over("batch", "seq")
 
 
+def _pipeline_bytes(share: Share, stack: Share) -> int:
+    """Return what stages hold besides: the stream as it is and as it becomes, and with repeats their runs of layers in
+    turn, in float32, with their gradients."""
+    if stack.runs == 1:
+        return 0
+    runs = 4 * sum(stack.stored(spec) for spec in stack.specs.values())
+    return 2 * _stream(share) + (2 * runs if stack.layout.pipeline_repeats > 1 else 0)
+
+
 def saved_bytes(share: Share) -> int:
     """Return the bytes that the forward pass of one microbatch leaves in device memory for the backward pass."""
     return sum(_saved_by_stack(stack) for stack in share.stacks)
@@ -193,7 +204,7 @@ def _saved_by_stack(stack: Share) -> int:
     if stack.cfg.model.kind == "rnn":
         return stack.num_layers * analytic_rnn.saved_by_layer(stack)
     memory = stack.memory_tokens * stack.cfg.model.d_model * stack.item
-    return stack.num_layers * _saved_by_layer(stack) + memory
+    return stack.ticks * stack.num_layers * _saved_by_layer(stack) + memory
 
 
 def _saved_by_layer(share: Share) -> int:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bigjax import models, sharding
-from bigjax.config import BATCH_AXES, Config
+from bigjax.config import BATCH_AXES, Config, pipeline
 from bigjax.models.attention.blocked import block_count, query_blocks
 from bigjax.models.attention.kernels import SPLASH_BLOCKS
 from bigjax.models.attention.ring import MAX_BLOCK
@@ -32,6 +32,8 @@ class Share:
       tree: all parameters, as the model declares them.
       specs: every parameter by its name, of a stack those of its blocks. item: bytes of a number in the compute dtype.
       stacks: the stacks of layers that a token goes through, in this order: of an encoder-decoder two.
+      ticks, runs: a stack in stages takes `num_layers` of its layers at a time, one of `runs` runs of them, and rows of
+        one microbatch of the pipeline, in each of so many ticks, the bubble included; else 1.
       num_layers: of the stack. rows, seq_len: of the tokens that it sees, without what other devices have of a row.
         memory_len: of what it attends to besides.
       loss_len: positions of a row that the output matrix is applied to.
@@ -64,6 +66,8 @@ class Share:
     largest_scores: int
     exchange: str = ""
     stacks: "tuple[Share, ...]" = ()
+    ticks: int = 1
+    runs: int = 1
 
     @property
     def tokens(self) -> int:
@@ -155,7 +159,13 @@ class Share:
 
     def used(self, spec: ParamSpec) -> int:
         """Return the elements of a parameter on this device while it is used, gathered from `fsdp`."""
-        return spec.size // self.ways(*(axis for name in spec.axes for axis in self.layout.activations[name]))
+        whole = spec.size // self.ways(*(axis for name in spec.axes for axis in self.layout.activations[name]))
+        return whole // self.runs if spec.stacked else whole
+
+    def is_gathered(self, spec: ParamSpec) -> bool:
+        """Return whether the mesh splits a parameter where it is stored in a way that it does not where it is used."""
+        stored = {axis for entry in self.layout.param(spec) or () for axis in axes_of_entry(entry)}
+        return not stored.isdisjoint(self.layout.params["embed"])
 
 
 def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
@@ -202,6 +212,8 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         exchange=exchange,
     )
     stack = replace(whole, specs=_below(read, specs))
+    if layout.stages > 1:
+        stack = _in_stages(stack)
     if model.kind != "encdec":
         return replace(whole, stacks=(stack,))
     target, cross = data.target_len, data.target_len * data.seq_len
@@ -217,6 +229,14 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         largest_scores=max(target * target, cross),
     )
     return replace(whole, loss_len=target, stacks=(stack, writing))
+
+
+def _in_stages(stack: Share) -> Share:
+    """Return what a stage does of a stack in a tick, and how often."""
+    stages, repeats = stack.layout.stages, stack.layout.pipeline_repeats
+    own = pipeline.microbatches_a_stage(stack.layout.pipeline_microbatches, stages, stack.rows)
+    ticks, runs = repeats * stages * own + stages - 1, stages * repeats
+    return replace(stack, rows=stack.rows // own, num_layers=stack.num_layers // runs, ticks=ticks, runs=runs)
 
 
 def _below(prefix: str, specs: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:

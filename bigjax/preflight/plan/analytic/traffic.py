@@ -1,6 +1,7 @@
 """What one device sends in a training step, from the layout: the collectives that the sharding asks for."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from bigjax.params import ParamSpec
 from bigjax.preflight.plan.analytic import context as analytic_context
@@ -20,10 +21,11 @@ def collectives(share: Share) -> list[Collective]:
     which sends twice as much as a reduce-scatter. Scalars and what Muon's own products send are left out.
     """
     total: dict[tuple[Kind, tuple[str, ...]], tuple[int, float]] = {}
-    parts = [_parameters(share), _loss(share)]
+    parts = [_parameters(share), _loss(share), *map(_pipeline, share.stacks)]
     for stack in share.stacks:
+        again = partial(_in_ticks, stack.ticks)
         transformer = [_tensor_parallel(stack), _beside(stack), analytic_context.sent(stack)]
-        parts += [_recurrent(stack)] if share.cfg.model.kind == "rnn" else transformer
+        parts += map(again, [_recurrent(stack)] if share.cfg.model.kind == "rnn" else transformer)
     for part in parts:
         for kind, axes, count, whole in part:
             if not axes or not count:
@@ -35,9 +37,11 @@ def collectives(share: Share) -> list[Collective]:
     found = []
     for (kind, axes), (count, sent) in sorted(total.items()):
         # The next product waits for a tensor-parallel collective, and attention for what it needs of other parts of a
-        # row unless that goes round, while a parameter can be gathered ahead of its use.
+        # row unless that goes round, while a parameter can be gathered ahead of its use. The next tick of a pipeline
+        # waits for half of what its stages send: what they have made.
         waits = "tensor" in axes or (axes == ("context",) and kind not in ("collective-permute", "all-reduce"))
-        overlapped = 0 if waits else round(sent)
+        half = axes == ("stage",) and kind == "collective-permute"
+        overlapped = 0 if waits else round(sent / 2 if half else sent)
         found.append(Collective(kind, axes, count, round(sent), overlapped))
     return found
 
@@ -53,7 +57,9 @@ def _parameters(share: Share) -> Iterator[Sent]:
     for name, spec in share.specs.items():
         calls = spec.shape[0] if spec.stacked else 1
         elements = share.used(spec) // calls
-        if share.used(spec) != share.stored(spec):
+        if spec.stacked:  # in every tick, of a stage's layers
+            calls = calls * share.stacks[0].ticks // share.stacks[0].runs
+        if share.is_gathered(spec):
             again = remat and "blocks/" in name
             yield "all-gather", share.layout.params["embed"], calls * (2 if again else 1), elements * share.item
         if name == output and share.loss_len:
@@ -83,19 +89,39 @@ def _look_up(share: Share, spec: ParamSpec) -> Iterator[Sent]:
 
 def _reduction(share: Share, spec: ParamSpec, calls: int, whole: float) -> Iterator[Sent]:
     """Yield the sum of a gradient over the devices that split the batch or its rows: to where it is stored."""
-    axes = tuple(axis for axis in share.layout.over("batch", "seq") if axis not in _axes_of(share, spec))
+    used = (*_axes_of(share, spec), *(["stage"] if spec.stacked else []))
+    axes = tuple(axis for axis in share.layout.over("batch", "seq") if axis not in used)
     if stored := tuple(axis for axis in share.layout.params["embed"] if axis in axes):
-        if share.used(spec) != share.stored(spec):
+        if share.is_gathered(spec):
             yield "reduce-scatter", stored, calls, whole
             whole /= share.ways(*stored)
         else:
             yield "all-reduce", stored, calls, whole
     if together := tuple(axis for axis in ("data", "expert") if axis in axes):
         yield "all-reduce", together, calls, whole
-    if "slice" in axes:
-        # Between slices every device sends its own part of what the devices of its slice hold alike.
-        alike = share.ways(*together)
-        yield "all-reduce", ("slice",), calls, whole / alike
+    # Between slices, or stages, every device sends its own part of what the devices of its slice hold alike.
+    alike = share.ways(*together)
+    for axis in ("stage", "slice"):
+        if axis in axes:
+            yield "all-reduce", (axis,), calls, whole / alike
+
+
+def _in_ticks(ticks: int, sent: Iterator[Sent]) -> Iterator[Sent]:
+    for kind, axes, count, whole in sent:
+        yield kind, axes, count * ticks, whole
+
+
+def _pipeline(stack: Share) -> Iterator[Sent]:
+    """Yield what the stages of a pipeline send each other: in every tick, and back in the backward pass, what they have
+    made and a place of the stream; with repeats once a step their parameters in float32, and back their gradients."""
+    if stack.runs == 1:
+        return
+    stage, layout = ("stage",), stack.layout
+    residual = stack.rows * stack.residual_len * stack.cfg.model.d_model * stack.item
+    yield "collective-permute", stage, 2 * 2 * stack.ticks, residual
+    if layout.pipeline_repeats > 1:
+        moved = 4 * sum(stack.stored(spec) for spec in stack.specs.values())
+        yield "collective-permute", stage, 2, moved
 
 
 def _axes_of(share: Share, spec: ParamSpec) -> tuple[str, ...]:
