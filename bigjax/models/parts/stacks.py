@@ -51,6 +51,7 @@ def self_attention(
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
     if context.resolved(cfg, layout, x_BSD.shape[1]):
+        assert positions_BS is not None or not balanced
         attend = partial(context.attend, cfg=cfg, balanced=balanced)
     rope = blocks.rope(positions_BS, x_BSD.shape[1], cfg)
 

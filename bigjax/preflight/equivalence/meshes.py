@@ -64,7 +64,7 @@ def factorisations(num_devices: int, sparse: bool = False, rows: bool = False) -
         for split in (False, True) if tensor > 1 else (False,):
             if left:
                 continue
-            sizes = {"data": data, "fsdp": fsdp, "expert": expert, "context": context, "tensor": tensor}
+            sizes: dict[str, Any] = {"data": data, "fsdp": fsdp, "expert": expert, "context": context, "tensor": tensor}
             alone = EXCHANGES if context == num_devices else ((next(turns),) if context > 1 else ("auto",))
             yield from (MeshConfig(**sizes, context_exchange=one, shard_sequence=split) for one in alone)
 
