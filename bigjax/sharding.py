@@ -322,4 +322,5 @@ def check_sequence(seq_len: int, resolved: Layout, field: str = "data.seq_len") 
     """Raise ShardingError unless the mesh axes that split the sequence divide it."""
     if seq_len % resolved.ways("residual_seq"):
         over = _describe(resolved.over("residual_seq"), resolved.sizes, None)
-        raise ShardingError(f"{field}={seq_len} is not divisible by {over} (mesh.shard_sequence=True)")
+        why = " (mesh.shard_sequence=True)" if "tensor" in resolved.over("residual_seq") else ""
+        raise ShardingError(f"{field}={seq_len} is not divisible by {over}{why}")

@@ -79,7 +79,9 @@ class Model:
           inputs: what else the family's `apply` takes, such as `segments_BS`, or `key` and `rows_B` for dropout.
         """
         layout = self.layout() if layout is None else layout
-        tokens_BS = layout.place(jnp.asarray(tokens_BS), "batch", "seq")
+        tokens_BS = jnp.asarray(tokens_BS)
+        sharding.check_sequence(tokens_BS.shape[1], layout, "the length of a row")
+        tokens_BS = layout.place(tokens_BS, "batch", "seq")
         x_BSD, _ = self.family.apply(params, tokens_BS, self.cfg, layout=layout, **inputs)
         return self.family.logits(params, x_BSD, self.cfg, layout)
 

@@ -225,7 +225,7 @@ class Scattered:
 def test_rows_of_a_process_that_are_not_one_block(monkeypatch):
     _, mesh = mesh_of(data=4, tensor=2)
     assert sharding.local_rows(mesh, 8) == slice(0, 8)
-    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh, ndim: Scattered())
+    monkeypatch.setattr(mesh_module, "batch_sharding", lambda mesh, ndim: Scattered())
     with fails("this process holds rows up to 2 and from 4 of a batch, but not those in between"):
         sharding.local_rows(mesh, 8)
 

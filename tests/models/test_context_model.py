@@ -9,6 +9,7 @@ import pytest
 from bigjax import models
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from bigjax.evaluate.generation import generate
+from bigjax.sharding import ShardingError
 from bigjax.tasks import random_batch
 from bigjax.train import functions
 from tests.conftest import mesh_of
@@ -45,6 +46,11 @@ def logits(context: int, changed: int | None = None) -> np.ndarray:
 def test_a_model_on_the_mesh_that_is_set():
     right = logits(1)
     assert np.linalg.norm(logits(4) - right) <= TOLERANCE * np.linalg.norm(right)
+
+
+def test_rows_that_cannot_be_split_are_refused():
+    with jax.set_mesh(mesh(4)), pytest.raises(ShardingError, match=r"a row=30 is not divisible by mesh\.context=4"):
+        MODEL.apply(MODEL.init(jax.random.key(0)), BATCH["tokens"][:, :30])
 
 
 def test_a_token_changes_nothing_in_other_documents():

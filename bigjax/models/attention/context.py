@@ -55,7 +55,9 @@ def attend(
     Raises:
       AttentionError: the heads, the row or the back end do not suit how the parts are to attend to each other.
     """
-    assert dropout is None and mask.causal, "`exchange.problems` refuses it"
+    assert mask.causal
+    if dropout is not None:
+        raise AttentionError("model.dropout of attention is drawn for whole rows: set it to 0, or mesh.context=1")
     ways, seq_len = layout.sizes[AXIS], q_BSHK.shape[1]
     how = resolved(cfg, layout, seq_len)
     part = _Part(cfg.attention, ways, seq_len, balanced, mask.window, softcap)

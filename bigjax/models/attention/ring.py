@@ -40,7 +40,7 @@ class Options:
     @property
     def block(self) -> int:
         """Tokens of a block: the largest part of a piece of a row that is no longer than `MAX_BLOCK`."""
-        piece = self.seq_len // (2 * self.ways)
+        piece = self.seq_len // (2 * self.ways if self.balanced else self.ways)
         return next(size for size in range(min(piece, MAX_BLOCK), 0, -1) if piece % size == 0)
 
     def starts(self) -> jax.Array:

@@ -52,6 +52,7 @@ def self_attention(
     embed_key = None if key is None else jax.random.fold_in(key, cfg.num_layers)
     x_BSD = layers.dropout(x_BSD, rate, embed_key, rows_B)
     if context.resolved(cfg, layout, x_BSD.shape[1]):
+        assert positions_BS is not None or not balanced
         attend = partial(context.attend, cfg=cfg, balanced=balanced)
 
     def block_of(layout: Layout, rope, segments_BS, rows_B) -> Block:
