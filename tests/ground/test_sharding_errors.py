@@ -68,7 +68,8 @@ def test_axes_that_the_model_does_not_know(axis):
     with fails(f"mesh.{axis}=2: not yet for this model; set mesh.{axis}=1"):
         layout_of(model_specs(d_model=64), data=-1, **{axis: 2})
     cfg = MeshConfig(data=-1, **{axis: 2})
-    assert sharding.layout(cfg, abstract_mesh(cfg, 64), {}, supported=(axis,)).sizes[axis] == 2
+    layout = sharding.layout(cfg, abstract_mesh(cfg, 64), model_specs(d_model=64), supported=(axis,))
+    assert layout.sizes[axis] == 2
 
 
 @pytest.mark.parametrize(
