@@ -206,7 +206,7 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
                 )
             notes.append(f"{clash}: {axis} stays whole on every device along it")
             rules[axis] = activations[axis] = ()
-    how = {"pipeline_microbatches": cfg.pipeline_microbatches, "pipeline_repeats": cfg.pipeline_repeats}
+    how: dict[str, Any] = {"pipeline_microbatches": cfg.pipeline_microbatches, "pipeline_repeats": cfg.pipeline_repeats}
     resolved = Layout(sizes, rules, activations, rest=rest, **how)
     notes += _check_replication(cfg, resolved, specs)
     return replace(resolved, notes=tuple(notes))
