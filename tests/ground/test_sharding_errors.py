@@ -68,7 +68,8 @@ def test_axes_that_the_model_does_not_know(axis):
     with fails(f"mesh.{axis}=2: not yet for this model; set mesh.{axis}=1"):
         layout_of(model_specs(d_model=64), data=-1, **{axis: 2})
     cfg = MeshConfig(data=-1, **{axis: 2})
-    assert sharding.layout(cfg, abstract_mesh(cfg, 64), {}, supported=(axis,)).sizes[axis] == 2
+    layout = sharding.layout(cfg, abstract_mesh(cfg, 64), model_specs(d_model=64), supported=(axis,))
+    assert layout.sizes[axis] == 2
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ class Scattered:
 def test_rows_of_a_process_that_are_not_one_block(monkeypatch):
     _, mesh = mesh_of(data=4, tensor=2)
     assert sharding.local_rows(mesh, 8) == slice(0, 8)
-    monkeypatch.setattr(mesh_module, "batch_sharding", lambda mesh, ndim: Scattered())
+    monkeypatch.setattr("bigjax.mesh.batch_sharding", lambda mesh, ndim: Scattered())
     with fails("this process holds rows up to 2 and from 4 of a batch, but not those in between"):
         sharding.local_rows(mesh, 8)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import config, models, sharding
+from bigjax import config, models, params, sharding
+from bigjax.checkpoint.saving import Checkpoints
 from bigjax.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig, MoeConfig, TrainConfig
 from bigjax.config import pipeline as schedule
 from bigjax.evaluate.generation import generate
@@ -15,6 +16,7 @@ from bigjax.models.parts import pipeline
 from bigjax.preflight.equivalence import compare as equivalence
 from bigjax.preflight.equivalence import meshes
 from bigjax.sharding import ShardingError
+from bigjax.train import optimizers, step
 from tests.conftest import mesh_of
 from tests.on_meshes import abstract_mesh
 
@@ -139,13 +141,17 @@ def layout_of(fields: dict, mesh: dict, num_devices: int = 8) -> sharding.Layout
             "gives 16 rows, not divisible by mesh.pipeline_microbatches=16 * mesh.data=2 * mesh.fsdp=2",
         ),
         ({"num_layers": 4, "layers": "unroll"}, {"stage": 2}, "set model.layers='scan'"),
-        ({"num_layers": 2, "family": "encdec"}, {"stage": 2}, "mesh.stage=2: not yet for this model; set mesh.stage=1"),
+        (
+            {"num_layers": 2, "family": "encdec", "positions": "none"},
+            {"stage": 2},
+            "mesh.stage=2: not yet for this model; set mesh.stage=1",
+        ),
         ({"num_layers": 2, "family": "rnn"}, {"stage": 2}, "mesh.stage=2: not yet for this model; set mesh.stage=1"),
     ],
 )
 def test_what_cannot_be_split_is_refused_by_name(fields, mesh, message):
     if fields.get("family") == "rnn":
-        fields = {**fields, "num_heads": 0, "max_seq_len": 1024}
+        fields = {**fields, "num_heads": 4, "max_seq_len": 1024}
     with pytest.raises(ShardingError) as error:
         layout_of(fields, mesh)
     assert message in str(error.value)
@@ -202,3 +208,32 @@ def test_a_model_in_stages_writes_what_one_device_writes():
         tokens = np.arange(64).reshape(8, 8) % 32
         logits = jax.jit(model.apply)(placed, tokens)
     np.testing.assert_allclose(logits, jax.jit(model.apply)(weights, tokens), atol=2e-5)
+
+
+def test_a_checkpoint_of_stages_is_restored_on_other_meshes_and_back(tmp_path):
+    cfg = run_of("dense")
+    model, tx = models.build(cfg.model), optimizers.build(cfg.optim, models.build(cfg.model).specs, 10)
+
+    def abstract(**axes):
+        mesh_cfg, mesh = mesh_of(**axes)
+        layout = sharding.layout(mesh_cfg, mesh, model.specs, model.family.mesh_axes)
+        return mesh, layout, step.abstract_state(cfg, model, tx, layout, mesh)
+
+    def saved(number: int, mesh, state) -> None:
+        with jax.set_mesh(mesh), Checkpoints(tmp_path / str(number), cfg.checkpoint) as checkpoints:
+            checkpoints.save(1, state, {}, {})
+
+    mesh, layout, _ = abstract(stage=4, fsdp=2)
+    with jax.set_mesh(mesh):
+        state = step.jit_init_state(cfg, model, tx, layout)()
+    saved(0, mesh, state)
+    expected = params.names(jax.device_get(state.params))
+    others = {"fsdp": 2, "tensor": 2, "data": 2}, {"stage": 2, "tensor": 2, "data": 2}, {"stage": 4, "fsdp": 2}
+    for number, axes in enumerate(others):
+        mesh, _, shapes = abstract(**axes)
+        with jax.set_mesh(mesh), Checkpoints(tmp_path / str(number), cfg.checkpoint) as checkpoints:
+            found = checkpoints.restore(shapes).state
+        saved(number + 1, mesh, found)
+        for name, w in params.names(found.params).items():
+            assert w.sharding == params.names(shapes.params)[name].sharding
+            np.testing.assert_array_equal(w, expected[name], err_msg=name)

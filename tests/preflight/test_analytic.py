@@ -18,6 +18,7 @@ from bigjax.config import (
     MoeConfig,
     OptimConfig,
     TrainConfig,
+    pipeline,
     replace,
 )
 from bigjax.models.attention.blocked import _Options
@@ -123,6 +124,23 @@ def test_experts_exchange_their_buffers_and_keep_their_gradients():
     specs = models.build(cfg.model).specs
     own = params.count({name: specs["blocks"]["moe"][name] for name in ("up", "down")})
     assert traffic["all-reduce", ("expert",)] == pytest.approx(2 * 4 * (params.count(specs) - own) * 3 / 4, abs=1)
+
+
+@pytest.mark.parametrize(("repeats", "ticks"), [(1, 8 + 3), (2, 2 * 8 + 3)])
+def test_stages_compute_in_their_bubble_and_send_in_every_tick(repeats, ticks):
+    # 4 stages, 2 microbatches of 4 rows from each: v m + p - 1 ticks (Huang et al. 2019; Narayanan et al. 2021).
+    whole, cfg = (
+        small(axes, num_layers=8, tie_embeddings=False)
+        for axes in ({"data": 4}, {"stage": 4, "pipeline_microbatches": 8, "pipeline_repeats": repeats})
+    )
+    head = 3 * 2 * cfg.model.vocab_size * cfg.model.d_model * 8 * cfg.data.seq_len
+    layers = found(whole).compiled_flops - head
+    assert found(cfg).compiled_flops - head == pytest.approx(layers * ticks / (repeats * 8))
+    assert 1 - repeats * 8 / ticks == pytest.approx(pipeline.bubble(4, 8, repeats))
+    residual = 4 * 4 * cfg.data.seq_len * cfg.model.d_model
+    specs = models.build(cfg.model).specs["blocks"]
+    in_turn = 2 * 4 * params.count(specs) / 4 if repeats > 1 else 0
+    assert sent(cfg)["collective-permute", ("stage",)] == pytest.approx(4 * ticks * residual + in_turn)
 
 
 def test_recurrent_layers_sum_each_gradient_once():

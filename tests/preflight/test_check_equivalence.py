@@ -301,6 +301,16 @@ def test_all_factorisations():
     # Over four axes: C(6, 3) = 20, of which 10 have a tensor axis.
     assert len(set(meshes.factorisations(8, sparse=True))) == 30
     assert meshes.parse("fsdp=4, tensor=2") == MeshConfig(data=1, fsdp=4, tensor=2)
+    staged = [meshes.mesh_name(mesh) for mesh in meshes.pipelines(8)]
+    assert staged == [
+        "stage=2,fsdp=4",
+        "stage=2,data=2,tensor=2,pipeline_repeats=2,shard_sequence",
+        "stage=4,fsdp=2",
+        "stage=4,tensor=2,pipeline_repeats=2,shard_sequence",
+        "stage=8",
+    ]
+    assert [meshes.mesh_name(meshes.parse(name)) for name in staged] == staged
+    assert {mesh.expert for mesh in meshes.pipelines(8, sparse=True)} == {1, 2}
 
 
 def test_a_wrong_copy_counts_though_the_first_is_right():

@@ -14,6 +14,7 @@ from bigjax.preflight.plan import candidates, compiler, devices, search
 from bigjax.preflight.plan.compiler import Outcome
 from bigjax.preflight.plan.planner import Planner
 from bigjax.preflight.plan.search_table import SearchTable
+from bigjax.run.chips import parse_topology
 from configs import llama
 from experiments import cli, config_source
 from tests.commands import ROOT
@@ -124,6 +125,23 @@ def test_every_family_has_candidates_that_it_can_be(source):
     assert all(one.seconds > 0 and one.needed_bytes_per_chip > 0 for one in found)
     split = {mesh.get("mesh.expert") for mesh in candidates.meshes(cfg, topology)}
     assert split == ({1, 2, 4, 8} if cfg.model.moe.num_experts else {None})
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "rows", "seq_len"),
+    # 70B parameters do not fit a slice of 64 chips, and between machines their gradients take longer than a bubble.
+    [("v5e:8x8", 4, 1024, 4096), ("h100:8x8", 1, 32, 2048)],
+)
+def test_stages_are_offered_where_they_win(topology, slices, rows, seq_len, monkeypatch):
+    monkeypatch.setattr(candidates, "REMATS", ("full",))
+    where = parse_topology(topology, slices)
+    cfg = config.replace(
+        cli.load_config(llama.get_config("70b")), train={"global_batch_size": rows}, data={"seq_len": seq_len}
+    )
+    found = [
+        one for one in candidates.variants(cfg, where) if one.needed_bytes_per_chip <= where.chip.hbm_bytes
+    ]  # fmt: skip
+    assert min(found, key=lambda one: one.rank).cfg.mesh.stage > 1
 
 
 def test_a_crash_is_a_row_and_not_the_end(asked, monkeypatch):

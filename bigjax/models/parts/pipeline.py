@@ -134,14 +134,14 @@ def _sent(x_P: jax.Array, to: dict[int, int]) -> jax.Array:
 def _microbatches(x_B: jax.Array, count: int, layout: Layout) -> jax.Array:
     """Return `(P, Q, R, ...)`: what each device has of the batch, in `count` microbatches. Nothing moves."""
     spec = jax.typeof(x_B).sharding.spec
-    out = PartitionSpec("stage", None, *layout.of_stage().act("batch"), *spec[1:])
+    out = PartitionSpec("stage", None, *(layout.of_stage().act("batch") or ()), *spec[1:])
     return jax.shard_map(lambda x: x.reshape(1, count, -1, *x.shape[1:]), in_specs=spec, out_specs=out)(x_B)
 
 
 def _rows(x_PQR: jax.Array, layout: Layout, axis: int = 0) -> jax.Array:
     """Undo `_microbatches`, of axes from `axis` on."""
     spec = jax.typeof(x_PQR).sharding.spec
-    out = PartitionSpec(*spec[:axis], *layout.act("batch"), *spec[axis + 3 :])
+    out = PartitionSpec(*spec[:axis], *(layout.act("batch") or ()), *spec[axis + 3 :])
     join = lambda x: x.reshape(*x.shape[:axis], -1, *x.shape[axis + 3 :])  # noqa: E731
     return jax.shard_map(join, in_specs=spec, out_specs=out)(x_PQR)
 
