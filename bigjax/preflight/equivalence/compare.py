@@ -96,9 +96,7 @@ class Reference:
         return {name: self.bounds.relative * s + self.bounds.floor * total for name, s in self.scales.items()}
 
 
-def reference(
-    cfg: Config, weights: Mapping[str, np.ndarray] | None = None, device: Any = None
-) -> Reference:
+def reference(cfg: Config, weights: Mapping[str, np.ndarray] | None = None, device: Any = None) -> Reference:
     """Compute on one device what all others are compared with, from given weights or from the perturbed initial ones.
 
     `device` is the first of the default platform unless it is given.
