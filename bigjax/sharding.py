@@ -79,6 +79,11 @@ def axes_of_entry(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
+def axes_of(spec: P) -> frozenset[str]:
+    """Return the mesh axes that split some dimension, by a PartitionSpec."""
+    return frozenset(axis for entry in spec.partitions for axis in axes_of_entry(entry))
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each logical axis lives on one mesh, resolved against one model's parameters.
@@ -137,10 +142,20 @@ class Layout:
     def gather(self, params: Any, specs: Any, dtype: Any) -> Any:
         """Return stored parameters as they are used: cast to `dtype`, then gathered from `fsdp`.
 
-        The backward pass reduce-scatters the gradients to where the parameters are stored.
+        The backward pass reduce-scatters the gradients to where the parameters are stored. Of parameters that are
+        `reduced` over some mesh axes (`train.reduction`) it leaves the sum over those to whoever marked them.
         """
         used = cast(specs, params, dtype)
-        return jax.tree.map(lambda spec, w: self.place(w, *spec.axes[-w.ndim :]), specs, used)
+        return jax.tree.map(lambda spec, w: self._whole(w, *spec.axes[-w.ndim :]), specs, used)
+
+    def _whole(self, w: jax.Array, *axes: str) -> jax.Array:
+        stored = jax.typeof(w).sharding.spec
+        if not stored.reduced:
+            return self.place(w, *axes)
+        # A product takes a cotangent that is unreduced over all axes which split the rows, or over none.
+        used = self.act(*axes)
+        assert used is not None
+        return jax.reshard(w, used.update(reduced=stored.reduced | (axes_of(stored) - axes_of(used))))
 
     def over(self, *axes: str) -> tuple[str, ...]:
         """Return the mesh axes that split the given logical axes of an activation."""

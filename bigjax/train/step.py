@@ -17,7 +17,7 @@ from bigjax.models import Model
 from bigjax.sharding import UNSHARDED, Layout, axes_of_entry
 from bigjax.tasks import named_task
 from bigjax.tasks.sums import Sums, mean, per_count
-from bigjax.train import divergence
+from bigjax.train import divergence, reduction
 
 
 @flax.struct.dataclass
@@ -157,7 +157,7 @@ def make_train_step(
         _check_sharded(batch, layout)
         root = jax.random.key(cfg.train.seed + 1)  # apart from the key of the initial parameters
         key = jax.random.fold_in(root, state.step) if cfg.model.random else None
-        params, batch = state.params, _whole_batch(cfg, batch)
+        params, batch = reduction.mark(state.params, model.specs, layout), _whole_batch(cfg, batch)
         if unrolled:
             params = param_tree.map_blocks(param_tree.unstack, params)
         if state.carried is not None:
@@ -234,7 +234,7 @@ def _gradients(
     if microbatches == 1:
         _, pullback, (sums, carried) = jax.vjp(lambda p: sums_of(p, batch, key), params, has_aux=True)
         # The cotangent carries the division by the token count, which saves a pass over the gradients.
-        return sums, carried, pullback(per_count(sums["loss"][1]))[0]
+        return sums, carried, reduction.total(pullback(per_count(sums["loss"][1]))[0])
 
     def split(x):
         # Row r goes to microbatch r % microbatches, so every device keeps its own rows.
@@ -256,11 +256,11 @@ def _gradients(
     shapes = jax.eval_shape(lambda p, b: sums_of(p, b, key)[1][0], params, jax.tree.map(lambda x: x[0], pieces))
     zeros: tuple[Sums, Any] = (
         jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-        jax.tree.map(jnp.zeros_like, params),
+        reduction.zeros(params),
     )
     (sums, grads), carried = jax.lax.scan(accumulate_if_any if skip_empty else accumulate, zeros, pieces)
     scale = per_count(sums["loss"][1])
-    return sums, jax.tree.map(join, carried), jax.tree.map(lambda g: g * scale, grads)
+    return sums, jax.tree.map(join, carried), jax.tree.map(lambda g: g * scale, reduction.total(grads))
 
 
 def row_numbers(tokens_BS: jax.Array) -> jax.Array:

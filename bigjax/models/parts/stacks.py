@@ -158,6 +158,15 @@ def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tup
     groups = stacked
     if period > 1:
         count = num_layers // period
-        groups = jax.tree.map(lambda w: w.reshape(count, w.shape[0] // count, *w.shape[1:]), stacked)
+        groups = jax.tree.map(partial(_in_groups, count=count), stacked)
     x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(0, num_layers, period)))
     return x_BSD, jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), said)
+
+
+def _in_groups(w: jax.Array, count: int) -> jax.Array:
+    """Return `(L, ...)` as `(count, L / count, ...)`."""
+    shape, spec = (count, w.shape[0] // count, *w.shape[1:]), jax.typeof(w).sharding.spec
+    if not spec.reduced:
+        return w.reshape(shape)
+    # JAX does not work out by itself where the result of every such reshape lies.
+    return jax.lax.reshape(w, shape, out_sharding=jax.P(None, *spec.partitions, reduced=spec.reduced))
