@@ -65,6 +65,6 @@ def microbatches_a_stage(asked: int, stages: int, rows: int) -> int:
     return next(count for count in range(min(most, rows), 0, -1) if rows % count == 0)
 
 
-def bubble(stages: int, microbatches: int, repeats: int) -> float:
-    """Return the share of the ticks in which a stage has nothing to work on: (p - 1) / (v m + p - 1)."""
-    return (stages - 1) / (repeats * microbatches + stages - 1)
+def ticks(stages: int, microbatches: int, repeats: int) -> int:
+    """Return how many ticks a step takes, v m + p - 1; in p - 1 of them a stage has nothing to work on."""
+    return repeats * microbatches + stages - 1

@@ -72,7 +72,7 @@ def through(run: Run, x_BSD: jax.Array, rows: Any, layout: Layout) -> tuple[jax.
         return (stream_PQRSD, _sent(y_PRSD, {s: s + 1 for s in range(last)})), said
 
     start = (stream_PQRSD, jnp.zeros_like(stream_PQRSD[:, 0]))
-    (stream_PQRSD, _), said = jax.lax.scan(tick, start, jnp.arange(repeats * M + last))
+    (stream_PQRSD, _), said = jax.lax.scan(tick, start, jnp.arange(schedule.ticks(stages, M, repeats)))
     said = jax.tree.map(partial(_said, repeats=repeats, count=M, layout=layout), said)
     return _rows(jnp.roll(stream_PQRSD, -last, axis=1), layout), said
 

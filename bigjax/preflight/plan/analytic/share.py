@@ -235,7 +235,7 @@ def _in_stages(stack: Share) -> Share:
     """Return what a stage does of a stack in a tick, and how often."""
     stages, repeats = stack.layout.stages, stack.layout.pipeline_repeats
     own = pipeline.microbatches_a_stage(stack.layout.pipeline_microbatches, stages, stack.rows)
-    ticks, runs = repeats * stages * own + stages - 1, stages * repeats
+    ticks, runs = pipeline.ticks(stages, stages * own, repeats), stages * repeats
     return replace(stack, rows=stack.rows // own, num_layers=stack.num_layers // runs, ticks=ticks, runs=runs)
 
 
