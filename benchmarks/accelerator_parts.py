@@ -77,7 +77,7 @@ def config(part: str, platform: str, num_devices: int, rows: int, tiny: bool) ->
     )
 
 
-def _correct(device: jax.Device) -> dict[str, Any]:
+def _correct(device: Any) -> dict[str, Any]:
     """Compare every back end on `device` with the reference on the CPU."""
     cpu, checks = jax.devices("cpu")[0], []
     for name, backend in BACKENDS.items():
@@ -90,7 +90,7 @@ def _correct(device: jax.Device) -> dict[str, Any]:
     return {"same": all(check["same"] for check in checks), "checks": checks}
 
 
-def against_cpu(cfg: Config, device: jax.Device, cpu: jax.Device) -> dict[str, Any]:
+def against_cpu(cfg: Config, device: Any, cpu: Any) -> dict[str, Any]:
     """Return whether a step on `device` has the losses and gradients of the CPU, and what comes nearest to a bound."""
     exact = compare.reference(replace(cfg, model={"attention": "reference", "dtype": "float32"}), device=cpu)
     params = sum(value.size for value in exact.values.values())

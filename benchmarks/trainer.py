@@ -1,6 +1,7 @@
 """The train step of a workload, on the same random batch again and again, as the launcher jits it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from bigjax.train import step
 class Trainer:
     """A state and the step that advances it; the mesh stays set."""
 
-    def __init__(self, cfg: Config, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, cfg: Config, devices: Sequence[Any] | None = None):
         """Compile the step and initialise the state, on the first device unless others are given."""
         self.mesh = sharding.make_mesh(cfg.mesh, list(devices or jax.devices()[:1]))
         jax.set_mesh(self.mesh)
