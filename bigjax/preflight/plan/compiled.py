@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bigjax.preflight.plan.hlo import costs as hlo
+from bigjax.preflight.plan.hlo import cycles
+from bigjax.preflight.plan.hlo.cycles import Cost, Operation
 from bigjax.preflight.plan.traffic import Collective
 
 
@@ -19,6 +21,7 @@ class Compiled:
       bytes_accessed: operands and results of every instruction, an estimate of the traffic with device memory.
       arguments: name -> the shape of each array that goes in, one device's part, padding included.
       uncounted_calls: kernels whose work the compiler does not state.
+      cost: the compiler's estimate of cycles, by operation; the TPU compiler alone states any.
       compile_s: seconds of compilation, tracing excluded.
     """
 
@@ -33,6 +36,7 @@ class Compiled:
     largest_buffers: list[dict[str, Any]]
     arguments: dict[str, tuple[int, ...]]
     uncounted_calls: list[str]
+    cost: Cost
     compile_s: float
 
     @property
@@ -45,7 +49,9 @@ class Compiled:
         """Undo `dataclasses.asdict`."""
         collectives = [Collective(**{**one, "mesh_axes": tuple(one["mesh_axes"])}) for one in mapping["collectives"]]
         arguments = {name: tuple(shape) for name, shape in mapping["arguments"].items()}
-        return Compiled(**{**mapping, "collectives": collectives, "arguments": arguments})
+        operations = tuple(Operation(**one) for one in mapping["cost"]["operations"])
+        cost = Cost(**{**mapping["cost"], "operations": operations})
+        return Compiled(**{**mapping, "collectives": collectives, "arguments": arguments, "cost": cost})
 
 
 def read(compiled: Any, mesh_shape: dict[str, int], compile_s: float) -> Compiled:
@@ -64,6 +70,7 @@ def read(compiled: Any, mesh_shape: dict[str, int], compile_s: float) -> Compile
         largest_buffers=[asdict(buffer) for buffer in hlo.largest_buffers(module)],
         arguments=hlo.arguments(module),
         uncounted_calls=list(module.uncounted_calls),
+        cost=cycles.cost(module),
         compile_s=round(compile_s, 2),
     )
 
