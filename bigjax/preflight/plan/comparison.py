@@ -7,6 +7,7 @@ from bigjax.preflight.plan.traffic import KINDS
 
 COMPARED = (
     "hbm_bytes_per_chip_needed",
+    "peak_bytes_per_chip",
     "params_bytes_per_chip",
     "optimizer_bytes_per_chip",
     "temporary_bytes_per_chip",
@@ -28,9 +29,10 @@ COMPARED = (
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Return the cycles of every operation in two plans, `[{phase, name, source, cycles: [a, b]}]`, None if one has none.
+    """Return the cycles of every operation in two plans, `[{phase, name, source, cycles: [a, b]}]`.
 
-    The largest difference comes first. Operations are the same if phase, name and line are.
+    None if one of them states no cycles. The largest difference comes first. Operations are the same if phase, name and
+    line are.
     """
     if not (a["operations"] and b["operations"]):
         return None

@@ -17,6 +17,7 @@ class Compiled:
     Attributes:
       argument_bytes, output_bytes, alias_bytes, temp_bytes, code_bytes: the compiler's memory analysis. Donated
         arguments are both argument and output, and counted in alias.
+      peak_bytes: what is alive at once at most, room that lies between arrays not counted.
       flops: of matrix products, loops counted as often as they run.
       bytes_accessed: operands and results of every instruction, an estimate of the traffic with device memory.
       arguments: name -> the shape of each array that goes in, one device's part, padding included.
@@ -30,6 +31,7 @@ class Compiled:
     alias_bytes: int
     temp_bytes: int
     code_bytes: int
+    peak_bytes: int
     flops: int
     bytes_accessed: int
     collectives: list[Collective]
@@ -64,6 +66,7 @@ def read(compiled: Any, mesh_shape: dict[str, int], compile_s: float) -> Compile
         alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
         flops=hlo.flops(module),
         bytes_accessed=hlo.bytes_accessed(module),
         collectives=hlo.collectives(module, mesh_shape),

@@ -52,6 +52,7 @@ def _memory(report: dict[str, Any]) -> list[str]:
         ("temporaries", "temporary_bytes_per_chip", source),
         ("  of them gradients", "gradient_bytes_per_chip", "exact"),
         ("program", "program_bytes_per_chip", source),
+        ("  alive at once", "peak_bytes_per_chip", source),
         ("needed", "hbm_bytes_per_chip_needed", source),
         (
             "the chip has",
@@ -59,7 +60,7 @@ def _memory(report: dict[str, Any]) -> list[str]:
             "this machine" if report["topology"].startswith("cpu") else "data sheet",
         ),
     ):
-        if key == "program_bytes_per_chip" and not report[key]:
+        if key in ("program_bytes_per_chip", "peak_bytes_per_chip") and not report[key]:
             continue  # nothing was compiled to the end
         lines.append(f"  {label:<20} {gib(report[key]):>12}  [{note}]")
     if report["hbm_bytes_accessed_per_chip"] is not None:

@@ -9,13 +9,15 @@ not state), `versions`, `compile_s`;
 `hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`,
 `optimizer_bytes_per_chip` (averaged parameters included), `gradient_bytes_per_chip` (like the parameters),
 `temporary_bytes_per_chip` (gradients and activations included), `program_bytes_per_chip`,
+`peak_bytes_per_chip` (alive at once by the compiler; less than needed, since room between arrays lies idle; null
+without a compiler),
 `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence, also about what
 is padded], `notes`;
 `params_total`, `params_non_embedding`, of a sparse model also `params_active`;
 `model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
-`collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}], `sent_bytes_per_chip` (kind ->
-bytes), `async_share` (of them, sent under other work; null where nothing is sent);
+`collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}],
+`sent_bytes_per_chip` (kind -> bytes), `async_share` (of them, sent under other work; null where nothing is sent);
 `hbm_bytes_accessed_per_chip` (null where nothing was compiled), `compiler_cycles_per_step` (the TPU compiler's own
 estimate for one device; null elsewhere), `cycles_not_counted` (what it leaves out: kind -> executions),
 `operations` [{phase, name, source, count, cycles}], the most expensive first;
@@ -115,6 +117,7 @@ def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: O
         "gradient_bytes_per_chip": state_bytes(state.params) * per_chip,
         "temporary_bytes_per_chip": temporary * per_chip,
         "program_bytes_per_chip": program_bytes * per_chip,
+        "peak_bytes_per_chip": compiled.peak_bytes * per_chip if compiled else None,
         "largest_buffers": compiled.largest_buffers if compiled else [],
     }
 

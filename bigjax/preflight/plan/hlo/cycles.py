@@ -9,11 +9,16 @@ from bigjax.preflight.plan.hlo.costs import NO_TRAFFIC
 from bigjax.preflight.plan.hlo.module import Instruction, Module, leaves, result
 
 ESTIMATE = re.compile(r'"estimated_cycles":"(\d+)"')
+NO_ESTIMATE = 2**63 - 1
+"""What the compiler writes where it has none."""
+
 SCOPES = re.compile(r"(jit\(\w+\)|jvp|transpose|checkpoint|rematted_computation|closed_call|while|body|cond)?\(?\)*")
 """Parts of an operation's name that say how it was transformed, not what it is."""
 
 WORDS = 2
 """Parts of an operation's name that are kept: `BSD,DF->BSF/dot_general`."""
+
+LOOK_UPS = ("gather", "scatter")
 
 FEW_BYTES = 4096
 """An instruction without an estimate is named if its result is larger: scalars cost nothing."""
@@ -61,7 +66,8 @@ def cost(module: Module) -> Cost:
     """
     cycles, counts, missing = Counter(), Counter(), Counter()
     for i, times in _executed(module, module.entry, 1):
-        if found := ESTIMATE.search(i.notes):
+        found = ESTIMATE.search(i.notes)
+        if found and int(found[1]) < NO_ESTIMATE:
             labelled = _labelled(module, i)
             key = (_phase(labelled.op_name), _name(labelled), labelled.source)
             cycles[key] += times * int(found[1])
@@ -70,7 +76,10 @@ def cost(module: Module) -> Cost:
             missing[kind] += times
     if not cycles:
         return Cost(None, (), {})
-    operations = [Operation(*key, counts[key], total) for key, total in cycles.most_common()]
+    operations = [
+        Operation(phase, name, source, counts[phase, name, source], total)
+        for (phase, name, source), total in cycles.most_common()
+    ]
     return Cost(sum(cycles.values()), tuple(operations), dict(missing.most_common()))
 
 
@@ -114,10 +123,11 @@ def _kind(module: Module, i: Instruction) -> str | None:
     """Return what kind of work has no estimate, None if there is next to none."""
     if i.opcode in NO_TRAFFIC or i.opcode.endswith(("-done", "-update")) or i.is_free_call:
         return None
-    if i.opcode == "custom-call":
-        return "kernel"
+    if i.opcode in ("custom-call", "custom-call-start"):  # a look-up may be one, on a core of its own
+        called = i.op_name.rpartition("/")[2]
+        return called if called in LOOK_UPS else "kernel"
     opcodes = {i.opcode} | {inner.opcode for called in module.called(i) for inner in called}
     is_collective = i.is_collective or any(inner.is_collective for called in module.called(i) for inner in called)
     if is_collective or sum(array.bytes for array in leaves(result(i))) <= FEW_BYTES:
         return None
-    return next((kind for kind in ("gather", "scatter") if kind in opcodes), i.opcode.removesuffix("-start"))
+    return next((kind for kind in LOOK_UPS if kind in opcodes), i.opcode.removesuffix("-start"))
