@@ -1,4 +1,6 @@
-"""The train step of a workload on one device, on the same random batch again and again, as the launcher jits it."""
+"""The train step of a workload, on the same random batch again and again, as the launcher jits it."""
+
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -12,9 +14,9 @@ from bigjax.train import step
 class Trainer:
     """A state and the step that advances it; the mesh stays set."""
 
-    def __init__(self, cfg: Config):
-        """Compile the step and initialise the state."""
-        self.mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+    def __init__(self, cfg: Config, devices: Sequence[jax.Device] | None = None):
+        """Compile the step and initialise the state, on the first device unless others are given."""
+        self.mesh = sharding.make_mesh(cfg.mesh, list(devices or jax.devices()[:1]))
         jax.set_mesh(self.mesh)
         self.model = models.build(cfg.model)
         layout = sharding.layout(cfg.mesh, self.mesh, self.model.specs)
@@ -27,11 +29,13 @@ class Trainer:
         initial = step.init_aside(cfg, self.model, tx, layout)
         compiling = step.compile_aside(self._step.trace(self.abstract, self._batch()))
         self.state = initial.result()
-        compiling.result()
+        self.compiled = compiling.result()
 
-    def advance(self) -> None:
-        """Take one step and wait for it."""
-        self.state, metrics = self._step(self.state, self._batch())
+    def advance(self, steps: int = 1) -> None:
+        """Take some steps, one after the other without looking, and wait for the last."""
+        metrics = {}
+        for _ in range(steps):
+            self.state, metrics = self._step(self.state, self._batch())
         jax.block_until_ready((self.state, metrics))
 
     def _batch(self) -> dict[str, jax.Array]:

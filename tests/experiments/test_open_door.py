@@ -2,152 +2,23 @@
 
 import json
 import shutil
-import textwrap
 
 import pytest
 
 from bigjax.config import Config, named, strict
-from tests.commands import Commands, read, shared_cache
+from tests.commands import ROOT, Commands, read, shared_cache
 
-MODEL = '''
-    """A decoder whose hidden states are scaled by a learned gate."""
-    from dataclasses import dataclass, replace
+EXAMPLE = ROOT / "docs" / "examples" / "my"
+"""The folder that the documentation shows."""
 
-    from jax.nn.initializers import ones
-
-    from bigjax.config.fields import bounded
-    from bigjax.models import decoder, family
-    from bigjax.params import ParamSpec
-    from my.scale import scaled
-
-
-    @dataclass(frozen=True)
-    class Fields:
-        """What the gate multiplies."""
-
-        strength: float = bounded(1.0, above=0)
-
-
-    def specs(cfg):
-        """Declare the decoder's parameters, and the gate."""
-        return decoder.specs(cfg) | {"gate": ParamSpec((cfg.d_model,), ("vector",), "norm", ones)}
-
-
-    def apply(params, tokens_BS, cfg, **how):
-        """Return the decoder's hidden states times the gate."""
-        x_BSD, aux = decoder.apply(params, tokens_BS, cfg, **how)
-        return scaled(x_BSD, cfg.own.strength * params["gate"]), aux
-
-
-    gated = replace(family.DECODER, specs=specs, apply=apply, fields=Fields, like="decoder")
-'''
-
-SCALE = """
-    def scaled(x_BSD, gate_D):
-        return x_BSD * gate_D.astype(x_BSD.dtype)
-"""
-
-OPTIMIZER = '''
-    """Momentum of which only the sign counts (Bernstein et al. 2018)."""
-    import optax
-
-    from bigjax.train.optimizers import with_decay
-
-
-    def signum(cfg, specs, rate):
-        direction = optax.chain(optax.trace(cfg.momentum), optax.scale_by_sign())
-        return with_decay(cfg, specs, rate, direction, decoupled=True)
-'''
-
-TASK = '''
-    """The next token, with the loss scaled by a field of the task's own."""
-    from dataclasses import dataclass, replace
-
-    from bigjax.config.fields import bounded
-    from bigjax.tasks.causal_lm import TASK
-
-
-    @dataclass(frozen=True)
-    class Fields:
-        """The factor on the loss."""
-
-        factor: float = bounded(1.0, above=0)
-
-
-    def problems(cfg):
-        if cfg.task.factor > 8:
-            yield f"task.factor={cfg.task.factor} is above 8: set task.factor=8"
-
-
-    weighted = replace(TASK, fields=Fields, problems=problems)
-'''
-
-SOURCE = '''
-    """Counting."""
-
-
-    def numbers():
-        for first in range(200):
-            yield {"text": " ".join(str(n) for n in range(first, first + 40))}
-'''
-
-TOKENIZER = '''
-    """Bytes, under a name of one's own."""
-    from bigjax.data.tokens.tokenizers import ByteTokenizer
-
-
-    class Letters(ByteTokenizer):
-        """As the bytes are."""
-'''
-
-CONFIG = '''
-    """Does a gate help?"""
-    from bigjax.config import Config, DataConfig, LogConfig, ModelConfig, OptimConfig, TrainConfig
-    from bigjax.config.strict import to_config_dict
-    from bigjax.science.sweeps import grid
-
-
-    def get_config():
-        return to_config_dict(
-            Config(
-                model=ModelConfig(
-                    family="my.model:gated",
-                    vocab_size=256,
-                    num_layers=1,
-                    d_model=16,
-                    num_heads=2,
-                    max_seq_len=32,
-                    gated={"strength": 0.5},
-                ),
-                data=DataConfig(sources=("my.source:numbers",), tokenizer="my.tokenizer:Letters", seq_len=32),
-                train=TrainConfig(steps=4, global_batch_size=8, objective="my.task:weighted"),
-                optim=OptimConfig(name="my.optimizer:signum", lr=1e-3),
-                log=LogConfig(every_steps=1, plot=False, tensorboard=False),
-            )
-        )
-
-
-    def sweep(add):
-        add(grid({"model.gated.strength": [0.5, 0.75]}))
-'''
-
-FILES = {
-    "__init__": "",
-    "model": MODEL,
-    "scale": SCALE,
-    "optimizer": OPTIMIZER,
-    "task": TASK,
-    "source": SOURCE,
-    "tokenizer": TOKENIZER,
-    "config": CONFIG,
-}
+FILES = {path.stem: path.read_text() for path in EXAMPLE.glob("*.py")}
 
 
 def write(folder, **changes: str):
     """Write the researcher's folder, with other content in some of its files."""
     (folder / "my").mkdir(exist_ok=True)
     for name, content in {**FILES, **changes}.items():
-        (folder / "my" / f"{name}.py").write_text(textwrap.dedent(content))
+        (folder / "my" / f"{name}.py").write_text(content)
     return folder
 
 
@@ -176,7 +47,7 @@ def test_a_run_is_trained_and_keeps_the_code_it_was_made_with(run):
     assert config["task"] == {"factor": 1.0}
     kept = {path.stem for path in (folder / "code").iterdir()}
     assert kept == {f"my.{name}" for name in ("model", "scale", "optimizer", "task", "source", "tokenizer")}
-    assert (folder / "code" / "my.scale.py").read_text() == textwrap.dedent(SCALE)
+    assert (folder / "code" / "my.scale.py").read_text() == FILES["scale"]
     assert read(folder / "tokenizer.json") == {"kind": "my.tokenizer:Letters"}
 
 
@@ -188,7 +59,7 @@ def test_a_run_of_other_code_is_another_run(commands, run, tmp_path, name):
     shutil.copytree(
         run[0].parent.parent, tmp_path / "home", ignore=shutil.ignore_patterns("checkpoints", "__pycache__")
     )
-    changed = FILES[name].replace("range(200)", "range(201)") + "\n    CHANGED = True\n"
+    changed = FILES[name].replace("range(200)", "range(201)") + "\nCHANGED = True\n"
     write(tmp_path / "home", **{name: changed})
     said = commands.run(
         "experiments.train", "--config=my/config.py", "--workdir=runs/own", cwd=tmp_path / "home", code=2
@@ -250,7 +121,7 @@ def test_its_widths_are_checked(commands, home):
 
 
 def test_what_a_module_imports_from_its_package_is_part_of_it(tmp_path, monkeypatch):
-    write(tmp_path, scale=SCALE + "    # other\n")
+    write(tmp_path, scale=FILES["scale"] + "# other\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert list(named.own_files("my.model:gated")) == ["my.model", "my.scale"]

@@ -90,6 +90,17 @@ def test_bad_input_ends_the_job_at_once(slurm, tmp_path, tmp_path_factory):
     assert said.count("error: --config.optim.lr=no is not ") == 2
 
 
+def test_a_task_that_fails_before_another_has_started_ends_the_job(slurm, tmp_path, tmp_path_factory):
+    late = "import os, time\nif os.environ.get('SLURM_PROCID') == '1':\n    time.sleep(600)\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    with_late_task = slurm | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    wrong = (*RUN, "--config.optim.lr=no", f"--workdir={tmp_path}/run")
+    status, said = submit(with_late_task, tmp_path, shared_cache(tmp_path_factory), *wrong)
+    assert status == 2, said
+    assert said.count("error: --config.optim.lr=no is not ") == 1  # and was not queued again
+    assert not list(ROOT.glob("bigjax-*.failed"))
+
+
 @pytest.mark.parametrize("ending", ["lost", "preempted"])
 def test_a_job_that_ends_early_is_queued_again_and_goes_on(slurm, tmp_path, tmp_path_factory, ending):
     workdir, steps = tmp_path / "run", 200

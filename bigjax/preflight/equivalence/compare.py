@@ -95,14 +95,18 @@ class Reference:
         return {name: self.bounds.relative * s + self.bounds.floor * total for name, s in self.scales.items()}
 
 
-def reference(cfg: Config, weights: Mapping[str, np.ndarray] | None = None) -> Reference:
+def reference(
+    cfg: Config, weights: Mapping[str, np.ndarray] | None = None, device: jax.Device | None = None
+) -> Reference:
     """Compute on one device what all others are compared with, from given weights or from the perturbed initial ones.
+
+    `device` is the first of the default platform unless it is given.
 
     Raises:
       UserError: the config does not run here, even on one device.
     """
     mesh = MeshConfig(data=1, allow_replicated=cfg.mesh.allow_replicated)
-    stage = Stage(cfg, mesh, devices(mesh))
+    stage = Stage(cfg, mesh, devices(mesh) if device is None else [device])
     specs = params.names(stage.model.specs)
     batch = random_batch(cfg)
     try:

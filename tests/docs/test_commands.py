@@ -1,13 +1,16 @@
-"""Every command that README.md shows exists, and takes the flags and the config that it is shown with."""
+"""Every command that README.md or a page shows exists, and takes the flags and the config that it is shown with."""
 
+import functools
 import importlib.util
+import itertools
 import re
-import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from benchmarks.recorded import EXAMPLES
 from bigjax import config
 from bigjax.config import Config
 from bigjax.config.strict import fingerprint, from_dict, to_dict
@@ -16,49 +19,22 @@ from bigjax.run.json_files import write_json
 from configs import bert, t5
 from experiments import config_source
 from tests.commands import ROOT, Commands, shared_cache
+from tests.docs.pages import all_commands, blocks, command_lines, split_commands
 
-README = ROOT / "README.md"
-
-SHELLS = ("sh", "bash", "shell")
-"""Fences of these languages hold commands and comments only; from others, lines that look like a command are taken."""
-
-COMMAND = re.compile(r"(\$ )?([A-Z_]+=\S* )*(python3? -m|pip|pytest|bigjax) ")
-
-ELSEWHERE = ("cd", "git", "source", ".", "tensorboard", "uv")
+ELSEWHERE = ("cd", "git", "source", ".", "tensorboard", "uv", "ls", "cat", "head", "mkdir", "cp", "sbatch", "kubectl")
 """Programs of other projects that may be named."""
 
 
-def command_lines(text: str) -> list[str]:
-    """Return the command lines of all fenced blocks, those continued with a backslash joined."""
-    lines = []
-    for language, content in re.findall(r"^ *```([\w+-]*)[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
-        for line in map(str.strip, re.sub(r"\\\n", " ", content).splitlines()):
-            if COMMAND.match(line) or (language in SHELLS and line and not line.startswith("#")):
-                lines.append(line)
-    return lines
-
-
-def split_commands(line: str) -> list[list[str]]:
-    """Return the words of each command of a line, without prompt, variables and comment; `bigjax` as a module."""
-    words = shlex.split(line.removeprefix("$ "), comments=True)
-    found: list[list[str]] = [[]]
-    for word in words:
-        if word in ("&&", "||", "&", ";"):
-            found.append([])
-        elif found[-1] or not re.fullmatch(r"[A-Z_]+=.*", word):
-            found[-1].append(word)
-    return [["python", "-m", *command] if command[:1] == ["bigjax"] else command for command in found if command]
+@functools.cache
+def help_of(commands: Commands, words: tuple[str, ...]) -> str:
+    return commands.run(*words, "--help").stdout
 
 
 def module_of(command: list[str]) -> str | None:
     return command[2] if command[0] in ("python", "python3") and command[1:2] == ["-m"] else None
 
 
-COMMANDS = [
-    command
-    for line in (command_lines(README.read_text()) if README.is_file() else [])
-    for command in split_commands(line)
-]
+COMMANDS = all_commands()
 OURS = [command[2:] for command in COMMANDS if module_of(command) not in (None, "pip", "pytest", "venv")]
 """Module and arguments of every command of this project."""
 
@@ -66,8 +42,10 @@ OURS = [command[2:] for command in COMMANDS if module_of(command) not in (None, 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A working folder where every run that a command names has been started, and Hugging Face folders are there."""
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "configs").symlink_to(ROOT / "configs")
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
+    for name in ("configs", "tests"):
+        (folder / name).symlink_to(ROOT / name)
     cfg = from_dict(Config, config_source.load(str(ROOT / "configs" / "quickstart.py")))
     for run in re.findall(r"runs/[\w.+-]+", " ".join(word for command in OURS for word in command)):
         (folder / run).mkdir(parents=True, exist_ok=True)
@@ -88,13 +66,16 @@ def commands(tmp_path_factory):
     return Commands(shared_cache(tmp_path_factory))
 
 
-def test_commands_are_found_in_fenced_blocks():
+def test_commands_are_found_in_fenced_blocks(tmp_path):
     text = (
         "Run `pytest`.\n```bash\n# one\npip install -e .\nA=1 python -m a.b \\\n  --c='d e' && pytest -q  # two\n```\n"
     )
     text += "```\n$ python -m a.c\nbigjax: run 1\n$ bigjax train -x\n```\n"
-    text += "```python\nimport pip\n```\n```console\npytest tests\n```\n"
-    found = [command for line in command_lines(text) for command in split_commands(line)]
+    text += "```python\nimport pip\n```\n```console\n$ pytest tests\nbigjax train\n```\n"
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    lines = [line for block in blocks(page) for line in command_lines(block.language, block.text)]
+    found = [command for line in lines for command in split_commands(line)]
     assert found == [
         ["pip", "install", "-e", "."],
         ["python", "-m", "a.b", "--c=d e"],
@@ -135,8 +116,7 @@ def test_every_command_takes_its_flags(commands, folder, words):
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no module {module}"
     assert Path(spec.origin or "").is_relative_to(ROOT)
-    # A parser that reads from left to right refuses a wrong value before it comes to --help.
-    shown = commands.run(module, *arguments, "--help", cwd=folder).stdout
+    shown = help_of(commands, (module, *itertools.takewhile(lambda word: not word.startswith("-"), arguments)))
     for word in arguments:
         flag = word.partition("=")[0]
         if flag.startswith("--") and not flag.startswith(("--config.", "--noconfig.")):
@@ -144,3 +124,6 @@ def test_every_command_takes_its_flags(commands, folder, words):
     if "--print_config" in shown:
         # Reads the config, its overrides and every flag, and stops there.
         assert "fingerprint" in commands.run(module, *arguments, "--print_config", cwd=folder).stdout
+    else:
+        # A parser that reads from left to right refuses a wrong value before it comes to --help.
+        commands.run(module, *arguments, "--help", cwd=folder)

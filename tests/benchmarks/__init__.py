@@ -1,0 +1,1 @@
+"""Programs that measure: that they measure what they say."""
