@@ -94,7 +94,6 @@ def measure(row: Row) -> dict[str, Any]:
         "mcycles": round(plan["compiler_cycles_per_step"] / 1e6, 1),
         "not_counted": plan["cycles_not_counted"],
         "hbm_gib": round(plan["hbm_bytes_accessed_per_chip"] / GIB, 1),
-        "compile_s": plan["compile_s"],
         "versions": {name: plan["versions"][name] for name in COMPARED},
     }
 
