@@ -22,13 +22,21 @@ class RopeConfig:
     """Rotary positions (Su et al. 2021) and the two ways of stretching them past the trained length."""
 
     theta: float = bounded(10_000.0, above=1)
+    """The base of the wavelengths: pair i of a head of K turns by position * theta^(-2i / K)."""
     scaling: Literal["none", "llama3", "yarn"] = "none"
+    """How positions are stretched past the trained length: `llama3` (Llama 3.1), `yarn` (Peng et al. 2023), or not."""
     factor: float = bounded(1.0, minimum=1)
+    """How many times longer the stretched context is than the trained one."""
     original_max_seq_len: int = bounded(8192, minimum=1)
+    """The trained length, in tokens, before positions were stretched."""
     low_freq_factor: float = bounded(1.0, above=0)
+    """For `llama3`: wavelengths above original_max_seq_len / low_freq_factor are stretched by the whole factor."""
     high_freq_factor: float = bounded(4.0, above=0)
+    """For `llama3`: wavelengths below original_max_seq_len / high_freq_factor stay as they are."""
     beta_fast: float = bounded(32.0, above=0)
+    """For `yarn`: pairs that turn more often than this in the trained length stay as they are."""
     beta_slow: float = bounded(1.0, above=0)
+    """For `yarn`: pairs that turn less often than this in the trained length are stretched by the whole factor."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class ModelConfig:
     """
 
     family: str = named_field("decoder", named.FAMILIES)
+    """The family of models, or one of your own."""
     head: Literal[
         "lm",
         "lm_next_sentence",
@@ -67,41 +76,74 @@ class ModelConfig:
         "question_answering",
         "pooler",
     ] = "lm"
+    """What the model ends in: words (`lm`), classes of rows or of tokens, spans of answers, or no head (`pooler`)."""
     num_classes: int = bounded(0, minimum=0)
+    """How many classes the head tells apart; 0 for heads without classes."""
     token_types: int = bounded(0, minimum=0)
+    """How many kinds of segments an encoder tells apart, as BERT's 2; 0 means it has no such table."""
     vocab_size: int = bounded(256, minimum=2)
+    """Tokens in the vocabulary. It must be at least that of the tokenizer."""
     num_layers: int = bounded(4, minimum=1)
+    """Blocks in the stack. In an encoder-decoder: of the stack that reads."""
     d_model: int = bounded(256, minimum=1)
+    """The width of the residual stream."""
     num_heads: int = bounded(4, minimum=1)
+    """Attention heads in a layer."""
     num_kv_heads: int = bounded(0, minimum=0)
+    """Heads of keys and values, shared by groups of query heads (GQA, Ainslie et al. 2023); 0 means `num_heads`."""
     head_dim: int = bounded(0, minimum=0)
+    """The width of one head; 0 means d_model / num_heads."""
     d_ff: int = bounded(0, minimum=0)
+    """The hidden width of an MLP; 0 means 4 * d_model."""
     max_seq_len: int = bounded(1024, minimum=1)
+    """The longest row, in tokens, that the model takes."""
     positions: Literal["learned", "rotary", "sinusoidal", "relative", "none"] = "learned"
+    """How the model knows the order of tokens."""
     rope: RopeConfig = field(default_factory=RopeConfig)
     norm: Literal["layernorm", "rmsnorm", "rmsnorm_unit_offset"] = "layernorm"
+    """The normalisation. `rmsnorm_unit_offset` scales by one plus its parameter, as in Gemma."""
     norm_eps: float = bounded(1e-5, above=0)
+    """What is added to the variance before its root is taken."""
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
+    """Where norms stand: before each sublayer, after the residual sum, or on both sides of a sublayer (Gemma 2)."""
     activation: Literal["gelu", "gelu_tanh", "swiglu", "geglu", "relu", "relu_squared"] = "gelu_tanh"
+    """The nonlinearity of an MLP. `swiglu` and `geglu` have a gate, and so a third matrix (Shazeer 2020)."""
     bias: Literal["all", "qkv", "mlp", "none"] = "all"
+    """Which layers have a bias."""
     tie_embeddings: bool = True
+    """Whether the output matrix is the table of token embeddings."""
     scale_embeddings: bool = False
+    """Whether embeddings are multiplied by sqrt(d_model) when they are looked up."""
     qk_norm: bool = False
+    """Whether queries and keys are normalised, head by head."""
     attn_scale: float | None = bounded(None, above=0)
+    """The factor on attention scores; None means 1 / sqrt(head_dim)."""
     attn_softcap: float | None = bounded(None, above=0)
+    """The bound c of c * tanh(score / c) on attention scores, as in Gemma 2; None means no bound."""
     final_softcap: float | None = bounded(None, above=0)
+    """The same bound on the logits; None means no bound."""
     sliding_window: int | None = bounded(None, minimum=1)
+    """How many tokens back each token attends, in every layer; None means to all."""
     layer_windows: tuple[int, ...] = bounded((), minimum=0)
+    """The sliding windows of successive layers, repeated over the depth; 0 in it means full attention."""
     moe: MoeConfig = field(default_factory=MoeConfig)
     dropout: float = bounded(0.0, minimum=0, below=1)
+    """The rate of dropout."""
     init: Literal["normal", "fan_in"] = "normal"
+    """How initial values of matrices are drawn."""
     init_std: float = bounded(0.02, above=0)
+    """The standard deviation of initial values."""
     parametrization: Literal["standard", "mup"] = "standard"
+    """`standard`, or `mup`: hyperparameters are those of a base shape."""
     mup: MupConfig = field(default_factory=MupConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type of activations in the forward and backward pass. Parameters are float32."""
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
+    """The program that computes attention. All give the same numbers within float rounding."""
     layers: Literal["scan", "unroll"] = plumbing("scan")
+    """Whether the layers are one loop (`scan`, compiles fast) or written out one by one (`unroll`)."""
     remat: str = plumbing("none")
+    """What the backward pass need not recompute, as listed above."""
 
     if TYPE_CHECKING:  # which section a family adds is not for a type checker to know
 

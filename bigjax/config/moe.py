@@ -27,15 +27,25 @@ class MoeConfig:
     """
 
     num_experts: int = bounded(0, minimum=0)
+    """Experts in a sparse layer; 0 means that every layer is dense."""
     every: int = bounded(1, minimum=1)
+    """Every how many layers one is sparse."""
     router: Literal["topk", "gshard", "switch"] = "topk"
+    """How experts are chosen for a token."""
     top_k: int = bounded(0, minimum=0)
+    """Experts for each token; 0 means 2, or 1 for `switch`."""
     capacity_factor: float | None = bounded(None, above=0)
+    """How many tokens an expert takes, as a multiple of an equal share; None means all that come."""
     group_size: int = bounded(0, minimum=0)
+    """Consecutive tokens of a row that share a capacity; 0 means the whole row."""
     jitter: float = bounded(0.0, minimum=0, below=1)
+    """The width of the noise on what the router reads, in training."""
     aux_loss: float = bounded(0.01, minimum=0)
+    """The weight of the loss that balances the experts (Fedus et al. 2022, equation 4)."""
     z_loss: float = bounded(0.0, minimum=0)
+    """The weight of the loss that keeps the router's logits small (Zoph et al. 2022)."""
     d_ff: int = bounded(0, minimum=0)
+    """The hidden width of an expert; 0 means `model.d_ff`."""
 
     @property
     def experts_per_token(self) -> int:

@@ -21,12 +21,19 @@ class MupConfig:
     """
 
     base_d_model: int = bounded(0, minimum=0)
+    """The width of the base shape."""
     base_num_heads: int = bounded(0, minimum=0)
+    """Attention heads of the base shape; 0 means in proportion to the width."""
     base_num_kv_heads: int = bounded(0, minimum=0)
+    """Heads of keys and values of the base shape; 0 means in proportion to its heads."""
     base_head_dim: int = bounded(0, minimum=0)
+    """The width of a head of the base shape; 0 means that of the model."""
     base_d_ff: int = bounded(0, minimum=0)
+    """The hidden width of an MLP of the base shape; 0 means in proportion to the width."""
     base_num_layers: int = bounded(0, minimum=0)
+    """The depth of the base shape; 0 means that nothing is scaled with the depth."""
     depth_alpha: float = bounded(1.0, minimum=0.5, maximum=1)
+    """The power of the depth by which blocks add less to the residual stream."""
 
 
 def base_sizes(model: Any) -> dict[str, Fraction]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from bigjax.config import checks as config_checks
 from bigjax.config import named, sections
+from bigjax.config.data import DataConfig
 from bigjax.config.fields import fields, named_field
 from bigjax.config.model import ModelConfig
 from bigjax.config.model import RopeConfig as RopeConfig  # a config file finds every section here
@@ -27,54 +28,6 @@ BATCH_AXES = ("slice", "data", "fsdp", "expert")
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where text comes from and how it becomes rows of tokens.
-
-    A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
-    or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
-    `copy:SYMBOLS:LENGTH` (made up). `text_key`, `label_key` and `target_key` (what an encoder-decoder writes) are
-    columns; `classes` in order, by default all the labels that are trained on, sorted. For `token_classification` both
-    columns of `jsonl:GLOB` are lists, of words and their tags, or `conll:GLOB` has a word and its tag on each line. For
-    `question_answering` the columns of `jsonl:GLOB` are `text_key` (the context), `question_key`, `answer_key` and
-    `answer_start_key`, a number of characters, and if a line has it `is_impossible`, by which there is no answer; a row
-    has as much of the context as goes in, and the next row of it starts `doc_stride` tokens later. `target_len` is the
-    length of what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by
-    `span_corruption` in spans of `mean_span`.
-    A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json` or of its
-    folder. Special tokens that a document spells out are letters like any others, unless `special_tokens` is set; in
-    prompts they are special. A share of more than `max_overlap` of the held-out documents that are trained on, too, is
-    refused.
-    With `order` `contiguous` row b of a batch continues row b of the one before it, and a recurrent model goes on from
-    the state it was in (truncated backpropagation through time); the text is read the same way in every epoch.
-    """
-
-    sources: tuple[str, ...] = ("shakespeare",)
-    weights: tuple[float, ...] = ()
-    eval_sources: tuple[str, ...] = ()
-    holdout: float = bounded(0.05, minimum=0, below=1)
-    text_key: str = "text"
-    label_key: str = "label"
-    target_key: str = "target"
-    question_key: str = "question"
-    answer_key: str = "answer"
-    answer_start_key: str = "answer_start"
-    doc_stride: int = bounded(128, minimum=1)
-    classes: tuple[str, ...] = ()
-    mask_rate: float = bounded(0.15, above=0, below=1)
-    whole_word_masking: bool = False
-    mean_span: float = bounded(3.0, minimum=1)
-    tokenizer: str = "bytes"
-    seq_len: int = bounded(256, minimum=1)
-    order: Literal["shuffled", "contiguous"] = "shuffled"
-    target_len: int = bounded(0, minimum=0)
-    document_mask: bool = True
-    special_tokens: bool = False
-    cache_dir: str | None = plumbing(None)
-    prefetch: int = plumbing(4, minimum=1)
-    max_overlap: float = plumbing(0.1, minimum=0, maximum=1)
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """Length, batch and objective of a run.
 
@@ -84,17 +37,29 @@ class TrainConfig:
     """
 
     steps: int = bounded(1000, minimum=1)
+    """Optimizer steps of the run."""
     seed: int = bounded(0, minimum=0, maximum=2**32 - 1)  # as many as a key of JAX tells apart
+    """The seed of initial values, of the order of rows and of dropout."""
     global_batch_size: int = bounded(16, minimum=1)
+    """Rows in a batch, over all devices and processes."""
     ramp_batch_size: int = bounded(0, minimum=0)
+    """Rows in the first batches, and by how many they grow; 0 means that the batch does not grow."""
     ramp_tokens: int = bounded(0, minimum=0, maximum=2**63 - 1)
+    """Tokens after which the batch has its full size."""
     microbatches: int = plumbing(1, minimum=1)
+    """Into how many parts a batch is split, one after the other; gradients are summed."""
     objective: str = named_field("causal_lm", named.TASKS)
+    """The task, or one of your own."""
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
+    """The share of probability that the target spreads over all classes (Szegedy et al. 2016, section 7)."""
     z_loss: float = bounded(0.0, minimum=0)
+    """The weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022, section 5)."""
     loss_chunks: int = plumbing(1, minimum=1)
+    """Into how many parts a row's logits are split, so that they are never all in memory."""
     eval_every_steps: int = plumbing(0, minimum=0)
+    """Steps between evaluations; 0 means only after the last step."""
     eval_batches: int = bounded(0, minimum=0)
+    """Batches of an evaluation; 0 means all of the held-out text."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +67,15 @@ class LrMultipliers:
     """Factors on the learning rate, by the kind a parameter declares."""
 
     embedding: float = bounded(1.0, minimum=0)
+    """On tables of tokens, positions and segments."""
     head: float = bounded(1.0, minimum=0)
+    """On output matrices."""
     matrix: float = bounded(1.0, minimum=0)
+    """On the matrices of blocks."""
     norm: float = bounded(1.0, minimum=0)
+    """On the scales of norms."""
     bias: float = bounded(1.0, minimum=0)
+    """On biases."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +88,37 @@ class OptimConfig:
     """
 
     name: str = named_field("adamw", named.OPTIMIZERS)
+    """The optimizer, or one of your own."""
     lr: float = bounded(1e-3, above=0)
+    """The highest learning rate."""
     schedule: Literal["constant", "linear", "cosine", "wsd", "inverse_sqrt"] = "cosine"
+    """The shape of the learning rate over the steps."""
     warmup: float = bounded(0.0, minimum=0)
+    """The length of the linear warm-up."""
     decay: float = bounded(0.0, minimum=0)
+    """The length of the decay."""
     end_lr_ratio: float = bounded(0.1, minimum=0, maximum=1)
+    """The learning rate after the decay, as a share of `lr`."""
     weight_decay: float = bounded(0.1, minimum=0)
+    """The factor of weight decay. It spares norms and biases."""
     b1: float = bounded(0.9, minimum=0, below=1)
+    """The decay of Adam's mean of gradients."""
     b2: float = bounded(0.95, minimum=0, below=1)
+    """The decay of Adam's mean of squared gradients."""
     eps: float = bounded(1e-8, above=0)
+    """What Adam adds to the root of the mean of squares."""
     momentum: float = bounded(0.9, minimum=0, below=1)
+    """The momentum of `sgd`."""
     nesterov: bool = False
+    """Whether the momentum of `sgd` is Nesterov's."""
     muon_lr: float = bounded(0.02, above=0)
+    """The learning rate of the matrices that Muon updates; `lr` is that of all else."""
     muon_momentum: float = bounded(0.95, minimum=0, below=1)
+    """The momentum of Muon."""
     grad_clip: float | None = bounded(1.0, above=0)
+    """The largest norm of all gradients together; what is longer is scaled down to it. None means no bound."""
     ema_decay: float | None = bounded(None, above=0, below=1)
+    """The decay of the running mean of parameters that is evaluated; None means there is none."""
     lr_multipliers: LrMultipliers = field(default_factory=LrMultipliers)
 
 
@@ -148,14 +134,23 @@ class MeshConfig:
     """
 
     slice: int = plumbing(1, minimum=-1)
+    """TPU slices, or other groups of devices with slow links between them."""
     stage: int = plumbing(1, minimum=-1)
+    """Stages of a pipeline, each with its share of the layers."""
     data: int = plumbing(0, minimum=-1)
+    """Copies of the model, each of which sees other rows; 0 means all devices that are left."""
     fsdp: int = plumbing(1, minimum=-1)
+    """Devices that split both the rows and the parameters (fully sharded data parallelism)."""
     expert: int = plumbing(1, minimum=-1)
+    """Devices that split the experts of sparse layers, and the rows."""
     context: int = plumbing(1, minimum=-1)
+    """Devices that split the length of a row."""
     tensor: int = plumbing(1, minimum=-1)
+    """Devices that split single matrices (tensor parallelism, Shoeybi et al. 2019)."""
     shard_sequence: bool = plumbing(False)
+    """Whether activations between blocks are split along the sequence over `tensor`."""
     allow_replicated: tuple[str, ...] = plumbing(())
+    """Parameters, or axes of parameters, that may stay whole on every device."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -169,9 +164,13 @@ class CheckpointConfig:
     """When a checkpoint is written and which are kept; zero in `keep_every_steps` keeps only the newest."""
 
     every_steps: int = plumbing(500, minimum=1)
+    """Steps between checkpoints. There is always one after the last step."""
     keep_last: int = plumbing(2, minimum=1)
+    """How many of the newest checkpoints are kept."""
     keep_every_steps: int = plumbing(0, minimum=0)
+    """Checkpoints at multiples of this are kept for good; 0 means none."""
     asynchronous: bool = plumbing(True)
+    """Whether training goes on while a checkpoint is written."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +182,17 @@ class GuardConfig:
     """
 
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What happens to a step whose loss or gradient norm is not finite."""
     on_spike: Literal["none", "stop", "skip", "rollback"] = "none"
+    """What happens to a step that spikes."""
     window: int = bounded(100, minimum=3)
+    """How many of the last finite steps a spike is measured against."""
     threshold: float = bounded(10.0, above=0)
+    """How many median absolute deviations above the median a spike lies."""
     max_consecutive_skips: int = plumbing(10, minimum=1)
+    """So many steps skipped one after the other end the run."""
     max_rollbacks: int = plumbing(3, minimum=0)
+    """So many rollbacks are made in a run; the next one ends it."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +200,15 @@ class LogConfig:
     """What a run reports."""
 
     every_steps: int = plumbing(10, minimum=1)
+    """Steps between rows of `metrics.jsonl` and lines on the screen."""
     tensorboard: bool = plumbing(True)
+    """Whether events for TensorBoard are written."""
     plot: bool = plumbing(True)
+    """Whether `loss.png` is drawn."""
     sample_prompt: str = plumbing("")
+    """What the sample at the end of a run starts with."""
     sample_tokens: int = plumbing(0, minimum=0)
+    """The length of that sample, in tokens; 0 means none."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +246,9 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     init_from: str | None = None
+    """The run folder or `hf:PATH` whose parameters the run starts from; None means that they are drawn."""
     init_state: str | None = None
+    """RUN@STEP, the state that the run goes on from; None means that it starts afresh."""
 
     def __new__(cls, *args: Any, **values: Any) -> "Config":
         """Return a run of the class that has the sections of its family and task."""

@@ -38,14 +38,13 @@ def beam_search(
     start_id: int | None = None,
     layout: Layout = UNSHARDED,
 ) -> list[list[int]]:
-    """Return the best hypothesis of each row, without its end.
+    """Return the best hypothesis of each row, without its end; arguments not listed are as for `generate`.
 
     Of the 2 W likeliest continuations those that end are kept, and the W best others go on, until no hypothesis can
     become better than the W that ended, or at `max_new_tokens`, where the open ones count too.
 
     Args:
       length_penalty: alpha; 0 ranks by probability alone, and more, up to `STRONGEST`, favours longer texts.
-      Others as for `generate`.
 
     Raises:
       GenerationError: naming the argument that makes no sense, or the lengths that the model has no positions for.

@@ -41,9 +41,13 @@ class Fields:
     """
 
     num_decoder_layers: int = bounded(0, minimum=0)
+    """Blocks of the stack that writes; 0 means as many as read."""
     relative_buckets: int = bounded(32, minimum=4)
+    """How many ranges of distances have a bias of their own."""
     relative_max_distance: int = bounded(128, minimum=2)
+    """From this distance on, in tokens, all have the last bias."""
     scale_logits: bool = False
+    """Whether logits are divided by sqrt(d_model)."""
 
 
 def problems(cfg: Config) -> Iterator[str]:
@@ -125,8 +129,8 @@ def apply(
     Args:
       params: as declared by `specs`; either `blocks` may also be a list of one tree per layer.
       tokens_BS: what is read. inputs_BT: what is written, each token before the one to predict.
-      positions_BS, segments_BS: of what is read, as for `encode`; segments are 0 where that is padding. What is written
-        is padded at the end, where nothing looks. written_BT: 0 there, so that padding goes to no expert.
+      positions_BS: of what is read, as for `encode`, and so segments_BS, which is 0 where that is padding. What is
+        written is padded at the end, where nothing looks. written_BT: 0 there, so that padding goes to no expert.
       key: draws dropout and what routers draw; None turns them off. rows_B: the global row of each example, needed with
         `key`.
     """

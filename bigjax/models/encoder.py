@@ -100,10 +100,11 @@ def apply(
 ) -> tuple[jax.Array, layers.Aux]:
     """Return the final hidden states `(B, S, D)` in the compute dtype, and what sparse layers say of themselves.
 
+    Arguments that are not listed are as for the decoder.
+
     Args:
       segments_BS: document of each token, 0 for padding; a token sees its own document only, before and after it.
       types_BS: which of the `token_types` each token has; None means the first.
-      Others as for the decoder.
     """
     x_BSD = _embed(params, tokens_BS, positions_BS, types_BS, cfg, layout)
     rows = {"positions_BS": positions_BS, "segments_BS": segments_BS, "rows_B": rows_B}

@@ -24,6 +24,7 @@ class Fields:
     """How many numbers each record has."""
 
     features: int = bounded(10, minimum=1)
+    """Numbers in a record."""
 
 
 def specs(cfg: ModelConfig) -> dict:

@@ -44,11 +44,17 @@ class Fields:
     """
 
     cell: Literal["lstm", "gru"] = "lstm"
+    """The recurrent cell."""
     dropout_kind: Literal["variational", "naive"] = "variational"
+    """How dropout is drawn."""
     word_dropout: float | None = bounded(None, minimum=0, below=1)
+    """The rate on word types: a dropped word is dropped wherever it occurs in a row."""
     input_dropout: float | None = bounded(None, minimum=0, below=1)
+    """The rate on the inputs of each layer."""
     recurrent_dropout: float | None = bounded(None, minimum=0, below=1)
+    """The rate on the recurrent state."""
     output_dropout: float | None = bounded(None, minimum=0, below=1)
+    """The rate on the output of the last layer."""
 
     @property
     def random(self) -> bool:

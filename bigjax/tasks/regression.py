@@ -35,7 +35,9 @@ class Fields:
     """The columns: `target` is predicted from `features`, which are all the others where none are named."""
 
     target: str = "target"
+    """The column that is predicted."""
     features: tuple[str, ...] = ()
+    """The columns that are read; empty means all others with numbers."""
 
 
 def processor(cfg: Any, sides: Sequence[SplitSource], root: Path) -> Scaler:

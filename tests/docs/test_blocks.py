@@ -11,7 +11,7 @@ from benchmarks.recorded import EXAMPLES, declared
 from tests.commands import ROOT, Commands, shared_cache
 from tests.docs.pages import PAGES, blocks
 
-BLOCKS = [block for page in PAGES[1:] for block in blocks(page)]
+BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 LANGUAGES = ("bash", "console", "python", "text", "yaml", "json", "toml")
 

@@ -1,11 +1,10 @@
 """IsoFLOP curves and envelopes find the compute-optimal frontier of a known law, as often as they claim."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from benchmarks.recorded import EXAMPLES
 from bigjax.science.scaling_laws import (
     Conventions,
     Curve,
@@ -243,9 +242,9 @@ def test_seeds_average_in_a_parabola():
     assert np.log(fit.params[0]) == pytest.approx(18 - slope / (2 * curvature), abs=1e-5)
 
 
-def test_the_synthetic_runs_of_the_readme_are_what_it_says():
+def test_the_synthetic_runs_of_the_documentation_are_what_it_says():
     """Hoffmann et al.'s law on five isoFLOP curves with 0.3 % noise, rounded."""
-    points = read_csv(Path(__file__).with_name("synthetic_runs.csv"), params="total", flops="6ND", recompute=False)
+    points = read_csv(EXAMPLES / "synthetic_runs.csv", params="total", flops="6ND", recompute=False)
     params, tokens, loss = isoflop_runs(HOFFMANN, noise=0.003, seed=0)
     assert points.params == pytest.approx(params, rel=1e-5) and points.tokens == pytest.approx(tokens, rel=1e-5)
     assert points.loss == pytest.approx(loss, abs=1e-5)

@@ -72,7 +72,7 @@ def fit_data_constrained(
     fitted first; the intervals take `base` as known, as the paper does.
 
     Args:
-        params, tokens, unique_tokens, loss: `(n,)`; unique tokens above tokens mean that nothing is repeated.
+        params: `(n,)`, as tokens, unique_tokens and loss are. Unique tokens above tokens mean that nothing is repeated.
 
     Raises:
         FitError: too few runs, none that repeats data, or values that are not finite and positive.
