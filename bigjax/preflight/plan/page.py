@@ -110,6 +110,8 @@ def _traffic(report: dict[str, Any]) -> list[str]:
         )
     if len(lines) == 1:
         return [*lines, "  none"]
+    if report["source"]["traffic"] != "compiler":
+        return lines
     kinds = ", ".join(f"{kind} {gib(sent)}" for kind, sent in report["sent_bytes_per_chip"].items())
     return [*lines, f"  sent in all: {kinds}; {report['async_share']:.0%} overlapped"]
 
