@@ -32,7 +32,7 @@ TOLERANCE = 0.02
 """The relative difference that a number may have on another machine: of rounding, after some training."""
 
 CLOCK = re.compile(
-    r"\b[\d.,]+[kM]? tok(ens)?/s|\bMFU +[\d.]+ %|\b(\d+h)?(\d+m)?[\d.]+ ?m?s\b|\bpid \d+"
+    r"\b[\d.,]+[kM]? (tok|tokens|rows)/s|\bMFU +[\d.]+ %|\b(\d+h)?(\d+m)?[\d.]+ ?m?s\b|\bpid \d+"
     r"|\b\d{4}-\d\d-\d\d([ T][\d:.]+)?|\b([Pp]ython|jax|JAX|orbax-checkpoint|transformers|torch) \d[\w.]*"
 )
 """What a line says of speed, time, processes and versions."""

@@ -197,18 +197,31 @@ def of_python() -> Pages:
         if package in ("bigjax.configs", "bigjax.experiments"):
             continue  # where installed configs and commands are found
         doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
-        root = [
-            "::: " + package,
-            "    options:",
-            "      show_root_heading: false",
-            "      show_root_toc_entry: false",
-            "",
-        ]
+        options = ("show_root_heading: false", "show_root_toc_entry: false", "members: false")
+        root = [f"::: {package}", "    options:", *(f"      {option}" for option in options), "", *_handed_on(package)]
         modules = [f"::: {package}.{file.stem}" for file in files]
         pages[f"reference/python/{package}.md"] = "\n".join([f"# {package}", "", *root, "\n\n".join(modules), ""])
         rows.append(f"- [`{package}`]({package}.md): {_first_sentence(doc)}")
     head = ["# Python", "", "Each page is a package. Read its first lines, then look for the name that you need.", ""]
     return {"reference/python/index.md": "\n".join([*head, *rows])} | pages
+
+
+def _handed_on(package: str) -> list[str]:
+    """Return a line with what a package offers of its modules, and where each of these names stands."""
+    room = importlib.import_module(package)
+    found = [(name, getattr(room, name)) for name in getattr(room, "__all__", ()) if not name.startswith("_")]
+    places = {name: f"{value.__module__}.{value.__qualname__}" for name, value in found if _is_own(value)}
+    # The commands are no part of the package in a clone: what it hands on of them stands here.
+    places = {
+        name: place.removeprefix("bigjax.") if ".experiments." in place else place for name, place in places.items()
+    }
+    links = [f"[`{name}`][{place}]" for name, place in places.items()]
+    own = [f"::: {place}" for place in places.values() if place.startswith("experiments.")]
+    return [f"From here you get {', '.join(links)}.", "", *own, ""] if links else []
+
+
+def _is_own(value: object) -> bool:
+    return callable(value) and str(value.__module__).startswith("bigjax.")
 
 
 def _block(text: str) -> str:

@@ -28,22 +28,27 @@ def printed(notebook) -> list[str]:
     return [line for output in outputs if output.output_type == "stream" for line in output.text.splitlines()]
 
 
+def numbers(pattern: str, text: str) -> tuple[float, ...]:
+    """Return the numbers that the groups of a pattern find in a text."""
+    found = re.search(pattern, text, re.MULTILINE)
+    assert found, f"{pattern} is not in\n{text}"
+    return tuple(map(float, found.groups()))
+
+
 def claims(lines: list[str]) -> None:
     """Check what the text of the tour says of its outputs."""
     text = "\n".join(lines)
-    first, last = map(float, re.search(r"step 1: ([\d.]+), step 60: ([\d.]+)", text).groups())
-    assert abs(first - 5.545) < 0.1 and last < 3.5  # log 256, and well below the 3.3 of single letters' frequencies
-    at_first, largest = map(float, re.search(r"step 1: (\S+) nats\nlargest of 60 steps: +(\S+) nats", text).groups())
+    first, last = numbers(r"step 1: ([\d.]+), step 60: ([\d.]+)", text)
+    assert abs(first - 5.545) < 0.1 and last < 3.5  # near log 256, and then far below it
+    at_first, largest = numbers(r"step 1: (\S+) nats\nlargest of 60 steps: +(\S+) nats", text)
     assert at_first <= FIRST_STEP and largest < 1e-3  # a second seed changes a loss by 0.02
     assert "did you mean optim.lr?" in text and "on each device  (2, 8, 1, 16)" in text
     assert len(re.findall(r"^ +\d  d_model=\d+ +finished\b", text, re.MULTILINE)) == 8  # after the sweep, and again
-    exponent, low, high = map(float, re.search(r"a = (\S+), 95 % interval \[(\S+), (\S+)\]", text).groups())
+    exponent, low, high = numbers(r"a = (\S+), 95 % interval \[(\S+), (\S+)\]", text)
     assert low < exponent < high < 0
-    needed, saved = re.search(
-        r"^DOES NOT FIT: needs (\S+) GiB .*\n.*splash\n  saves (\S+) GiB", text, re.MULTILINE
-    ).groups()
-    assert f"the first change is enough: {float(needed) - float(saved):.2f} GiB" in tour.SCRIPT.read_text()
-    assert re.search(r"^FITS: 7\.\d+ GiB of 16.00 GiB", text, re.MULTILINE)
+    needed, saved = numbers(r"^DOES NOT FIT: needs (\S+) GiB .*\n.*splash\n  saves (\S+) GiB", text)
+    assert f"the first change is enough: {needed - saved:.2f} GiB" in tour.SCRIPT.read_text()
+    assert numbers(r"^FITS: (\S+) GiB of 16.00 GiB", text) < (16 * 0.76,)  # the model may be 24 % below the compiler
 
 
 def test_the_notebook_is_the_text_with_outputs():
