@@ -49,6 +49,7 @@ class Recording:
     after: str = ""
     status: int = 0
     until: str = ""
+    long: bool = False
 
     @property
     def file(self) -> Path:
