@@ -144,7 +144,8 @@ def main() -> int:
         if any(known[package] != found["versions"][package] for package in COMPARED):
             print(f"note: {name}: {found['versions']}, MaxText's are of {known}", file=sys.stderr)
         if asked.write:
-            budget["rows"][name] = found
+            rows = budget["rows"] | {name: found}
+            budget["rows"] = {known: rows[known] for known in ROWS if known in rows}
             BUDGET.write_text(json.dumps(budget, indent=1) + "\n")
         else:
             problems += rises(name, found, budget["rows"].get(name))
