@@ -104,15 +104,14 @@ def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding
         return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
     from jax.experimental import mesh_utils
 
-    split = {"allow_split_physical_axes": True}  # a mesh axis may be part of an axis of the torus, as 4 of 16 chips
-    if num_slices == 1:
-        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, **split)
+    if num_slices == 1:  # a mesh axis may be part of an axis of the torus, as 4 of 16 chips
+        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
         return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
     if sizes["slice"] != num_slices:
         raise ShardingError(f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}")
     inner = tuple(1 if axis == "slice" else size for axis, size in sizes.items())
     outer = tuple(size if axis == "slice" else 1 for axis, size in sizes.items())
-    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices, **split)
+    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
 
 
