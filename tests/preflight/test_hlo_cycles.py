@@ -153,4 +153,5 @@ def test_two_plans_differ_by_operation(planned):
     assert "million cycles by operation, the largest differences first" in shown
     row = next(line for line in shown.splitlines() if line.startswith("compiler_cycles_per_step"))
     assert float(row.split()[-1]) == round(65661 / 64062, 3)
+    assert "backward" not in shown and "every operation costs as many cycles in both" in comparison.beside(a, a)
     assert comparison.difference(a, planned(Cost(None, (), {}))) is None

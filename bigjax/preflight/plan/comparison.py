@@ -71,6 +71,9 @@ def _operations(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     rows = difference(a, b)
     if rows is None:
         return []
+    rows = [row for row in rows if row["cycles"][0] != row["cycles"][1]]
+    if not rows:
+        return ["", "every operation costs as many cycles in both"]
     lines = ["", "million cycles by operation, the largest differences first", f"{'a':>9} {'b':>9} {'b - a':>9}"]
     for row in rows[:OPERATIONS_SHOWN]:
         x, y = (cycles / 1e6 for cycles in row["cycles"])
