@@ -47,20 +47,23 @@ def make_mesh(cfg: MeshConfig, devices: list[Any] | None = None) -> jax.sharding
     sizes = mesh_shape(cfg, len(devices))
     types = (AxisType.Explicit,) * len(MESH_AXES)
     num_slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
-    if num_slices == 1:
+    if num_slices == 1 and devices[0].platform != "tpu":
         return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    from jax.experimental import mesh_utils
+
+    if num_slices == 1:  # a mesh axis may be part of an axis of the torus, as 4 of 16 chips
+        grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
     stages, left = divmod(num_slices, sizes["slice"])  # of which each has slices of its own
     if left or sizes["stage"] % stages:
         raise ShardingError(
             f"the devices form {num_slices} slices, but mesh.slice={sizes['slice']}: set mesh.slice={num_slices}, or "
             f"mesh.stage={num_slices} and mesh.slice=1 for a stage in each"
         )
-    from jax.experimental import mesh_utils
-
     across = {"slice": sizes["slice"], "stage": stages}
     outer = tuple(across.get(axis, 1) for axis in sizes)
     inner = tuple(size // across.get(axis, 1) for axis, size in sizes.items())
-    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices=devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=types)
 
 

@@ -146,9 +146,10 @@ class Layout:
         `reduced` over some mesh axes (`train.reduction`) it leaves the sum over those to whoever marked them.
         """
         used = cast(specs, params, dtype)
-        return jax.tree.map(lambda spec, w: self._whole(w, *spec.axes[-w.ndim :]), specs, used)
+        return jax.tree.map(lambda spec, w: self.whole(w, *spec.axes[-w.ndim :]), specs, used)
 
-    def _whole(self, w: jax.Array, *axes: str) -> jax.Array:
+    def whole(self, w: jax.Array, *axes: str) -> jax.Array:
+        """Move a stored parameter to where these logical axes live, as `gather` does."""
         stored = jax.typeof(w).sharding.spec
         if not stored.reduced:
             return self.place(w, *axes)

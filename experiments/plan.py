@@ -166,10 +166,14 @@ def _counts(text: str | None) -> list[int]:
 
 
 def _show(found: dict[str, Any], other: dict[str, Any] | None, out: Path | None) -> None:
-    from bigjax.preflight.plan import page
+    from bigjax.preflight.plan import comparison, page
 
-    print(page.render(found) if other is None else page.beside(found, other))
-    cli.write_out(out, found if other is None else {"plans": [found, other]})
+    if other is None:
+        print(page.render(found))
+        cli.write_out(out, found)
+        return
+    print(comparison.beside(found, other))
+    cli.write_out(out, {"plans": [found, other], "difference": comparison.difference(found, other)})
 
 
 def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> int:

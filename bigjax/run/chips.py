@@ -22,6 +22,9 @@ JAX's default matmul precision multiplies float32 in one bfloat16 pass on a TPU 
 vendors give float16 the rate of bfloat16.
 """
 
+CUBE_SIDE = 4
+"""Chips along each axis of the cube that slices of a 3D torus are built of."""
+
 
 class PlanError(UserError):
     """A plan was asked for something that does not exist; the message is one sentence that says what to change."""
@@ -116,6 +119,20 @@ class Topology:
         return min(hosts, _hosts_per_domain(self.chip)) * gpus
 
     @property
+    def closed_axes(self) -> tuple[bool, ...]:
+        """Whether each axis of a TPU slice closes into a ring; never for GPUs, whose fast link is a switch.
+
+        Cubes of 4x4x4 chips (v4, v5p, TPU7x) are joined by optical switches, which also close their axes, so a slice
+        of whole cubes is a torus and a smaller one is a mesh (Jouppi et al. 2023, section 2.2). On v5e and v6e an axis
+        closes where it spans the whole side of a pod.
+        """
+        if self.platform == "gpu":
+            return (False,) * len(self.shape)
+        if self.chip.ici_axes == 3:
+            return (all(size % CUBE_SIDE == 0 for size in self.shape),) * 3
+        return tuple(size == self.chip.max_side for size in self.shape)
+
+    @property
     def libtpu_name(self) -> str:
         """The name of one slice as libtpu knows it; a PlanError for GPUs."""
         if self.platform != "tpu":
@@ -186,7 +203,7 @@ def _tpu_problem(known: Chip, shape: tuple[int, ...]) -> str | None:
         return f"an axis of {known.name} has at most {known.max_side} chips"
     if known.ici_axes == 2 and any(size & (size - 1) for size in shape):
         return f"an axis of {known.name} is a power of two"
-    if known.ici_axes == 3 and any(size > 2 and size % 4 for size in shape):
+    if known.ici_axes == 3 and any(size > 2 and size % CUBE_SIDE for size in shape):
         return f"an axis of {known.name} is 1, 2 or a multiple of 4"
     return None
 

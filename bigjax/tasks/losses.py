@@ -188,11 +188,12 @@ def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradi
     if with_gradient and apart:
         dw = dw.at[_index(w, labels - class_V[0])].add(-weights[..., None] * x, mode="drop")
     sums = CrossEntropy(*(jnp.sum(per_chunk) for per_chunk in sums))
+    dw = dw.astype(w.dtype) if with_gradient else None  # summed over devices as every other gradient is
     if batch:
         sums, dw = jax.lax.psum((sums, dw), batch)
     if not with_gradient:
         return sums, None
-    return sums, (jnp.swapaxes(dx, 0, 1).reshape(B, options.chunks * size, D), dw.astype(w.dtype))
+    return sums, (jnp.swapaxes(dx, 0, 1).reshape(B, options.chunks * size, D), dw)
 
 
 def _index(w_VD: jax.Array, labels: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from benchmarks import compiled  # noqa: E402
 from bigjax.preflight.plan.roofline import published_runs, roofline  # noqa: E402
 
 
@@ -17,7 +18,10 @@ def on_page_markdown(markdown, page, config, files):
     """Put the tables in the place of their names."""
     if page.file.src_uri != "measured.md":
         return None
-    return markdown.replace("<!-- memory -->", memory_table()).replace("<!-- roofline -->", roofline_table())
+    tables = {"memory": memory_table, "roofline": roofline_table, "compiled": compiled_table}
+    for name, table in tables.items():
+        markdown = markdown.replace(f"<!-- {name} -->", table())
+    return markdown
 
 
 def memory_table() -> str:
@@ -31,6 +35,14 @@ def memory_table() -> str:
         sizes = [abs(value) for value in values]
         lines.append(f"| {name} | {len(sizes)} | {statistics.median(sizes):.1%} | {max(sizes):.1%} |")
     return "\n".join(lines)
+
+
+def compiled_table() -> str:
+    """Return the figures of `benchmarks/compiled_budget.json`, as multiples of MaxText's where those are known."""
+    theirs = json.loads(compiled.MAXTEXT.read_text())["rows"]
+    found = json.loads(compiled.BUDGET.read_text())["rows"]
+    rows = [compiled.table_row(name, row, theirs.get(name)) for name, row in found.items()]
+    return "\n".join([*compiled.HEADER, *rows])
 
 
 def roofline_table() -> str:

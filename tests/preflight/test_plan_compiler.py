@@ -1,8 +1,11 @@
 """What the plan takes from the compiler: memory equals the live arrays, and no fate of the compiler ends the plan."""
 
 import dataclasses
+import importlib.util
 import os
 import stat
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -113,6 +116,37 @@ def test_out_of_memory_is_a_result(other_compiler):
     other_compiler("""cat > /dev/null; echo '{"out_of_memory_bytes": 5, "versions": {}, "cached": false}'""")
     outcome = outcome_of()
     assert (outcome.out_of_memory_bytes, outcome.failure) == (5, None)
+
+
+def test_a_slice_is_described_as_it_is_wired():
+    """`wrap`, `chip_config_name` and host bounds of the same types in MaxText's `accelerator_to_spec_map.py`."""
+
+    def asked(text: str, num_slices: int = 1) -> dict:
+        return devices.libtpu_options(devices.parse(text, num_slices))
+
+    torus = {"wrap": (True, True, True), "chip_config_name": "megacore"}
+    assert asked("v4:4x4x4") == {"topology_name": "v4:4x4x4", **torus}
+    assert asked("v5p:4x4x8", 2) == {"topology_name": "v5p:4x4x8", **torus, "num_slices": 2}
+    assert asked("v5p:2x4x4") == {"topology_name": "v5p:2x4x4", **torus, "wrap": (False, False, False)}
+    assert asked("v5e:16x16") == {"topology_name": "v5e:16x16", "wrap": (True, True, False)}
+    assert asked("v6e:8x16") == {"topology_name": "v6e:8x16", "wrap": (False, True, False)}
+    assert asked("tpu7x:4x4x4") == {"topology_name": "tpu7x:4x4x4", "wrap": (True, True, True)}
+    alone = {"wrap": (False, False, False), "chips_per_host_bounds": (1, 1, 1)}
+    assert asked("v6e:1x1") == {"topology_name": "v6e:1x1", **alone}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu (extra plan-tpu) is not installed")
+@pytest.mark.parametrize("text", ["v4:2x2x1", "v4:4x4x4", "v5p:4x4x8", "v5e:8x16", "v6e:1x1", "tpu7x:4x4x4"])
+def test_the_compiler_knows_the_devices_of_a_slice(text):
+    program = (
+        "import sys; from bigjax.preflight.plan import devices; "
+        "topology = devices.parse(sys.argv[1]); print(len(devices.of(topology)), topology.num_devices)"
+    )
+    environment = os.environ | devices.ENVIRONMENT["tpu"]
+    command = (sys.executable, "-c", program, text)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found, expected = done.stdout.split()
+    assert found == expected
 
 
 def test_libtpu_refusals_are_read():

@@ -123,6 +123,31 @@ def test_names_for_the_compilers():
 
 
 @pytest.mark.parametrize(
+    ("text", "closed"),
+    [
+        ("v4:2x2x1", (False, False, False)),
+        ("v4:2x4x4", (False, False, False)),
+        ("v4:4x4x4", (True, True, True)),
+        ("v4:4x4x12", (True, True, True)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v5p:4x4x8", (True, True, True)),
+        ("v5p:12x24x24", (True, True, True)),
+        ("tpu7x:2x4x4", (False, False, False)),
+        ("tpu7x:4x4x4", (True, True, True)),
+        ("v5e:8x8", (False, False)),
+        ("v5e:8x16", (False, True)),
+        ("v5e:16x16", (True, True)),
+        ("v6e:8x16", (False, True)),
+        ("v6e:16x16", (True, True)),
+        ("h100:16x8", (False, False)),
+    ],
+)
+def test_which_axes_of_a_slice_close(text, closed):
+    """As in the table of TPU types that MaxText compiles for, `accelerator_to_spec_map.py`, column `wrap`."""
+    assert parse_topology(text).closed_axes == closed
+
+
+@pytest.mark.parametrize(
     ("text", "slices", "words"),
     [
         ("v5:8x8", 1, ("'v5'", "v5p")),

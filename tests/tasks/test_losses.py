@@ -1,5 +1,6 @@
 """Losses equal PyTorch and closed forms; the chunked loss equals the plain one on any mesh and needs less memory."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -175,6 +176,38 @@ def test_sharded_equals_one_device(case):
             np.testing.assert_allclose(sums, expected, rtol=2e-6)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FLOAT32), grads, expected_grads)
             assert [grad.sharding.spec for grad in grads] == [placed.x.sharding.spec, placed.w.sharding.spec]
+
+
+def test_the_chunked_gradient_of_the_table_is_summed_in_its_dtype():
+    """Each of 4 devices rounds its part to 8 bits, and each of 3 sums rounds again: at most 7 halves of a unit."""
+    exact = problem()
+    rounded = exact._replace(x=jnp.bfloat16(exact.x), w=jnp.bfloat16(exact.w))
+    widened = exact._replace(x=jnp.float32(rounded.x), w=jnp.float32(rounded.w))
+    _, (_, expected) = with_gradients(plain, widened)
+    cfg, mesh = mesh_of(4, data=4)
+    table = ParamSpec((V, D), ("vocab", "embed"), "embedding", jax.nn.initializers.zeros)
+    with jax.set_mesh(mesh):
+        layout = sharding.layout(cfg, mesh, {"table": table})
+        rows = jax.NamedSharding(mesh, layout.act("batch"))
+        placed = Problem(
+            jax.device_put(rounded.x, rows),
+            jax.device_put(rounded.w, jax.NamedSharding(mesh, jax.P())),
+            *(jax.device_put(array, rows) for array in rounded[2:]),
+        )
+        run = jax.jit(lambda *arrays: jax.grad(_mean_of_chunks(layout), 1)(*arrays))
+        found = run(*placed)
+        text = run.lower(*placed).as_text()
+    assert found.dtype == jnp.bfloat16
+    assert re.search(rf"\}}\) : \((tensor<f32>, )*tensor<{V}x{D}xbf16>\) -> ", text)  # an all-reduce
+    np.testing.assert_allclose(np.float32(found), expected, rtol=0, atol=3.5 * 2.0**-8 * np.abs(expected).max())
+
+
+def _mean_of_chunks(layout: Layout) -> Any:
+    def mean(x, w, labels, weights):
+        sums = chunked_cross_entropy(x, w, labels, weights, chunks=3, layout=layout)
+        return sums.total / sums.weight
+
+    return mean
 
 
 def test_chunked_needs_less_memory_than_plain():

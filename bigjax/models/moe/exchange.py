@@ -63,7 +63,12 @@ def dropless(x_RSD: jax.Array, routing: Routing, experts: Experts, num_experts: 
         held = num_experts // jax.lax.axis_size(axis)
         first = jax.lax.axis_index(axis) * held
     own_TK = experts_TK - first
-    own_TK = jnp.where((own_TK >= 0) & (own_TK < held) & (weights_TK > 0), own_TK, held).reshape(-1)
+    own_TK = jnp.where((own_TK >= 0) & (own_TK < held) & (weights_TK > 0), own_TK, held)
+    if held < K:  # a token chooses an expert once, so no more than `held` of its choices are this device's
+        mine_TK = jnp.argsort(own_TK == held, axis=-1, stable=True)[:, :held]
+        own_TK, weights_TK = (jnp.take_along_axis(x, mine_TK, axis=-1) for x in (own_TK, weights_TK))
+        K = held
+    own_TK = own_TK.reshape(-1)
     order = jnp.argsort(own_TK, stable=True)  # choices in the order of their experts, those of other devices last
     sizes_E = jnp.bincount(own_TK, length=held + 1)[:held]
     mine_Q = jnp.arange(len(order)) < sizes_E.sum()

@@ -36,8 +36,8 @@ def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
     owner = "embed" if cfg.tie_embeddings else "head"
     w_VD = params[owner]["tokens"].astype(cfg.dtype)
     if cfg.parametrization == "mup":
-        w_VD = w_VD / mup.width(cfg)
-    return layout.place(w_VD, "vocab", "embed")
+        return layout.place(w_VD, "vocab", "embed") / mup.width(cfg)
+    return layout.whole(w_VD, "vocab", "embed")
 
 
 def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:

@@ -5,6 +5,7 @@ Legend: B batch, S sequence, D model, F mlp, H heads, K head dim, L layers.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.nn.initializers import normal
 
 from bigjax.config import ModelConfig, RopeConfig
 from bigjax.config.model import is_on
+from bigjax.models.parts import target
 from bigjax.params import Initializer
 
 Aux = dict[str, jax.Array]
@@ -85,16 +87,41 @@ _normalise.defvjp(_normalise_forward, _normalise_backward)
 GATED = ("swiglu", "geglu")
 """The activations that multiply with a second projection of the input (Shazeer 2020)."""
 
+GRADIENTS_WRITTEN = ("TPU v5 lite", "TPU v6 lite")
+"""Devices that write the gradients of a gated activation to memory before anything reads them.
+
+Fused into the four products that read them, they are computed anew for every tile of the output. By the compiler's
+estimate for a Llama 3.1 8B, writing them once takes 8 % of the cycles off on v5e and 3 % on v6e, and adds 0.5 % on v5p.
+"""
+
 
 def activation(name: str, hidden: jax.Array, gate: jax.Array | None = None) -> jax.Array:
     """Apply the non-linearity `name` to `(..., F)`; a gated one needs `gate` `(..., F)` too."""
     if gate is not None:
-        return (jax.nn.silu(gate) if name == "swiglu" else jax.nn.gelu(gate, approximate=True)) * hidden
+        return (_gated_once if target.device_kind() in GRADIENTS_WRITTEN else _gated)(name, hidden, gate)
     if name == "relu":
         return jax.nn.relu(hidden)
     if name == "relu_squared":  # So et al. 2021 (Primer), section 4
         return jnp.square(jax.nn.relu(hidden))
     return jax.nn.gelu(hidden, approximate=name == "gelu_tanh")  # Hendrycks & Gimpel 2016
+
+
+def _gated(name: str, hidden: jax.Array, gate: jax.Array) -> jax.Array:
+    return (jax.nn.silu(gate) if name == "swiglu" else jax.nn.gelu(gate, approximate=True)) * hidden
+
+
+def _gated_forward(name: str, hidden: jax.Array, gate: jax.Array):
+    return _gated(name, hidden, gate), (hidden, gate)
+
+
+def _gated_backward(name: str, residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
+    _, pull = jax.vjp(partial(_gated, name), *residuals)
+    return jax.lax.optimization_barrier(pull(dy))
+
+
+_gated_once: Any = jax.custom_vjp(_gated, nondiff_argnums=(0,))
+"""`_gated` with both gradients written to memory, the same numbers."""
+_gated_once.defvjp(_gated_forward, _gated_backward)
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:

@@ -49,7 +49,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     text = lowered.as_text()
     versions = run_folder.versions(PACKAGES)
     level, kept = os.environ.get("JAX_OPTIMIZATION_LEVEL", ""), [field.name for field in fields(compiled.Compiled)]
-    named = [text, request["topology"], request["num_slices"], level, versions, kept]
+    wired = devices.libtpu_options(topology) if topology.platform == "tpu" else None
+    named = [text, request["topology"], request["num_slices"], wired, level, versions, kept]
     key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
     path = Path(request["cache"], f"{key}.json")
     if path.is_file():

@@ -28,6 +28,9 @@ ENVIRONMENT = {
 }
 """Environment variables of a process that compiles, by platform."""
 
+MEGACORE = ("v4", "v5p")
+"""Chips whose two TensorCores work as one device."""
+
 
 def parse(text: str, num_slices: int = 1) -> Topology:
     """Return the topology that `text` names: `chips.parse_topology`, or `cpu:N`, N virtual devices of this machine.
@@ -105,13 +108,25 @@ def of(topology: Topology) -> list[Any]:
             "topology": topology.xla_gpu_name,
         }
         return list(topologies.get_topology_desc(platform="cuda", **options).devices)
-    options = {"topology_name": topology.libtpu_name}
-    if topology.num_chips == 1:
-        options["chips_per_host_bounds"] = [1, 1, 1]
-    if topology.num_slices > 1:
-        options["num_slices"] = topology.num_slices
+    options = libtpu_options(topology)
     try:
         return list(topologies.get_topology_desc(platform="tpu", **options).devices)
     except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"the TPU compiler has no topology {topology.libtpu_name}: {first}") from error
+
+
+def libtpu_options(topology: Topology) -> dict[str, Any]:
+    """Return what `get_topology_desc` is asked for, so that a slice is described as it is wired.
+
+    Left to itself libtpu takes every axis as open, and each half of a megacore chip of a v4 as a device.
+    """
+    closed = (*topology.closed_axes, False, False)[:3]  # it wants three even where the torus has two
+    options: dict[str, Any] = {"topology_name": topology.libtpu_name, "wrap": closed}
+    if topology.chip.name in MEGACORE:
+        options["chip_config_name"] = "megacore"
+    if topology.num_chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if topology.num_slices > 1:
+        options["num_slices"] = topology.num_slices
+    return options

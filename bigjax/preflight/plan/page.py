@@ -4,26 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 GIB = 2**30
-COMPARED = (
-    "hbm_bytes_per_chip_needed",
-    "params_bytes_per_chip",
-    "optimizer_bytes_per_chip",
-    "temporary_bytes_per_chip",
-    "params_total",
-    "model_flops_per_step",
-    "recompute_ratio",
-    "mfu_limit",
-    "mfu_estimate",
-    "step_seconds_estimate",
-    "tokens_per_step",
-    "tokens_per_s",
-    "days",
-    "chip_hours",
-)
-"""What `beside` compares."""
-
 PARAMETERS_SHOWN = 12
 """Rows of the table of parameters; the JSON has them all."""
+
+OPERATIONS_SHOWN = 10
+"""The most expensive operations that the page shows; the JSON has them all."""
 
 
 def render(report: dict[str, Any]) -> str:
@@ -37,6 +22,8 @@ def _sections(report: dict[str, Any]) -> Iterator[list[str]]:
     yield _sharding(report)
     yield _work(report)
     yield _traffic(report)
+    if report["compiler_cycles_per_step"] is not None:
+        yield _cycles(report)
     yield _roofline(report)
     yield _arithmetic(report)
 
@@ -65,6 +52,7 @@ def _memory(report: dict[str, Any]) -> list[str]:
         ("temporaries", "temporary_bytes_per_chip", source),
         ("  of them gradients", "gradient_bytes_per_chip", "exact"),
         ("program", "program_bytes_per_chip", source),
+        ("  alive at once", "peak_bytes_per_chip", source),
         ("needed", "hbm_bytes_per_chip_needed", source),
         (
             "the chip has",
@@ -72,9 +60,11 @@ def _memory(report: dict[str, Any]) -> list[str]:
             "this machine" if report["topology"].startswith("cpu") else "data sheet",
         ),
     ):
-        if key == "program_bytes_per_chip" and not report[key]:
+        if key in ("program_bytes_per_chip", "peak_bytes_per_chip") and not report[key]:
             continue  # nothing was compiled to the end
         lines.append(f"  {label:<20} {gib(report[key]):>12}  [{note}]")
+    if report["hbm_bytes_accessed_per_chip"] is not None:
+        lines.append(f"  read and written in a step: {gib(report['hbm_bytes_accessed_per_chip'])} [{source}]")
     if report["largest_buffers"]:
         lines.append("  largest buffers:")
     for buffer in report["largest_buffers"]:
@@ -118,7 +108,29 @@ def _traffic(report: dict[str, Any]) -> list[str]:
             f"  {row['kind']:<18} over {axes:<14} {row['link']:<7} {row['count']:>6} times "
             f"{gib(row['bytes_per_chip']):>12}{shown}"
         )
-    return lines if len(lines) > 1 else [*lines, "  none"]
+    if len(lines) == 1:
+        return [*lines, "  none"]
+    if report["source"]["traffic"] != "compiler":
+        return lines
+    kinds = ", ".join(f"{kind} {gib(sent)}" for kind, sent in report["sent_bytes_per_chip"].items())
+    return [*lines, f"  sent in all: {kinds}; {report['async_share']:.0%} overlapped"]
+
+
+def _cycles(report: dict[str, Any]) -> list[str]:
+    """Return the compiler's estimate of the step, and the lines that it expects to take most of it."""
+    cycles, share = report["compiler_cycles_per_step"], report["async_share"]
+    waits = [] if share is None else [f"waits for the {1 - share:.0%} of the traffic that nothing hides"]
+    kinds = [f"{kind} x{count:,}" for kind, count in report["cycles_not_counted"].items()]
+    lines = [f"cycles per step [the compiler's estimate]: {cycles / 1e6:,.1f} million"]
+    lines.append(f"  not counted: {', '.join(kinds + waits) or 'nothing'}")
+    for one in report["operations"][:OPERATIONS_SHOWN]:
+        lines.append(f"  {one['cycles'] / 1e6:>8,.1f} {one['cycles'] / cycles:>6.1%}  {named(one)}")
+    return lines
+
+
+def named(operation: dict[str, Any]) -> str:
+    """Return the phase, the name and the line of one of a report's operations."""
+    return f"{operation['phase']:<9}  {operation['name'][:48]:<48}  {operation['source'] or '-'}"
 
 
 def _roofline(report: dict[str, Any]) -> list[str]:
@@ -149,28 +161,6 @@ def _arithmetic(report: dict[str, Any]) -> list[str]:
             f"{_duration(report['chip_hours'], 'chip-', longest='hours')}"
         )
     return lines
-
-
-def beside(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """Return the figures of two plans next to each other, and their ratio."""
-    names = [report["config"] for report in (a, b)]
-    width = max(24, *map(len, names))
-    lines = [f"{'':<28} {names[0]:>{width}} {names[1]:>{width}} {'b / a':>8}"]
-    lines.append(f"{'fits':<28} {a['fits']!s:>{width}} {b['fits']!s:>{width}}")
-    for key in COMPARED:
-        x, y = _figure(a, key), _figure(b, key)
-        if x is None or y is None:
-            continue
-        shown = [gib(value) if "bytes" in key else f"{value:,.4g}" for value in (x, y)]
-        ratio = f"{y / x:8.3f}" if x else ""
-        lines.append(f"{key:<28} {shown[0]:>{width}} {shown[1]:>{width}} {ratio}")
-    lines.append(f"{'bound':<28} {a['bound']!s:>{width}} {b['bound']!s:>{width}}")
-    return "\n".join(lines)
-
-
-def _figure(report: dict[str, Any], key: str) -> float | None:
-    value = report.get(key)
-    return value["mid"] if isinstance(value, dict) else value
 
 
 def _duration(hours: float, prefix: str = "", longest: str = "days") -> str:

@@ -9,12 +9,18 @@ not state), `versions`, `compile_s`;
 `hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`,
 `optimizer_bytes_per_chip` (averaged parameters included), `gradient_bytes_per_chip` (like the parameters),
 `temporary_bytes_per_chip` (gradients and activations included), `program_bytes_per_chip`,
+`peak_bytes_per_chip` (alive at once by the compiler; less than needed, since room between arrays lies idle; null
+without a compiler),
 `largest_buffers` [{name, shape, dtype, bytes, op_name, source}];
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence, also about what
 is padded], `notes`;
 `params_total`, `params_non_embedding`, of a sparse model also `params_active`;
 `model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
-`collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}];
+`collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}],
+`sent_bytes_per_chip` (kind -> bytes), `async_share` (of them, sent under other work; null where nothing is sent);
+`hbm_bytes_accessed_per_chip` (null where nothing was compiled), `compiler_cycles_per_step` (the TPU compiler's own
+estimate for one device; null elsewhere), `cycles_not_counted` (what it leaves out: kind -> executions),
+`operations` [{phase, name, source, count, cycles}], the most expensive first;
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
 `step_seconds_estimate` {low, mid, high}, all null where there are no figures for the devices;
 `unit` (tokens or rows), `tokens_per_step`, `rows_per_device`, `steps`, `run_tokens`, `epochs` (null where the text was
@@ -36,6 +42,7 @@ from bigjax.preflight.plan.analytic.estimate import Estimate
 from bigjax.preflight.plan.compiled import Compiled
 from bigjax.preflight.plan.compiler import Outcome
 from bigjax.preflight.plan.program import Program
+from bigjax.preflight.plan.traffic import KINDS
 from bigjax.run.chips import Topology
 from bigjax.sharding import REPLICATION_LIMIT_BYTES, axes_of_entry
 from bigjax.tasks import named_task
@@ -110,6 +117,7 @@ def _memory(program: Program, topology: Topology, estimate: Estimate, outcome: O
         "gradient_bytes_per_chip": state_bytes(state.params) * per_chip,
         "temporary_bytes_per_chip": temporary * per_chip,
         "program_bytes_per_chip": program_bytes * per_chip,
+        "peak_bytes_per_chip": compiled.peak_bytes * per_chip if compiled else None,
         "largest_buffers": compiled.largest_buffers if compiled else [],
     }
 
@@ -211,6 +219,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
         link = links.split(one.mesh_axes, mesh_shape, topology.devices_per_slice).link
         sizes = {key: getattr(one, key) * per_chip for key in ("bytes_per_chip", "overlapped_bytes_per_chip")}
         rows.append({**asdict(one), "mesh_axes": list(one.mesh_axes), "link": link, **sizes})
+    sent = sum(row["bytes_per_chip"] for row in rows)
     return {
         "model_flops_per_step": model,
         "flops_convention": f"6 N + 12 L H K S a {named_task(cfg).unit.removesuffix('s')} (Chowdhery et al. 2022, "
@@ -218,6 +227,15 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
         "compiled_flops_per_step": executed * topology.num_devices,
         "recompute_ratio": executed * topology.num_devices / model,
         "collectives": rows,
+        "sent_bytes_per_chip": {
+            kind: sum(row["bytes_per_chip"] for row in rows if row["kind"] == kind)
+            for kind in sorted({row["kind"] for row in rows}, key=KINDS.index)
+        },
+        "async_share": sum(row["overlapped_bytes_per_chip"] for row in rows) / sent if sent else None,
+        "hbm_bytes_accessed_per_chip": compiled.bytes_accessed * per_chip if compiled else None,
+        "compiler_cycles_per_step": compiled.cost.cycles if compiled else None,
+        "cycles_not_counted": compiled.cost.not_counted if compiled else {},
+        "operations": [asdict(one) for one in compiled.cost.operations] if compiled else [],
         "seconds": dict(found.seconds) if found else None,
         "exposed_link_seconds": found.exposed_link_seconds if found else None,
         "bound": found.bound if found else None,
