@@ -90,6 +90,7 @@ def chunked_cross_entropy(
       chunks: number of pieces of the sequence; must divide S, or the part of it that a device has.
     """
     options = _Options(chunks, label_smoothing, z_loss, final_softcap, layout)
+    w_VD = layout.place(w_VD, "vocab", "embed")  # its gradient is summed over the devices here
     total, *others = _chunked(x_BSD, w_VD, labels_BS, weights_BS, options)
     return CrossEntropy(total, *jax.lax.stop_gradient(others))
 
