@@ -6,7 +6,8 @@ in for ReLU: the derivative of that jumps at 0, and a sum within rounding of 0 m
 --meshes: all ways to split 8 virtual CPU devices, or the devices at hand, over data, fsdp, tensor, for a mixture of
 experts expert and for families that can split rows context, with each way in which the parts of a row attend to each
 other; and, where the layers can be split into stages, 2, 4 and 8 of them with each of the other axes, for which the
-model has as many layers as that takes.
+model has as many layers as that takes. Before them one device takes the same batch in microbatches. Devices at hand are
+those of the accelerator if there is one; with JAX_PLATFORMS=cpu they are virtual.
 
 With --against one device is compared with transformers on PyTorch instead: logits, loss and gradients. --against=hf
 takes the shrunk config with random weights, --against=hf:PATH the model and the weights of a Hugging Face folder as
@@ -101,6 +102,8 @@ def _against_meshes(cfg: Config, meshes: str | None) -> Iterator[tuple[Any, Any]
                 continue
             expected = eq.reference(own)
             yield expected, None
+            if not asked and own is small:
+                yield expected, eq.in_microbatches(expected)
             for mesh in group:
                 check = eq.compare(expected, mesh)
                 if check.status == "does not fit":

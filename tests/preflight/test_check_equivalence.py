@@ -24,7 +24,7 @@ from bigjax.preflight.equivalence import meshes
 from bigjax.preflight.equivalence.compare import Check, Reference, Report
 from bigjax.sharding import Layout
 from bigjax.tasks import losses, objectives
-from bigjax.train import step
+from bigjax.train import reduction, step
 from experiments import config_source
 from experiments.check import equivalence as check_equivalence
 from tests.commands import ROOT
@@ -107,6 +107,24 @@ def test_the_tiny_config_passes(mesh):
 
 def test_the_tiny_config_with_dropout_passes():
     assert on(FEW[2], dropout=0.25).status == "same"
+
+
+def test_microbatches_make_the_step_of_the_whole_batch():
+    found = equivalence.in_microbatches(tiny())
+    assert found is not None and (found.status, found.mesh) == ("same", "data=1, 2 microbatches"), found
+
+
+def test_a_gradient_that_a_loop_over_microbatches_sums_wrongly(monkeypatch):
+    tiny()  # before the bug, of which a whole batch knows nothing
+    zeros = reduction.zeros
+
+    def begun_with_ones(params):
+        grads = zeros(params)
+        return {**grads, "embed": {"tokens": grads["embed"]["tokens"] + 1}}
+
+    monkeypatch.setattr(reduction, "zeros", begun_with_ones)
+    found = equivalence.in_microbatches(tiny())
+    assert found is not None and first(found) == "gradient embed/tokens"
 
 
 def test_a_gradient_doubled_on_one_axis(monkeypatch):

@@ -186,6 +186,20 @@ def _scales(stage: Stage, values: Mapping, batch: Mapping[str, np.ndarray], spec
     return {name: float(np.linalg.norm(sizes)) for name, sizes in terms.items()}
 
 
+def in_microbatches(expected: Reference) -> Check | None:
+    """Compare one device with itself, when it takes the batch in two parts, or whole if the config takes it in parts.
+
+    A compiler may fail at gradients that are summed in a loop alone. None for a batch that grows, which the parts hold.
+    """
+    train = expected.cfg.train
+    if train.ramp_batch_size:
+        return None
+    count = 1 if train.microbatches > 1 else 2
+    other = dataclasses.replace(expected, cfg=replace(expected.cfg, train={"microbatches": count}))
+    check = compare(other, MeshConfig(data=1))
+    return dataclasses.replace(check, mesh=f"data=1, {count} microbatches" if count > 1 else "data=1, whole batch")
+
+
 def compare(expected: Reference, mesh: MeshConfig) -> Check:
     """Run the reference's config on `mesh` and compare. What goes wrong on the mesh is in the result."""
     started, cfg = time.monotonic(), expected.cfg
