@@ -31,6 +31,8 @@ Pages = dict[str, str]
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages into the navigation, below Reference."""
+    if str(ROOT) not in sys.path:  # again: mkdocs restores the path when it has loaded the hooks
+        sys.path.insert(0, str(ROOT))
     kinds = {
         "Config": ("config", of_config()),
         "Commands": ("commands", of_commands()),
