@@ -67,7 +67,7 @@ def chain(recording: Recording, known: Mapping[str, Recording]) -> list[Recordin
     return [*(chain(known[recording.after], known) if recording.after else []), recording]
 
 
-class Workplace:
+class Scratch:
     """A folder in which commands are run as in a user's shell."""
 
     def __init__(self, place: Path, cache: Path, start: Path):
@@ -144,8 +144,8 @@ def made(names: Iterable[str], place: Path, whole: bool = True) -> Iterator[tupl
         for recording in chain(known[name], known):
             if recording.name not in done:
                 # In a copy, so that it finds what the one before left and nothing of others that go on from there.
-                workplace = Workplace(place / recording.name, place / "cache", start)
-                done[recording.name] = workplace.folder, workplace.said(recording, whole)
+                scratch = Scratch(place / recording.name, place / "cache", start)
+                done[recording.name] = scratch.folder, scratch.said(recording, whole)
             start = done[recording.name][0]
         yield known[name], done[name][1]
 

@@ -255,7 +255,7 @@ def test_bfloat16_is_checked_in_float32_too(call, monkeypatch):
     monkeypatch.setattr(Runs, "disturbed", lambda self, _, cases: asked.append((self.cfg, cases)) or iter(()))
     status, said, _ = call("--config=configs/quickstart.py", "--config.model.dtype=bfloat16")
     assert status == 0 and said.count("straight") == 2
-    assert [(cfg.model.dtype, len(cases)) for cfg, cases in asked] == [("float32", 4), ("bfloat16", 1)]
+    assert [(cfg.model.dtype, len(cases)) for cfg, cases in asked] == [("float32", 5), ("bfloat16", 1)]
     assert asked[1][1] == [resume.Case("same mesh", MeshConfig(data=1, fsdp=2))]
 
 
