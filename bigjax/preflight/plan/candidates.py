@@ -283,7 +283,7 @@ def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     pairs = [("data", "fsdp"), ("fsdp", "tensor"), ("data", "tensor")]
     if cfg.model.moe.num_experts:
         pairs += [("data", "expert"), ("fsdp", "expert")]
-    if "context" in cfg.model.named_family.mesh_axes:
+    if rows <= 1 and "context" in cfg.model.named_family.mesh_axes:  # before that a device can have fewer rows
         pairs += [("data", "context"), ("fsdp", "context")]
     for source, target in pairs:
         if sizes[source] % 2 == 0:
