@@ -118,14 +118,14 @@ class Scratch:
             start_new_session=True,
         )
         lines = []
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line.rstrip().replace(str(self.folder), "~/work"))
-            if until and line.startswith(until):
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                return lines
-        if process.wait() != status:
+        with process:  # which closes the pipe and waits
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line.rstrip().replace(str(self.folder), "~/work"))
+                if until and line.startswith(until):
+                    os.killpg(process.pid, signal.SIGKILL)
+                    return lines
+        if process.returncode != status:
             raise RuntimeError(f"{command}: exit status {process.returncode}, not {status}\n" + "\n".join(lines))
         return lines
 

@@ -70,7 +70,7 @@ def folder(tmp_path_factory) -> Path:
     for name in ("configs", "experiments", "tests"):
         (folder / name).symlink_to(ROOT / name)
     cfg = from_dict(Config, config_source.load(str(ROOT / "configs" / "quickstart.py")))
-    for run in re.findall(r"runs/[\w.+-]+", " ".join(word for command in OURS for word in command)):
+    for run in re.findall(r"runs/[\w.+/-]+", " ".join(word for command in OURS for word in command)):
         (folder / run).mkdir(parents=True, exist_ok=True)
         write_json(folder / run / "config.json", {"config": to_dict(cfg), "fingerprint": fingerprint(cfg)})
     model = {"activation": "swiglu", "qk_norm": False, "attention": "reference", "layers": "scan"}
