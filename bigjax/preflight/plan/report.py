@@ -44,7 +44,7 @@ from bigjax.preflight.plan.compiler import Outcome
 from bigjax.preflight.plan.program import Program
 from bigjax.preflight.plan.traffic import KINDS
 from bigjax.run.chips import Topology
-from bigjax.sharding import REPLICATION_LIMIT_BYTES, axes_of_entry
+from bigjax.sharding import REPLICATION_LIMIT_BYTES, axes_of, axes_of_entry
 from bigjax.tasks import named_task
 from bigjax.train import flops
 
@@ -156,7 +156,7 @@ def silent_replication(program: Program) -> list[str]:
     sizes, problems, used = dict(program.mesh.shape), [], set()
     shapes = {spec.shape for spec in jax.tree.leaves(program.model.specs)}
     for array in program.batch.values():
-        used |= {axis for entry in array.sharding.spec for axis in axes_of_entry(entry)}
+        used |= axes_of(array.sharding.spec)
     missing = [axis for axis in BATCH_AXES if sizes[axis] > 1 and axis not in used]
     problems += [f"the batch is repeated along mesh.{axis}={sizes[axis]}" for axis in missing]
     for name, x in param_tree.names(program.state).items():

@@ -14,7 +14,7 @@ from bigjax.models.attention.ring import MAX_BLOCK
 from bigjax.models.moe.routing import capacity
 from bigjax.models.parts.layers import GATED
 from bigjax.params import ParamSpec, names
-from bigjax.sharding import Layout, axes_of_entry
+from bigjax.sharding import Layout, axes_of, axes_of_entry
 from bigjax.tasks import named_task
 
 CUDNN_BLOCK = 128
@@ -164,8 +164,8 @@ class Share:
 
     def is_gathered(self, spec: ParamSpec) -> bool:
         """Return whether the mesh splits a parameter where it is stored in a way that it does not where it is used."""
-        stored = {axis for entry in self.layout.param(spec) or () for axis in axes_of_entry(entry)}
-        return not stored.isdisjoint(self.layout.params["embed"])
+        stored = self.layout.param(spec)
+        return stored is not None and not axes_of(stored).isdisjoint(self.layout.params["embed"])
 
 
 def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
