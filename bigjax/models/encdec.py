@@ -351,6 +351,7 @@ FAMILY = Family(
     decode=decode,
     encode=encode,
     fields=Fields,
+    low_precision=True,
     derive=transformer_shape,
     problems=problems,
 )

@@ -16,7 +16,7 @@ from bigjax.config import ModelConfig
 from bigjax.models.attention import order
 from bigjax.models.moe import exchange as moe_exchange
 from bigjax.models.moe import routing as moe_routing
-from bigjax.models.parts import devices, layers
+from bigjax.models.parts import devices, layers, products
 from bigjax.params import ParamSpec
 from bigjax.sharding import Layout
 
@@ -139,9 +139,10 @@ def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, ml
         routing = routing._replace(**{name: x.reshape(-1, G, x.shape[-1]) for name, x in mine.items()})
 
     def experts(x, multiply):
-        hidden = checkpoint_name(multiply(x, p["up"]), "mlp_hidden")
-        gate = multiply(x, p["gate"]) if "gate" in p else None
-        return multiply(layers.activation(cfg.activation, hidden, gate), p["down"])
+        wide, narrow = products.Split(columns=mlp), products.Split(summed=mlp)
+        hidden = checkpoint_name(multiply(x, p["up"], cfg, wide), "mlp_hidden")
+        gate = multiply(x, p["gate"], cfg, wide) if "gate" in p else None
+        return multiply(layers.activation(cfg.activation, hidden, gate), p["down"], cfg, narrow)
 
     if mlp:  # said here, the sum of its gradient is one over tokens, not over the places of experts
         h_BSD = jax.lax.pcast(h_BSD, mlp, to="varying")
