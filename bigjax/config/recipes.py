@@ -4,6 +4,7 @@ A layer y = x w has the product of the forward pass, and two of the backward pas
 gradient of its input, and x^T g, that of its matrix. Nothing here imports JAX.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,13 @@ what all of them do but the rounding: operands are divided by their scales, mult
 
 PEAKS = {"int8": "int8", "fp8": "float8"}
 """What the tables of chips call the formats of a recipe, by the first word of its name."""
+
+
+def of_block(model: Any, index: int, depth: int) -> Any:
+    """Return the config of one block of a stack, which is another where `matmul_spared_blocks` spares it."""
+    if min(index, depth - 1 - index) >= model.matmul_spared_blocks:
+        return model
+    return dataclasses.replace(model, matmul="default", matmul_spared_blocks=0)
 
 
 def peak_name(recipe: str) -> str | None:

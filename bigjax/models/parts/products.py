@@ -23,10 +23,8 @@ from jax.sharding import PartitionSpec as P
 from bigjax.config import ModelConfig
 from bigjax.config.recipes import RECIPES, WHOLE, Formats, Recipe
 from bigjax.errors import UserError
+from bigjax.models.parts.layers import MATMUL
 from bigjax.sharding import axes_of_entry
-
-NAME = "matmul"
-"""What the results of low-precision products are called where a policy of rematerialisation keeps them."""
 
 
 def matrix(equation: str, x: jax.Array, w: jax.Array, cfg: ModelConfig, out: P | None) -> jax.Array:
@@ -39,11 +37,11 @@ def matrix(equation: str, x: jax.Array, w: jax.Array, cfg: ModelConfig, out: P |
     """
     if cfg.matmul == "default":
         return jnp.einsum(equation, x, w, out_sharding=out)
-    return checkpoint_name(_low_precision(equation, RECIPES[cfg.matmul], out, Split(), x, w), NAME)
+    return checkpoint_name(_low_precision(equation, RECIPES[cfg.matmul], out, Split(), x, w), MATMUL)
 
 
 class Split(NamedTuple):
-    """The mesh axes, inside a `shard_map`, that split what the product sums; the columns of the matrix; and the rows."""
+    """The mesh axes, inside a `shard_map`, that split what a product sums; the columns of the matrix; and the tokens."""
 
     summed: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -54,8 +52,9 @@ def of_experts(x_RECX: jax.Array, w_EXY: jax.Array, cfg: ModelConfig, split: Spl
     """Return each expert's product with its tokens, `(R, E, C, Y)`, on one device inside a `shard_map`."""
     if cfg.matmul == "default":
         return jnp.einsum("RECX,EXY->RECY", x_RECX, w_EXY)
-    x, w, split = _varying(x_RECX, w_EXY, split)
-    return checkpoint_name(_low_precision("RECX,EXY->RECY", RECIPES[cfg.matmul], None, split, x, w), NAME)
+    w_EXY = _shared(w_EXY, split)
+    y_RECY = _low_precision("RECX,EXY->RECY", RECIPES[cfg.matmul], None, split, x_RECX, w_EXY)
+    return checkpoint_name(y_RECY, MATMUL)
 
 
 def grouped(x_QX: jax.Array, w_EXY: jax.Array, cfg: ModelConfig, split: Split, sizes_E: jax.Array) -> jax.Array:
@@ -65,18 +64,12 @@ def grouped(x_QX: jax.Array, w_EXY: jax.Array, cfg: ModelConfig, split: Split, s
     """
     if cfg.matmul == "default":
         return jax.lax.ragged_dot(x_QX, w_EXY, sizes_E)
-    x, w, split = _varying(x_QX, w_EXY, split)
-    return checkpoint_name(_grouped(RECIPES[cfg.matmul], split, x, w, sizes_E), NAME)
+    return checkpoint_name(_grouped(RECIPES[cfg.matmul], split, x_QX, _shared(w_EXY, split), sizes_E), MATMUL)
 
 
-def _varying(x: jax.Array, w: jax.Array, split: Split) -> tuple[jax.Array, jax.Array, Split]:
-    """Return both operands as they differ between devices; JAX then sums their gradients over those that share them."""
-    of_x, of_w = jax.typeof(x).vma, jax.typeof(w).vma
-    rows = tuple(sorted(of_x - of_w))
-    to_x, to_w = tuple(sorted(of_w - of_x)), rows
-    x = jax.lax.pcast(x, to_x, to="varying") if to_x else x
-    w = jax.lax.pcast(w, to_w, to="varying") if to_w else w
-    return x, w, split._replace(rows=rows)
+def _shared(w: jax.Array, split: Split) -> jax.Array:
+    """Return a matrix as it differs between devices; JAX then sums its gradient over those that share it."""
+    return jax.lax.pcast(w, split.rows, to="varying") if split.rows else w
 
 
 def _low_precision_primal(equation: str, recipe: Recipe, out: P | None, split: Split, x, w) -> jax.Array:
