@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from math import gcd
 from typing import Any
 
-from bigjax.config import lengths, named, pipeline
+from bigjax.config import lengths, named, pipeline, recipes
 from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
-from bigjax.config import recipes
 from bigjax.errors import ConfigError
 
 SAVEABLE = ("qkv", "attn_mixed", "attn_out", "mlp_hidden", "mlp_out")

@@ -139,7 +139,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of activations in the forward and backward pass. Parameters are float32."""
     matmul: Literal["default", "int8", "int8_forward", "fp8", "fp8_forward", "scaled"] = "default"
-    """The recipe by which the matrices of blocks multiply (`bigjax.config.recipes`); embedding and head are in `dtype`."""
+    """The recipe by which the matrices of blocks multiply (`bigjax.config.recipes`); embedding and head use `dtype`."""
     matmul_spared_blocks: int = bounded(0, minimum=0)
     """How many blocks at each end of a stack multiply in `dtype`, too."""
     attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")

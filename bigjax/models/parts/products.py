@@ -41,7 +41,7 @@ def matrix(equation: str, x: jax.Array, w: jax.Array, cfg: ModelConfig, out: P |
 
 
 class Split(NamedTuple):
-    """The mesh axes, inside a `shard_map`, that split what a product sums; the columns of the matrix; and the tokens."""
+    """The mesh axes, in a `shard_map`, that split what a product sums, the columns of the matrix, and the tokens."""
 
     summed: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -203,7 +203,7 @@ def _natural(equation: str, a: jax.Array, b: jax.Array) -> P | None:
     for operand, axes in ((b, of_b), (a, of_a)):
         where |= {axis: at for axis, at in zip(axes, jax.typeof(operand).sharding.spec.partitions, strict=True) if at}
     summed = {m for axis, at in where.items() if axis not in of_y for m in axes_of_entry(at)}
-    return P(*(where.get(axis) for axis in of_y), unreduced=summed)
+    return P(*(where.get(axis) for axis in of_y), unreduced=frozenset(summed))
 
 
 def _moved(x: jax.Array, to: P | None) -> jax.Array:

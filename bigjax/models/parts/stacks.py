@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from bigjax import params as param_tree
-from bigjax.config import ModelConfig
+from bigjax.config import ModelConfig, recipes
 from bigjax.config import pipeline as schedule
-from bigjax.config import recipes
 from bigjax.models.attention import context
 from bigjax.models.attention.masks import Mask
 from bigjax.models.moe import layers as moe

@@ -27,13 +27,13 @@ FALSE_ALARM = 1e-6
 """Probability that the rounding of a sound tensor exceeds its bound."""
 
 FORMATS = {"int8": 2.0**-8, "float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}
-"""The same of the formats of products in low precision (`config.recipes`). That of an integer is relative to the largest
-of the numbers that share a scale, half a step of 1 / 127.5; that of others to the number itself."""
+"""The same of the formats of products in low precision (`config.recipes`). That of an integer is relative to the
+largest of the numbers that share a scale, half a step of 1 / 127.5; that of others to the number itself."""
 
 QUANTISED_PER_LAYER = 4
-"""Activations on a path through one block that are rounded to the format of a recipe: what queries, keys and values are
-made of, the mixed values, and what goes into each half of the MLP. Gradients of as many results are, backwards. Matrices
-have the same bits on every mesh, and so the same rounding."""
+"""Activations on a path through one block that are rounded to the format of a recipe: what queries, keys and values
+are made of, the mixed values, and what goes into each half of the MLP. Gradients of as many results are, backwards.
+Matrices have the same bits on every mesh, and so the same rounding."""
 
 LAMBDA = sqrt(2 * log(2 / FALSE_ALARM))
 """5.39."""
@@ -123,8 +123,8 @@ def bounds(cfg: Config, num_parameters: int, num_devices: int, repeats: int) -> 
 def _quantised(cfg: Config) -> dict[float, int]:
     """Return how many roundings to the formats of a recipe are on the longest path, by their unit roundoff.
 
-    The largest of n normal numbers is sqrt(2 log n) deviations, or sqrt(pi log n) times their mean size: integers are as
-    much coarser, for the widest sum of a block.
+    The largest of n normal numbers is sqrt(2 log n) deviations, or sqrt(pi log n) times their mean size: integers are
+    as much coarser, for the widest sum of a block.
     """
     model, recipe = cfg.model, RECIPES[cfg.model.matmul]
     layers = model.num_layers + 2 * model.num_decoder_layers
