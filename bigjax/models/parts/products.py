@@ -26,6 +26,12 @@ from bigjax.errors import UserError
 from bigjax.models.parts.layers import MATMUL
 from bigjax.sharding import axes_of_entry
 
+CALIBRATION = {"int8": f"absmax,{127.5 / 127}"}
+"""Of the largest of some numbers, what their scale is of, as `qwix` says it, for formats where that is not 1.
+
+`qwix` divides by 127.5: the largest would be on the edge between two integers, and rounding alone would choose one.
+"""
+
 
 def matrix(equation: str, x: jax.Array, w: jax.Array, cfg: ModelConfig, out: P | None) -> jax.Array:
     """Return the product of activations with a matrix, as `einsum(equation, x, w, out_sharding=out)`, by `cfg.matmul`.
@@ -160,7 +166,9 @@ def _quantised(x: jax.Array, contracted: tuple[int, ...], to: str, summed: tuple
     """Return values in a format and their scales, of which there is one for all that is contracted."""
     core, kept = _core(), tuple(i for i in range(x.ndim) if i not in contracted)
     x = x.astype(jnp.float32)
-    largest = core.calibrate(x, core.HowToQuantize(qtype="int8", channelwise_axes=kept))
+    largest = core.calibrate(
+        x, core.HowToQuantize(qtype=to, channelwise_axes=kept, calibration_method=CALIBRATION.get(to, "absmax"))
+    )
     if summed:
         largest = {name: jax.lax.pmax(value, summed) for name, value in largest.items()}
     if to == WHOLE[0]:
