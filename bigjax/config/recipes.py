@@ -43,6 +43,9 @@ RECIPES = {
 2023, section 2.2); `fp8` has values in E4M3 and gradients in E5M2 (Micikevicius et al. 2022, section 3). `scaled` is
 what all of them do but the rounding: operands are divided by their scales, multiplied in float32, and scaled back."""
 
+MOST_INT8_TERMS = (2**31 - 1) // 127**2
+"""How many products of two 8-bit integers surely fit a sum of 32 bits."""
+
 PEAKS = {"int8": "int8", "fp8": "float8"}
 """What the tables of chips call the formats of a recipe, by the first word of its name."""
 
@@ -71,6 +74,12 @@ def problems(cfg: Any) -> Iterator[str]:
         yield (
             f"{said} is for families whose blocks multiply by their recipe, such as 'decoder', not "
             f"model.family={model.family!r}: set model.matmul='default'"
+        )
+    widest = max(model.d_model, model.d_ff, model.moe.d_ff, model.num_heads * model.head_dim)
+    if model.matmul.startswith("int8") and widest > MOST_INT8_TERMS:
+        yield (
+            f"{said} sums {widest:,} products of integers, which can pass 32 bits beyond {MOST_INT8_TERMS:,}: set "
+            "model.matmul='fp8', or the width to less"
         )
     depths = [depth for depth in (model.num_layers, model.num_decoder_layers) if depth]
     if spared and 2 * spared >= min(depths):

@@ -144,6 +144,8 @@ def test_what_a_recipe_cannot_be_with_is_said_by_name():
     spared = ModelConfig(num_layers=4, matmul="int8", matmul_spared_blocks=2)
     assert "leaves no block of 4" in problems(model=spared)
     assert "spares blocks from a recipe" in problems(model=dataclasses.replace(spared, matmul="default"))
+    wide = ModelConfig(d_ff=133_152, matmul="int8")  # 133,152 * 127^2 is 2^31 + 124,960
+    assert "which can pass 32 bits beyond 133,144" in problems(model=wide)
     windows = ModelConfig(num_layers=8, layer_windows=(4, 0), matmul="int8", matmul_spared_blocks=1)
     assert "set model.matmul_spared_blocks=2" in problems(model=windows, data=DataConfig(seq_len=8))
 

