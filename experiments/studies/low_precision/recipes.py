@@ -1,6 +1,7 @@
 """What do int8 and fp8 products, and moments in bfloat16, cost in loss against bfloat16, beyond the noise of the seed?
 
-    python -m experiments.sweep --config=experiments/studies/low_precision/recipes.py --workdir=runs/low_precision --runner=vmap
+    python -m experiments.sweep --config=experiments/studies/low_precision/recipes.py --workdir=runs/low_precision \\
+        --runner=vmap
 
 Byte-level decoders of three layers, 64 wide, on Shakespeare: 300 steps of 512 bytes, three seeds a row. It needs the
 extra `quant`.
