@@ -13,7 +13,6 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from bigjax import config
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, strict
 from bigjax.config.strict import ConfigError
 
@@ -63,6 +62,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
             name="adamw", lr=1e-4, schedule="linear", warmup=0.01, end_lr_ratio=0.0, weight_decay=0.01, b2=0.999
         ),
     )
-    if name == "large":
-        cfg = config.replace(cfg, model={"remat": "full"})
     return strict.to_config_dict(cfg)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -80,11 +80,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 final_softcap=30.0,
                 layer_windows=(4096, 0),
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer="bpe:256000", seq_len=SEQ_LEN),
             train=TrainConfig(steps=steps, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=size.lr, warmup=2000 / steps),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

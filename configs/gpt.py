@@ -70,7 +70,6 @@ SIZES = {
 }
 ALIASES = {"d12": "gpt2-small", "d24": "gpt2-medium", "d36": "gpt2-large", "d48": "gpt2-xl"}
 ARGUMENTS = (*ALIASES, *SIZES)
-SHARDED = ("gpt3-xl", "gpt3-2.7b", "gpt3-6.7b", "gpt3-13b", "gpt3-175b")
 """Sizes whose parameters and optimizer state are split over devices rather than copied to each."""
 
 
@@ -105,7 +104,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             eval_every_steps=1000,
         ),
         optim=OptimConfig(lr=size.lr, warmup=WARMUP_TOKENS / size.tokens),
-        mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(allow_replicated=whole),
+        mesh=MeshConfig(allow_replicated=whole),
     )
     return to_config_dict(_as_gpt3(cfg) if name.startswith("gpt3") else cfg)
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, OptimConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -89,7 +89,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
                     num_experts=size.num_experts, every=2, router="gshard", capacity_factor=2.0, aux_loss=1.0
                 ),
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(
                 sources=("tsv:corpus/*.tsv",),
@@ -111,6 +110,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 weight_decay=0.0,
                 grad_clip=None,
             ),
-            mesh=MeshConfig(data=1, expert=-1),
         )
     )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -81,11 +81,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 bias="none",
                 tie_embeddings=size.tie_embeddings,
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer="bpe:128256", seq_len=SEQ_LEN),
             train=TrainConfig(steps=steps, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=size.lr, warmup=8000 / steps, end_lr_ratio=0.01, eps=1e-5),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

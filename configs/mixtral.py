@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -76,11 +76,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 tie_embeddings=False,
                 moe=MoeConfig(num_experts=8, router="topk", top_k=2, aux_loss=size.aux_loss),
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer="bpe:32000", seq_len=SEQ_LEN),
             train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=size.lr, warmup=2000 / STEPS, eps=1e-5),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

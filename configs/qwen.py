@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -72,11 +72,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 bias=bias,
                 qk_norm=not second,
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer=f"bpe:{size.vocab_size}", seq_len=SEQ_LEN),
             train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=3.0e-4, warmup=2000 / STEPS),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import CheckpointConfig, Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -52,7 +52,6 @@ SHAPES = {
     "v1_1-xxl": Shape(24, 4096, 10240, 64, 64),
 }
 ARGUMENTS = tuple(SHAPES)
-SHARDED = ("3b", "11b", "v1_1-xl", "v1_1-xxl")
 """Sizes whose parameters and optimizer state are split over devices rather than copied to each."""
 
 VOCABULARY = 32128
@@ -105,7 +104,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 weight_decay=0.0,
                 grad_clip=None,
             ),
-            mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(),
         )
     )
 

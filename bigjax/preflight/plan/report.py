@@ -270,7 +270,7 @@ def _arithmetic(
     seconds = report["step_seconds_estimate"]
     if seconds is not None:
         # Of a small batch of a ramp only the microbatches that hold it are computed.
-        days = ramp.full_steps(steps, cfg.train.global_batch_size, cfg.train.microbatches) * seconds["mid"] / 86400
+        days = ramp.full_steps(steps, cfg.train.global_batch_size, cfg.train.num_microbatches) * seconds["mid"] / 86400
         found |= {
             "tokens_per_s": tokens / seconds["mid"],
             "days": days,
