@@ -19,6 +19,10 @@ batches), and the learning rate warms up over 375M tokens and falls by a cosine 
 tokens, not in steps. While the batch is small, of --config.train.microbatches only those are computed that it fills.
 
 The tokenizer is trained on the training documents. For GPT-2's own, add --config.data.tokenizer=hf:PATH/tokenizer.json.
+
+As shipped it fits d12 on v5e:1x1, d24 on v5e:1x1, d36 on v5e:2x2, d48 on v5e:2x2, gpt3-small on v5e:1x1, gpt3-medium on
+v5e:1x1, gpt3-large on v5e:2x2, gpt3-xl on v5e:2x2, gpt3-2.7b on v5e:2x4, gpt3-6.7b on v5e:4x4, gpt3-13b on v5e:4x8 and
+gpt3-175b on v5p:4x4x4, by the analytic model: what is `auto` is chosen for the chips.
 """
 
 from typing import NamedTuple

@@ -8,7 +8,7 @@ every layer and rows of 8,192. How it was trained is not published: learning rat
 those of Llama 7B (Touvron et al. 2023, table 2), the nearest in shape. To start from released weights, use
 --config=hf:PATH instead.
 
-Needs about 16 bytes per parameter for weights, gradients and Adam's state, split over all devices.
+As shipped it fits 7b on v5e:4x4, by the analytic model: what is `auto` is chosen for the chips.
 """
 
 from ml_collections import ConfigDict

@@ -10,8 +10,10 @@ and no capacity: nothing is dropped. The weight of the balancing loss, 0.02 for 
 released configs. Batch, length and learning rate were not published: they are those of Llama 2's models of nearest
 active size (Touvron et al. 2023, table 1), in rows of 8,192 tokens.
 
-Parameters are split over all devices (fsdp), and gathered to be used; with mesh.expert=8 each device keeps one expert
-of every layer, and tokens travel instead.
+With mesh.expert=8 each device keeps one expert of every layer, and tokens travel instead of weights.
+
+As shipped it fits 8x7b on v5e:8x16 and 8x22b on v5p:4x4x4, by the analytic model: what is `auto` is chosen for the
+chips.
 """
 
 from typing import NamedTuple

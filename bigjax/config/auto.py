@@ -16,13 +16,13 @@ PLAIN: dict[str, Any] = {
 
 
 def unresolved(cfg: Config) -> list[str]:
-    """Return the paths of the fields that are `auto`."""
+    """Return the paths of the fields that are `auto`, without attention where a family has none."""
     found = []
     for path in PLAIN:
         section, _, name = path.partition(".")
         if getattr(getattr(cfg, section), name) == "auto":
             found.append(path)
-    return found
+    return [path for path in found if path != "model.attention" or cfg.model.kind != "rnn"]
 
 
 def plain(cfg: Config) -> Config:

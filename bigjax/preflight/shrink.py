@@ -17,7 +17,7 @@ MIN_LR = 1e-2
 MIN_RELATIVE_LR = 0.1
 """The same for Adafactor, whose steps are relative to the size of a parameter."""
 
-SEQ_LENS = {"reference": 32, "xla": 32}
+SEQ_LENS = {"auto": 32, "reference": 32, "xla": 32}
 """Positions of a row; kernels that are not listed work in blocks and need 128."""
 
 HEAD_DIMS = {"splash": 128, "cudnn": 64}
