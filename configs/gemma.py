@@ -10,7 +10,7 @@ tokens (section 2), and a full run 2T, 8T or 13T of them (section 3.1). The repo
 those of configs/llama.py:8b stand in, and for 27b half that rate. The released 2b and 9b were distilled from a larger
 model, which a run of this config is not. To start from released weights, use --config=hf:PATH instead.
 
-As shipped it fits 2b on v5e:2x4, 9b on v5e:4x4 and 27b on v5e:8x8, by the analytic model: what is `auto` is chosen for
+As shipped it fits 2b on v5e:4x4, 9b on v5e:4x8 and 27b on v5e:8x8, by the analytic model: what is `auto` is chosen for
 the chips.
 """
 

@@ -22,6 +22,8 @@ sinusoidal), where norms stand (before each half), and the weight of the auxilia
     600b              619.33B                1.46B
 
 All are 3 to 7 % above the table's figures: the experts alone, 2 x 1024 x 8192 weights each, make 618B of the 600B.
+
+As shipped it fits 12.5b on v5e:4x8, by the analytic model: what is `auto` is chosen for the chips.
 """
 
 from typing import NamedTuple

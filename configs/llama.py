@@ -11,8 +11,8 @@ clipping, betas, epsilon and weight decay are Llama 2's (Touvron et al. 2023, se
 and distilled from 8B, so its learning rate here (that of 8b) has no source. A full run is 15T tokens (9T for 1b), about
 7e23 FLOPs for 8b: set train.steps to yours.
 
-As shipped it fits 1b on v5e:2x2, 8b on v5e:4x4 and 70b on v5e:8x16, by the analytic model: what is `auto` is chosen for
-the chips.
+As shipped it fits 1b on v5e:2x2, 8b on v5e:4x4 and 70b on v5e:16x16, by the analytic model: what is `auto` is chosen
+for the chips.
 """
 
 from typing import NamedTuple

@@ -10,7 +10,7 @@ tokens, as in the main phases of both. The reports give neither learning rates n
 configs/llama.py:8b stand in, and runs are 7T tokens (Qwen2, section 3.1), where Qwen3 saw 36T. To start from released
 weights, use --config=hf:PATH instead.
 
-As shipped it fits qwen2-0.5b on v5e:1x1, qwen2-7b on v5e:4x4, qwen3-0.6b on v5e:1x1, qwen3-1.7b on v5e:2x2 and qwen3-8b
+As shipped it fits qwen2-0.5b on v5e:1x1, qwen2-7b on v5e:4x4, qwen3-0.6b on v5e:2x2, qwen3-1.7b on v5e:2x2 and qwen3-8b
 on v5e:4x4, by the analytic model: what is `auto` is chosen for the chips.
 """
 

@@ -50,7 +50,7 @@ def test_a_named_config_fits_its_slice_and_is_near_the_best_plan(source, where):
     limit = defaults.ROOM * topology.chip.hbm_bytes
     assert plan.needed_bytes_per_chip <= limit
     fitting = [one for one in candidates.variants(cfg, topology) if one.needed_bytes_per_chip <= limit]
-    assert plan.seconds <= 1.05 * min(one.seconds for one in fitting)
+    assert plan.rank[0] <= 1.05 * min(one.rank[0] for one in fitting)  # by what a search sorts
 
 
 def test_on_a_cpu_all_is_plain():
