@@ -42,7 +42,7 @@ def tiny(recipe: str, **model) -> Config:
     return Config(
         model=ModelConfig(**SIZES, positions="rotary", tie_embeddings=False, bias="none", matmul=recipe, **model),
         data=DataConfig(seq_len=16),
-        train=TrainConfig(steps=10, global_batch_size=8, loss_chunks=2),
+        train=TrainConfig(steps=10, global_batch_size=8, microbatches=1, loss_chunks=2),
         optim=OptimConfig(name="adamw", lr=1e-2, schedule="constant"),
     )
 
@@ -168,8 +168,9 @@ def planned(topology: str, **changes) -> dict:
 
 @cache
 def config_of_size() -> Config:
-    model = ModelConfig(num_layers=4, d_model=1024, num_heads=8, dtype="bfloat16", attention="reference")
-    return Config(model=model, data=DataConfig(seq_len=1024), train=TrainConfig(global_batch_size=64))
+    model = ModelConfig(num_layers=4, d_model=1024, num_heads=8, dtype="bfloat16", attention="reference", remat="none")
+    train = TrainConfig(global_batch_size=64, microbatches=1, loss_chunks=1)
+    return Config(model=model, data=DataConfig(seq_len=1024), train=train)
 
 
 def test_plans_take_the_peak_of_the_format():
