@@ -13,7 +13,7 @@ from bigjax.config import Config, replace
 from bigjax.config.strict import fingerprint, to_dict
 from bigjax.run.json_files import write_json
 from bigjax.science.laws import plots as fits_plots
-from bigjax.science.laws.report import study
+from bigjax.science.laws.study import study
 from bigjax.science.scaling_laws import fit_isoflop, read_csv, read_runs
 from experiments import cli, fit
 from tests.commands import Commands, read, shared_cache

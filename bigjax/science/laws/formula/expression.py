@@ -25,11 +25,16 @@ Dual = tuple[np.ndarray, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Formula:
-    """A formula; `names` are all its names in order, of which some are columns of the data and the others parameters."""
+    """A formula; `names` are all its names in order: columns of the data, and parameters."""
 
     text: str
     names: tuple[str, ...]
     tree: ast.expr = field(repr=False, compare=False)
+
+    @property
+    def source(self) -> str:
+        """The formula as it is evaluated, ties included."""
+        return ast.unparse(self.tree)
 
     def value(self, values: Values) -> np.ndarray:
         """Return the value for all names; arrays broadcast, and what is not defined is NaN or infinite."""
@@ -79,12 +84,14 @@ def parse(text: str) -> Formula:
     said = f"the law {brief(text)}"
     if not text:
         raise FitError("the law is empty: write one such as E + A/N**alpha + B/D**beta")
-    if len(text) > MOST_LETTERS:
-        raise FitError(f"{said} has {len(text)} characters, and may have {MOST_LETTERS}")
+    if (letters := len("".join(text.split()))) > MOST_LETTERS:
+        raise FitError(f"{said} has {letters} characters, and may have {MOST_LETTERS}")
     if "^" in text:
         raise FitError(f"{said} has ^, which is no power here: write **, as in N**alpha")
     if (end := ALLOWED.match(text).end()) < len(text):
-        raise FitError(f"{said} has {text[end]!r}: it may hold names, numbers, + - * / ** ( ) and {', '.join(FUNCTIONS)}")
+        raise FitError(
+            f"{said} has {text[end]!r}: it may hold names, numbers, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python warns of what it guesses, as of 1if; that is refused below

@@ -260,7 +260,9 @@ def _best(plain: Callable, starts: np.ndarray, target, weights, formula: Formula
     usable = np.isfinite(errors)
     if not usable.any():
         example = known[0] if len(known) else np.full(len(names), 0.5)
-        where = formula.undefined({**used, **{name: np.float64(value) for name, value in zip(names, example, strict=True)}})
+        where = formula.undefined(
+            {**used, **{name: np.float64(value) for name, value in zip(names, example, strict=True)}}
+        )
         reason = "is not above 0, and has no logarithm: bound its parameters, or fit with --error=absolute"
         if where is not None:
             part, row = where

@@ -55,7 +55,7 @@ class Law:
     replicates: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), repr=False)
     noise: np.ndarray = field(default_factory=lambda: np.zeros(1), repr=False)
     fitted: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    flop_model: FlopModel = FlopModel()
+    flop_model: FlopModel = field(default_factory=FlopModel)
     accuracy_of: "Law | None" = None
 
     @classmethod
@@ -146,7 +146,9 @@ class Law:
             best = [self._frontier(name, C) for name in "ND"]
             return _optimum(C, *best, None)
         if not {"N", "D"} <= set(self.variables) <= {"N", "D", "C", "U"}:
-            raise UserError(f"the law {self.formula.text} needs N and D alone to choose from: it has no compute-optimal size")
+            raise UserError(
+                f"the law {brief(self.formula.text)} has no compute-optimal size: it is none of N and D alone"
+            )
         unique = None if unique_tokens is None else self._given(1.0, 1.0, unique_tokens, {"C": C}).get("U")
         every = np.concatenate([self._matrix(), self.replicates.reshape(-1, len(self.parameters))])
         constants = _named(self, every, axis=1)
@@ -167,7 +169,9 @@ class Law:
             least = np.where(np.isfinite(loss), loss, np.inf).argmin(axis=1)
             last = loss.shape[1] - 1
             if zoom == 0:
-                inside = (least > 0) & (least < last) & np.isfinite(loss.min(axis=1, initial=np.inf, where=~np.isnan(loss)))
+                inside = (
+                    (least > 0) & (least < last) & np.isfinite(loss.min(axis=1, initial=np.inf, where=~np.isnan(loss)))
+                )
             row = np.arange(len(every))
             low, high = log_ratio[row, np.maximum(least - 1, 0)], log_ratio[row, np.minimum(least + 1, last)]
         if not inside[0]:
@@ -182,17 +186,23 @@ class Law:
         for name, value in given.items():
             least, most = self.fitted.get(name, (-math.inf, math.inf))
             if not least / 1.001 <= value <= most * 1.001:
-                times, side, end = (value / most, "largest", most) if value > most else (least / value, "smallest", least)
-                less = "" if value > most else "1/"
-                said.append(f"{name}={value:.3g} is {less}{times:.3g} of the {side} fitted, {end:.3g}: extrapolated")
+                side, end = ("largest", most) if value > most else ("smallest", least)
+                times = f"{value / most:.3g} times" if value > most else f"1/{least / value:.3g} of"
+                said.append(f"{name}={value:.3g} is {times} the {side} fitted, {end:.3g}: extrapolated")
         return said
 
     def _given(self, N, D, unique_tokens, columns) -> dict[str, np.ndarray]:
         given = {"N": N, "D": D, "U": unique_tokens, **columns}
         if self.formula is None:
             raise UserError(f"{self.method} says which size is best, not its loss: fit --method=parametric, too")
+        if unique_tokens is not None and "U" not in self.variables:
+            raise UserError(
+                f"the law {brief(self.formula.text)} does not know of repeated data: leave out unique tokens"
+            )
         if "U" in self.variables and given["U"] is None:
             given["U"] = D  # seen once
+        if "C" in self.variables and given.get("C") is None and N is not None and D is not None:
+            given["C"] = self.flop_model.coefficient * np.asarray(N, float) ** self.flop_model.size_exponent * D
         found = {}
         for name in self.variables:
             if given.get(name) is None:
@@ -212,7 +222,9 @@ class Law:
         value = self.formula.value({**given, **self.parameters})
         if not len(self.replicates) or np.ndim(value):
             return value, np.empty(0)
-        return value, np.broadcast_to(self.formula.value({**given, **_named(self, self.replicates)}), len(self.replicates))
+        return value, np.broadcast_to(
+            self.formula.value({**given, **_named(self, self.replicates)}), len(self.replicates)
+        )
 
     def _interval(self, drawn: np.ndarray, seed: int = 0) -> list[float] | None:
         if not len(drawn):
@@ -224,7 +236,11 @@ class Law:
     def _frontier(self, name: str, C: float) -> tuple[float, np.ndarray]:
         formula = parse(FRONTIER[name])
         value = formula.value({"C": np.float64(C), **self.parameters})
-        drawn = formula.value({"C": np.float64(C), **_named(self, self.replicates)}) if len(self.replicates) else np.empty(0)
+        drawn = (
+            formula.value({"C": np.float64(C), **_named(self, self.replicates)})
+            if len(self.replicates)
+            else np.empty(0)
+        )
         return float(value), drawn
 
     def with_accuracy(self, link: "Law") -> "Law":

@@ -28,7 +28,9 @@ class Asked:
             for name in names:
                 if name not in parameters:
                     known = listed(parameters) or "none"
-                    raise FitError(f"--{what} names {brief(name, 60)}, which is no parameter of the law: it has {known}")
+                    raise FitError(
+                        f"--{what} names {brief(name, 60)}, which is no parameter of the law: it has {known}"
+                    )
         for name, other in self.ties.items():
             if name == other or other in self.ties:
                 raise FitError(f"--tie={name}={other} ties a parameter to one that is tied itself: name one to keep")
@@ -91,7 +93,9 @@ def number(flag: str, part: str, text: str) -> float:
 def _ends(name: str, text: str) -> Bounds:
     least, colon, most = (part.strip() for part in text.partition(":"))
     if not colon:
-        raise FitError(f"--bounds has {name}={brief(text, 40)}: write the least and the most, as {name}=0:2 or {name}=0:")
+        raise FitError(
+            f"--bounds has {name}={brief(text, 40)}: write the least and the most, as {name}=0:2 or {name}=0:"
+        )
     low = number("bounds", f"{name}={text}", least) if least else -math.inf
     high = number("bounds", f"{name}={text}", most) if most else math.inf
     if low >= high:
