@@ -269,8 +269,8 @@ def test_an_interval_without_an_end_or_without_noise_to_go_by_says_why(points, t
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "one of --runs=GLOB and --csv=FILE"),
-        (("--csv=a", "--runs=b"), "one of --runs=GLOB and --csv=FILE"),
+        ((), "one of --runs=GLOB, --csv=FILE and --fit=FOLDER"),
+        (("--csv=a", "--runs=b"), "one of --runs=GLOB, --csv=FILE and --fit=FOLDER"),
         (("--csv=a",), "--out is missing"),
         (("--csv=none.csv", "--out=out"), "none.csv cannot be read"),
         (("--csv=a", "--out=out", "--optimal_at=lots"), "--optimal_at=lots"),

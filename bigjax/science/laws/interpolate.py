@@ -46,8 +46,9 @@ def minimum(x: np.ndarray, losses: np.ndarray, weight: np.ndarray, how: Interpol
         ends = parabola(x - middle, losses, weight, 4) @ np.vander(np.array([x.min(), x.max()]) - middle, 4, True).T
         lost = ~(np.isfinite(found) & (found >= x.min()) & (found <= x.max()))
         return np.where(lost, np.where(ends[:, 0] < ends[:, 1], -BEYOND, BEYOND), found)
-    grid = np.linspace(x.min(), x.max(), STEPS)
-    curves = _akima(x, losses, weight)(grid).T
+    through = _akima(x, losses, weight)
+    grid = np.linspace(through.x[0], through.x[-1], STEPS)
+    curves = through(grid).T
     least = curves.argmin(axis=1)
     inner, row = np.clip(least, 1, STEPS - 2), np.arange(len(curves))
     before, at, after = (curves[row, inner + step] for step in (-1, 0, 1))

@@ -10,6 +10,9 @@ from bigjax.science.laws.robust import SEEN_SHARE, spread
 AT_BOUND = 1e-6
 """A parameter lies at its bound if its distance from there changes the law by no more than this share."""
 
+FARTHEST = 40.0
+"""How far a coordinate is moved back from a bound at the most; e^40 is 2e17."""
+
 MARGIN = 1e-3
 """How far from a bound, as a share of its distance from the other or of its size, a search starts."""
 
@@ -65,14 +68,19 @@ class Coordinates:
         bounded = np.isfinite(self.low) | np.isfinite(self.high)
         return bounded & (np.abs(jacobian).max(axis=0) < AT_BOUND)
 
-    def lifted(self, free: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
+    def lifted(self, plain: Callable, free: np.ndarray) -> np.ndarray:
         """Return coordinates `(p,)` away from bounds: there no slope leads back, so no replicate may start there."""
-        seen = np.abs(jacobian).max(axis=0)
-        with np.errstate(divide="ignore"):
-            step = np.where(seen < SEEN_SHARE, np.log(SEEN_SHARE / np.maximum(seen, 1e-300)), 0.0)
-        step = np.minimum(step, 700.0)
-        step[~(np.isfinite(self.low) | np.isfinite(self.high))] = 0.0
-        return free + np.where(self.both & (free > 0), -step, step)
+        bounded = np.isfinite(self.low) | np.isfinite(self.high)
+        free = np.where(self.both, np.clip(free, -FARTHEST, FARTHEST), free)
+        away = np.where(self.both & (free > 0), -1.0, 1.0)
+        for _ in range(int(FARTHEST)):
+            values, slopes = self.to_plain(free)
+            seen = np.abs(plain(values)[1] * slopes).max(axis=0)
+            lost = bounded & ~(seen >= SEEN_SHARE)
+            if not lost.any():
+                break
+            free = free + np.where(lost, away, 0.0)
+        return free
 
     def spread(self, found: np.ndarray, replicates: np.ndarray, num_clusters: int) -> np.ndarray:
         """Return replicates `(r, p)` spread for few points about `found`, inside of the bounds.

@@ -231,7 +231,7 @@ def _called(name: str, parts: list[Dual]) -> Dual:
     if name in ("min", "max"):
         for other, other_slopes in parts[1:]:
             first = value <= other if name == "min" else value >= other
-            slopes = _sum(_scaled(slopes, first * 1.0), _scaled(other_slopes, ~first * 1.0))
+            slopes = _sum(_scaled(slopes, first * 1.0), _scaled(other_slopes, 1.0 - first))
             value = np.where(np.isnan(value) | np.isnan(other), np.nan, np.where(first, value, other))
         return value, slopes
     if name == "exp":

@@ -1,6 +1,6 @@
 """A law of one's own, fitted to any column: parameters bounded, tied and started as asked, with intervals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
@@ -28,10 +28,13 @@ Objective = Literal["huber", "squares"]
 EXPONENTS = (-1.0, -0.6, -0.3, -0.1, 0.1, 0.3, 0.6, 1.0)
 """Starts of a parameter in an exponent."""
 
-MOST_STARTS, NUM_FOLLOWED = 2000, 24
-"""Starts looked at, of a larger grid a random sample, and how many of them, the best, are followed."""
+MOST_STARTS, NUM_FOLLOWED, NUM_POLISHED = 2000, 16, 3
+"""Starts looked at, of a larger grid a random sample; how many, the best, are followed, and how many to the end."""
 
-SAME = 1e-4
+NOTHING = 1e-9
+"""A direction of parameters that moves the law by less than this share of others moves nothing but the last digits."""
+
+SAME = 1e-2
 """The relative difference of objectives below which two starts have reached the same optimum."""
 
 
@@ -62,11 +65,13 @@ class FormulaFit:
     replicates: np.ndarray = field(repr=False)
     residuals: np.ndarray = field(repr=False)
     jacobian: np.ndarray = field(repr=False)
+    undetermined: tuple[str, ...] = ()
 
     @property
     def ci95(self) -> dict[str, list[float] | None]:
-        """The 95 % interval of each parameter."""
-        return {name: interval(values) for name, values in zip(self.parameters, self.replicates.T, strict=True)}
+        """The 95 % interval of each parameter; one that the points do not determine may be any."""
+        found = {name: interval(values) for name, values in zip(self.parameters, self.replicates.T, strict=True)}
+        return found | {name: [-np.inf, np.inf] for name in self.undetermined}
 
     def predict(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the value of the law `(n,)` for its variables `(n,)`."""
@@ -129,10 +134,14 @@ def fit_formula(
         """The law in coordinates in which every parameter moves it about as much."""
         values, slopes = coordinates.to_plain(free * sizes)
         prediction, jacobian = plain(values)
-        return prediction, jacobian * (slopes * sizes)[..., None, :]
+        with np.errstate(all="ignore"):  # far from the optimum powers overflow; the search steps back
+            return prediction, jacobian * (slopes * sizes)[..., None, :]
 
     tiled = np.tile(weights, (len(theta), 1))
-    reached, _ = minimise_many(model, target, tiled, theta / sizes, threshold, iterations=400)
+    rough, _ = minimise_many(model, target, tiled, theta / sizes, threshold, iterations=60)
+    near = np.array([weights @ huber(model(each)[0] - target, threshold)[0] for each in rough])
+    polished = rough[np.argsort(near, kind="stable")[:NUM_POLISHED]]
+    reached, _ = minimise_many(model, target, tiled[: len(polished)], polished, threshold, iterations=400)
     values = np.array([weights @ huber(model(each)[0] - target, threshold)[0] for each in reached])
     best = reached[int(np.nanargmin(values))]
     least = float(np.nanmin(values))
@@ -141,15 +150,16 @@ def fit_formula(
     typical = max(min(threshold, float(np.sqrt(weights @ residuals**2 / weights.sum()))), 1e-9)
     gradient = np.abs((weights * huber(-residuals, threshold)[1]) @ jacobian).max() / (typical * weights.sum())
     drawn = weights * bootstrap_weights(cluster, bootstrap, seed)
-    begin = coordinates.lifted(best * sizes, jacobian / sizes) / sizes
+    begin = coordinates.lifted(plain, best * sizes) / sizes
     raw, slopes = minimise_many(model, target, drawn, np.tile(begin, (bootstrap, 1)), threshold)
     found = coordinates.to_plain(best * sizes)[0]
     free_jacobian, jacobian = jacobian, plain(found)[1]
     share = float(np.mean(slopes * threshold / typical <= 10 * CONVERGED)) if bootstrap else 1.0
+    free_of = _undetermined(plain(found)[1])
     at_bound = [name for name, at in zip(names, coordinates.at_bound(free_jacobian / sizes), strict=True) if at]
     replicates = coordinates.spread(found, coordinates.to_plain(raw * sizes)[0], count)
     warnings = [
-        *_warnings(names, free_jacobian, gradient, share, count, at_bound),
+        *_warnings(names, free_jacobian, gradient, share, count, at_bound, [names[index] for index in free_of]),
         *(doubts(target, residuals, weights, len(names)) if len(names) > 1 else ()),
     ]
     return FormulaFit(
@@ -163,11 +173,12 @@ def fit_formula(
         n_points=len(y),
         n_clusters=count,
         converged=bool(gradient <= CONVERGED),
-        starts_agree=float(np.mean(values <= least * (1 + SAME) + 1e-18)),
+        starts_agree=float(np.mean(near <= least * (1 + SAME) + 1e-18)),
         warnings=tuple(warnings),
         replicates=replicates,
         residuals=residuals * scale,
         jacobian=jacobian * scale,
+        undetermined=tuple(names[index] for index in free_of),
     )
 
 
@@ -208,7 +219,7 @@ def _model(formula: Formula, names: tuple[str, ...], used, error: ErrorOf, scale
 def _starts(formula: Formula, names, used, y, weights, error: ErrorOf, asked: Asked) -> np.ndarray:
     """Return `(s, p)` starts, whatever the law's value there."""
     linear = [name for name in formula.linear(names) if name not in asked.starts]
-    exponents, scales = formula.exponents(), _scales(used)
+    exponents, scales = formula.exponents(), _scales([*used.values(), y])
     grid = {
         name: asked.starts.get(name, EXPONENTS if name in exponents else scales) for name in names if name not in linear
     }
@@ -237,10 +248,10 @@ def _starts(formula: Formula, names, used, y, weights, error: ErrorOf, asked: As
     return found
 
 
-def _scales(used: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+def _scales(columns: Sequence[np.ndarray]) -> tuple[float, ...]:
     """Return values that a scale in the law may have: like a column, or like the inverse of what it varies by."""
     found = []
-    for values in used.values():
+    for values in columns:
         found += [float(np.quantile(values, share)) for share in (0.1, 0.5, 0.9)]
         if np.ptp(values) > 0:
             found += [sign * times / float(np.ptp(values)) for sign in (1, -1) for times in (1.0, 5.0)]
@@ -254,26 +265,31 @@ def _best(plain: Callable, starts: np.ndarray, target, weights, formula: Formula
         FitError: it has none anywhere.
     """
     known = starts[np.isfinite(starts).all(axis=1)]
-    prediction = plain(known)[0] if len(known) else np.empty((0, len(target)))
+    if not len(known):
+        raise FitError(f"the law {formula.text} cannot be fitted: {_no_value(formula, used, names, starts)}")
+    prediction, jacobian = plain(known)
     with np.errstate(invalid="ignore"):
         errors = np.abs(prediction - target) @ weights
-    usable = np.isfinite(errors)
+    usable = np.isfinite(errors) & np.isfinite(jacobian).all(axis=(1, 2))
     if not usable.any():
-        example = known[0] if len(known) else np.full(len(names), 0.5)
-        where = formula.undefined(
-            {**used, **{name: np.float64(value) for name, value in zip(names, example, strict=True)}}
-        )
-        reason = "is not above 0, and has no logarithm: bound its parameters, or fit with --error=absolute"
-        if where is not None:
-            part, row = where
-            at = ", ".join(f"{name}={values[row]:.4g}" for name, values in used.items())
-            reason = f"has no finite value: {part} has none at {at}"
-        raise FitError(f"the law {formula.text} cannot be fitted: from no start, --start says others, it {reason}")
+        raise FitError(f"the law {formula.text} cannot be fitted: {_no_value(formula, used, names, known)}")
     order = np.argsort(errors[usable], kind="stable")[:NUM_FOLLOWED]
     return known[usable][order]
 
 
-def _warnings(names, jacobian: np.ndarray, gradient: float, share: float, count: int, at_bound: list[str]):
+def _no_value(formula: Formula, used, names: tuple[str, ...], starts: np.ndarray) -> str:
+    """Return why the law has no value at any start."""
+    for start in np.where(np.isfinite(starts), starts, 0.5):
+        if (where := formula.undefined({**used, **dict(zip(names, start, strict=True))})) is not None:
+            part, row = where
+            at = ", ".join(f"{name}={values[row]:.4g}" for name, values in used.items())
+            return f"{part} has no finite value at {at}; --start begins elsewhere, --bounds keeps parameters apart"
+    return "its value or slope has no logarithm at any start: bound its parameters, or fit with --error=absolute"
+
+
+def _warnings(
+    names, jacobian: np.ndarray, gradient: float, share: float, count: int, at_bound: list[str], undetermined
+):
     """Yield what is doubtful about the fit."""
     if not gradient <= CONVERGED:
         yield f"the fit did not converge: the gradient is {gradient:.1e} of a typical error"
@@ -283,7 +299,21 @@ def _warnings(names, jacobian: np.ndarray, gradient: float, share: float, count:
         yield f"{', '.join(at_bound)} lies at its bound, where an interval may be too short"
     if count <= len(names):
         yield f"{count} distinct points for {len(names)} parameters: no degree of freedom is left for an interval"
+    if undetermined:
+        yield f"the points do not determine {', '.join(undetermined)}: some combination of them changes nothing"
+        return
     free = [index for index, name in enumerate(names) if name not in at_bound]
     lengths = np.linalg.norm(jacobian[:, free], axis=0)
     if len(free) and (not lengths.all() or np.linalg.cond(jacobian[:, free] / lengths) > 1e4):
-        yield "the points hardly determine the parameters: some combination of them is free"
+        yield "the points hardly determine the parameters: some combination of them is nearly free"
+
+
+def _undetermined(jacobian: np.ndarray) -> list[int]:
+    """Return the parameters that can be moved together without any change of the law, to first order."""
+    lengths = np.linalg.norm(jacobian, axis=0)
+    if not np.isfinite(lengths).all():
+        return list(range(len(lengths)))
+    _, sizes, rows = np.linalg.svd(jacobian / np.where(lengths > 0, lengths, 1.0))
+    sizes = np.pad(sizes, (0, len(rows) - len(sizes)))
+    nothing = rows[sizes < NOTHING * sizes.max(initial=NOTHING)]
+    return [index for index in range(len(lengths)) if (np.abs(nothing[:, index]) > 1e-3).any()]

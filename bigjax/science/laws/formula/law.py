@@ -126,13 +126,15 @@ class Law:
         loss, drawn = self._values(self._given(N, D, unique_tokens, columns))
         link, drawn = self.accuracy_of, np.reshape(drawn, -1)
         value, _ = link._values({"L": np.asarray(loss)})
+        share = float(np.clip(value, 0.0, 1.0))
         if not len(drawn):
-            return float(value), None
+            return share, None
         with np.errstate(all="ignore"):
             noisy = drawn * np.exp(np.random.default_rng(0).choice(self.noise, len(drawn)))
         pairs = min(len(noisy), len(link.replicates))
         own = link.formula.value({"L": noisy[:pairs], **_named(link, link.replicates[:pairs])})  # type: ignore[union-attr]
-        return float(value), link._interval(own)
+        ends = link._interval(own)
+        return share, None if ends is None else [float(end) for end in np.clip(ends, 0.0, 1.0)]
 
     def optimal(self, C: float, unique_tokens: float | None = None) -> Optimum:
         """Return the best use of C FLOPs, of `unique_tokens` distinct ones if the law knows repetition.
@@ -143,6 +145,8 @@ class Law:
         if not (math.isfinite(C) and C > 0):
             raise UserError(f"C={C:g} must be a number of FLOPs above 0")
         if self.formula is None:
+            if unique_tokens is not None:
+                raise UserError(f"{self.method} does not know of repeated data: leave out unique tokens")
             best = [self._frontier(name, C) for name in "ND"]
             return _optimum(C, *best, None)
         if not {"N", "D"} <= set(self.variables) <= {"N", "D", "C", "U"}:

@@ -96,6 +96,8 @@ def _one(law: Law, given: dict[str, float]) -> Prediction:
         ends = law.interval(size, tokens, given.get("U"), **columns)
     accuracy, accuracy_ends = None, None
     notes = law.outside(_all(law, given, size, tokens))
+    if law.method == "data_constrained" and len(law.replicates):
+        notes.append("the interval takes the law of data seen once as known")
     if law.accuracy_of is not None and loss is not None:
         accuracy, accuracy_ends = law.accuracy(size, tokens, given.get("U"))
         notes += law.accuracy_of.outside({"L": float(loss)})

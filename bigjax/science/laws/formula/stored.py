@@ -24,6 +24,9 @@ FILE = "law.json"
 
 FORMAT = 1
 
+STARS = (1e-8, 1e8)
+"""Between these R* of repeated data is told apart; beyond, one more repetition is worth nothing, or all."""
+
 PREFERRED = ("formula", "data_constrained", "parametric", "power", "isoflop", "envelope")
 """Which law of a folder is meant where none is named: the one that knows most of these."""
 
@@ -85,7 +88,7 @@ def _law(fit: Any, found: Study, method: str) -> Law:
             return Law(parse(CHINCHILLA), fit.parameters, replicates=plain, noise=noise, **common)
         if isinstance(fit, DataConstrainedFit):
             known = fit.base.parameters
-            stars = np.exp(fit.replicates)
+            stars = np.exp(np.clip(fit.replicates, *np.log(STARS)))
             plain = np.concatenate([np.tile(list(known.values()), (len(stars), 1)), stars], axis=1)
             parameters = {**known, **fit.parameters}
             columns = points.columns()
