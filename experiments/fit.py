@@ -113,6 +113,7 @@ def main(flag_values: flags.FlagValues) -> None:
         flops=flops,
         next_budget=flag_values.next_budget,
         choices=choices,
+        needed=None if flag_values.method == "all" else flag_values.method,
     )
     table = fits_report.to_markdown(found)
     foretold = predictions.predict(stored.laws_of(found), asked)

@@ -111,11 +111,12 @@ def study(
     flops: Sequence[float] = (),
     next_budget: float | None = None,
     choices: Choices | None = None,
+    needed: str | None = None,
 ) -> Study:
     """Fit `points` by each method, with checks, optima at `flops` and, with `next_budget`, the runs to make next.
 
     Raises:
-        FitError: the only method asked for, or every one of several, is impossible.
+        FitError: the only method asked for, or every one of several, is impossible, or the one `needed` is.
     """
     choices = choices or Choices()
     model = points.flop_model()  # nothing is fitted, or written, where FLOPs make no sense
@@ -143,6 +144,8 @@ def study(
         "formula": lambda: fit_own(points, choices, delta=delta, **how),
     }
     fits = {method: attempt(method, work[method]) for method in methods}
+    if needed in skipped:
+        raise FitError(skipped[needed])
     if all(fit is None for fit in fits.values()):
         reasons = "; ".join(skipped.values())
         raise FitError(reasons if len(methods) == 1 else f"no law can be fitted: {reasons}")
