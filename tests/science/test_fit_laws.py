@@ -43,7 +43,7 @@ def test_all_that_the_columns_allow_is_fitted_shown_and_foretold(columns, tmp_pa
     one, best, _ = found["predictions"]
     assert one["accuracy_ci95"][0] < one["accuracy"] < one["accuracy_ci95"][1]
     assert best["N"] == pytest.approx(best_size(HOFFMANN, 1e24), rel=0.3)
-    assert "note: C=1e+24 is 1e+03 times the largest fitted, 1e+21: extrapolated" in said
+    assert "note: C=1e+24 is 1000 times the largest fitted, 1e+21: extrapolated" in said
     assert "columns that are not read: lr" in said and "curves: the exponent of N is" in said
     assert "parametric residuals: no trend against N, D, C, D/N" in said and "parametric leverage: above" in said
     assert len(found["isoflop"]["curves"]) == 9 and found["parametric"]["diagnostics"]["leverage"]
@@ -61,6 +61,7 @@ def test_all_that_the_columns_allow_is_fitted_shown_and_foretold(columns, tmp_pa
     assert f"loss {one['loss']:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_a_law_of_ones_own_is_fitted_compared_and_foretold(columns, tmp_path, capsys):
     path, out = write_csv(tmp_path / "runs.csv", columns), tmp_path / "out"
     own = ("--law=E + A/N**alpha + B/D**beta + G*lr", "--bounds=E=0:,G=-1e4:1e4", "--start=alpha=0.3|0.4,beta=0.3")

@@ -89,7 +89,7 @@ def fit_data_constrained(
     unique = np.minimum(unique, tokens)
     repeats = tokens > unique
     if base is None:
-        base = _base(*(column[~repeats] for column in (params, tokens, loss)), delta)
+        base = _base(params[~repeats], tokens[~repeats], loss[~repeats], delta)
     theta = _theta(base)
     if repeats.sum() < 2:
         raise FitError(f"the data-constrained law needs at least 2 runs that repeat data, not {repeats.sum()}")

@@ -272,6 +272,7 @@ def _residuals(figure: Any, study: Study) -> None:
 def _diagnostics(figure: Any, study: Study) -> None:
     """Residuals of one's own law, or of the parametric one, against each column, and its leverages."""
     method = study.diagnosed
+    assert method is not None
     fit, found = study.fits()[method], study.checks[f"diagnostics_{method}"]
     assert isinstance(fit, ParametricFit | FormulaFit)
     hat = {row["point"]: row["leverage"] for row in found["leverage"]}

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,12 @@ FUNCTIONS = ("exp", "log", "sqrt", "min", "max")
 MOST_LETTERS, MOST_DEPTH, MOST_NAMES = 500, 40, 20
 """Formulas beyond these are refused: nothing that a fit to a few runs determines is as long."""
 
-ALLOWED = re.compile(r"[A-Za-z0-9_+\-*/(),.\s]*")
+STRANGE = re.compile(r"[^A-Za-z0-9_+\-*/(),.\s]")
 
-Values = Mapping[str, np.ndarray]
-Dual = tuple[np.ndarray, dict[str, np.ndarray]]
+Values = Mapping[str, Any]
+"""Numbers or arrays by name."""
+
+Dual = tuple[Any, dict[str, Any]]
 """A value and its derivatives in those names on which it depends."""
 
 
@@ -88,9 +91,9 @@ def parse(text: str) -> Formula:
         raise FitError(f"{said} has {letters} characters, and may have {MOST_LETTERS}")
     if "^" in text:
         raise FitError(f"{said} has ^, which is no power here: write **, as in N**alpha")
-    if (end := ALLOWED.match(text).end()) < len(text):
+    if strange := STRANGE.search(text):
         raise FitError(
-            f"{said} has {text[end]!r}: it may hold names, numbers, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
+            f"{said} has {strange[0]!r}: it may hold names, numbers, + - * / ** ( ) and {', '.join(FUNCTIONS)}"
         )
     try:
         with warnings.catch_warnings():
@@ -198,7 +201,7 @@ def _dual(node: ast.expr, values: Values, parameters: Collection[str]) -> Dual:
     """Return the value of a part and its derivatives, by the rules of calculus (forward mode)."""
     match node:
         case ast.Constant():
-            return _number(node.value), {}  # type: ignore[arg-type]
+            return _number(node.value), {}
         case ast.Name():
             return values[node.id], {node.id: np.float64(1)} if node.id in parameters else {}
         case ast.UnaryOp():

@@ -110,10 +110,10 @@ class Law:
             raise UserError(f"the law {self.formula.text if self.formula else ''} has no finite value there")
         return float(value) if value.ndim == 0 else value
 
-    def interval(self, N=None, D=None, unique_tokens=None, seed: int = 0, **columns) -> list[float] | None:
+    def interval(self, N=None, D=None, unique_tokens=None, **columns) -> list[float] | None:
         """Return the 95 % interval of the loss of one new run, its own noise included; None for a law not fitted."""
         given = self._given(N, D, unique_tokens, columns)
-        return self._interval(np.reshape(self._values(given)[1], -1), seed)
+        return self._interval(np.reshape(self._values(given)[1], -1))
 
     def accuracy(self, N=None, D=None, unique_tokens=None, **columns) -> tuple[float, list[float] | None]:
         """Return the accuracy at the loss of this law, and its 95 % interval, in which both laws' doubts are.
@@ -148,7 +148,7 @@ class Law:
             if unique_tokens is not None:
                 raise UserError(f"{self.method} does not know of repeated data: leave out unique tokens")
             best = [self._frontier(name, C) for name in "ND"]
-            return _optimum(C, *best, None)
+            return _optimum(C, best[0], best[1], None)
         if not {"N", "D"} <= set(self.variables) <= {"N", "D", "C", "U"}:
             raise UserError(
                 f"the law {brief(self.formula.text)} has no compute-optimal size: it is none of N and D alone"
@@ -191,7 +191,7 @@ class Law:
             least, most = self.fitted.get(name, (-math.inf, math.inf))
             if not least / 1.001 <= value <= most * 1.001:
                 side, end = ("largest", most) if value > most else ("smallest", least)
-                times = f"{value / most:.3g} times" if value > most else f"1/{least / value:.3g} of"
+                times = f"{value / most:.4g} times" if value > most else f"1/{least / value:.4g} of"
                 said.append(f"{name}={value:.3g} is {times} the {side} fitted, {end:.3g}: extrapolated")
         return said
 
@@ -230,10 +230,10 @@ class Law:
             self.formula.value({**given, **_named(self, self.replicates)}), len(self.replicates)
         )
 
-    def _interval(self, drawn: np.ndarray, seed: int = 0) -> list[float] | None:
+    def _interval(self, drawn: np.ndarray) -> list[float] | None:
         if not len(drawn):
             return None
-        noise = np.random.default_rng(seed).choice(self.noise, len(drawn))
+        noise = np.random.default_rng(0).choice(self.noise, len(drawn))
         with np.errstate(all="ignore"):
             return interval(drawn * np.exp(noise) if self.error == "log" else drawn + noise)
 
