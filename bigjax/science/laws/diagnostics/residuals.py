@@ -12,6 +12,10 @@ TREND = 0.01
 HIGH = 2.0
 """Leverage above this multiple of the mean, p / n, is high (Hoaglin and Welsch 1978)."""
 
+WILD = 5.0
+"""Residuals beyond this multiple of their typical size, 1.48 times the median of their absolute values, count no more:
+a robust fit leaves wild runs where they are, and one of them must not pass for a trend."""
+
 EXACT = 1e-9
 """Residuals below this are those of arithmetic."""
 
@@ -22,6 +26,8 @@ def trends(residuals: np.ndarray, columns: Mapping[str, np.ndarray], weight: np.
     `p` is that of the F test of the parabola against a constant. The fit has taken degrees of freedom of its own, so
     that it is a little too large.
     """
+    typical = float(np.median(np.abs(residuals))) / stats.norm.ppf(0.75)
+    residuals = np.clip(residuals, -WILD * typical, WILD * typical)
     rows = []
     for name, values in columns.items():
         if (values <= 0).any() or not np.isfinite(values).all() or len(np.unique(values)) < 3:

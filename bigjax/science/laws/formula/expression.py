@@ -153,7 +153,7 @@ def _constant(node: ast.expr) -> np.float64 | None:
         return np.float64(_dual(node, {}, ())[0])
 
 
-def _number(value: float) -> np.float64:
+def _number(value: Any) -> np.float64:
     try:
         return np.float64(value)
     except OverflowError:
