@@ -106,7 +106,7 @@ JOINED = st.recursive(
 )
 
 
-@lengths(150, 20_000)
+@lengths(150, 3_000)
 def test_any_text_is_a_formula_or_a_sentence(count, record_property):
     """What is read is evaluated without a warning, an exception or a long wait; nothing is run."""
     values = {"N": np.array([1e6, 1e9]), "D": np.array([1e9, 1e10])}
@@ -127,7 +127,7 @@ def test_any_text_is_a_formula_or_a_sentence(count, record_property):
     record_property("fuzz_cases", count)
 
 
-@lengths(40, 4_000)
+@lengths(40, 1_000)
 def test_any_bounds_ties_and_starts_are_read_or_a_sentence(count):
     part = st.builds(
         "{}{}{}".format,
