@@ -138,8 +138,10 @@ def _predict_only(flag_values: flags.FlagValues, asked) -> None:
 
     if not asked:
         raise UserError("--fit=FOLDER needs --predict, such as --predict='N=7e9,D=2e12;C=1e24'")
-    method = "formula" if flag_values.law is not None else flag_values.method
-    law = stored.load_fit(flag_values.fit, None if method == "all" else method)
+    for name in ("law", "columns", "out", "against"):
+        if flag_values[name].value is not None:
+            raise UserError(f"--{name} has no use with --fit, whose laws are fitted already: leave it out")
+    law = stored.load_fit(flag_values.fit, None if flag_values.method == "all" else flag_values.method)
     print(predictions.to_markdown(predictions.predict({law.method: law}, asked)), end="")
 
 

@@ -131,6 +131,9 @@ def test_a_power_law_by_command(columns, tmp_path, capsys):
         ((f"--law={LAW}", "--start=E=lots"), "no finite number"),
         ((f"--law={LAW}", "--tie=alpha=alpha"), "tied itself"),
         ((f"--law={LAW}", "--method=isoflop"), "leave out --method=isoflop"),
+        (("--law=E + A/U**alpha",), "the points have no column unique_tokens"),
+        (("--law=E + A/L**alpha",), "which is what it is to say"),
+        (("--columns=tokens=D",), "lacks the column params"),
         (("--tie=alpha=beta",), "--law, which is missing"),
         (("--base=E=1",), "needs a value for"),
         (("--predict=N=",), "write it as --predict="),
@@ -151,6 +154,7 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(columns, arguments, words,
 def test_a_fit_that_is_not_there_cannot_foretell(tmp_path, capsys):
     assert "holds no fit" in refused(capsys, f"--fit={tmp_path}", "--predict=C=1e20")
     assert "needs --predict" in refused(capsys, f"--fit={tmp_path}")
+    assert "--law has no use with --fit" in refused(capsys, f"--fit={tmp_path}", "--predict=C=1", f"--law={LAW}")
     assert "no use with --runs" in refused(capsys, "--runs=a", f"--out={tmp_path}", "--columns=params=x")
 
 

@@ -175,3 +175,17 @@ def test_a_wrong_law_is_found_out_and_a_right_one_seldom_doubted():
     assert found == simulations
     assert doubted <= stats.binom.ppf(0.999, simulations, 0.01)
     assert wrong <= stats.binom.ppf(0.999, simulations, 0.05)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("how", ["cubic", "akima"])
+@pytest.mark.parametrize("noise", [0.002, (0.006, 0.004, 0.003, 0.002, 0.001)], ids=["equal", "unequal"])
+def test_intervals_of_other_curves_hold_the_truth_at_the_nominal_rate(how, noise):
+    """60 simulations; the noise of a budget is its own, and the bound the binomial's at 1 in 1,000."""
+    exponent, misses = HOFFMANN["beta"] / (HOFFMANN["alpha"] + HOFFMANN["beta"]), 0
+    each = np.repeat(np.broadcast_to(noise, 5), 9)
+    for seed in range(simulations := 60):
+        points = make_points(*isoflop_runs(HOFFMANN, width=4.0, noise=each, sizes=9, seed=seed))
+        low, high = fit_isoflop(points, bootstrap=200, seed=seed, interpolate=how).ci95["N_exponent"]
+        misses += not low <= exponent <= high
+    assert misses <= stats.binom.ppf(0.999, simulations, 0.05)

@@ -85,7 +85,8 @@ def read_csv(
     needed = (*REQUIRED, "flops") if flops == "recorded" else REQUIRED
     if missing := [name for name in needed if name not in header]:
         lacking = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        raise FitError(f"{path} lacks the {lacking}: it has {', '.join(header) or 'none'}")
+        has = f"it has {_some(header) or 'none'}; --columns={missing[0]}=NAME says how the file calls it"
+        raise FitError(f"{path} lacks the {lacking}: {has}")
     if twice := [name for name in (*needed, "weight", "diverged", *EXTRA, *also) if header.count(name) > 1]:
         raise FitError(f"{path} has the column {twice[0]} {header.count(twice[0])} times: which one counts?")
     if not rows:

@@ -22,6 +22,7 @@ from bigjax.science.laws.diagnostics.held_out import compare, without_each_budge
 from bigjax.science.laws.diagnostics.residuals import leverage, trends
 from bigjax.science.laws.downstream import DownstreamFit, Link, fit_downstream
 from bigjax.science.laws.envelope import fit_envelope
+from bigjax.science.laws.formula.expression import parse
 from bigjax.science.laws.formula.fit import ErrorOf, FormulaFit, Objective, fit_formula
 from bigjax.science.laws.formula.law import CHINCHILLA, Law
 from bigjax.science.laws.formula.options import Asked
@@ -202,9 +203,14 @@ def fit_own(
         FitError: as `fit_formula`; a column has no value for some run.
     """
     assert choices.law is not None
+    columns, names = points.columns(), parse(choices.law).names
+    if "U" in names and "U" not in columns:
+        raise FitError("the law names U, unique tokens, and the points have no column unique_tokens")
+    if "L" in names and "L" not in columns:
+        raise FitError("the law names L, the loss, which is what it is to say: leave it out")
     return fit_formula(
         choices.law,
-        points.columns(),
+        columns,
         points.loss,
         asked=choices.asked,
         error=choices.error,
