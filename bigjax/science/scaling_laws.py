@@ -14,7 +14,7 @@ from bigjax.science.laws.checks import (
 )
 from bigjax.science.laws.compute_optimal import Optimum, compute_optimal
 from bigjax.science.laws.data_constrained import DataConstrainedFit, fit_data_constrained
-from bigjax.science.laws.design import Design, ProposedRun, design_next
+from bigjax.science.laws.design import Design, ProposedRun, TargetDesign, design_for, design_next
 from bigjax.science.laws.downstream import DownstreamFit, fit_downstream
 from bigjax.science.laws.envelope import fit_envelope
 from bigjax.science.laws.formula.expression import Formula, parse
@@ -50,7 +50,9 @@ __all__ = [
     "Points",
     "PowerLawFit",
     "ProposedRun",
+    "TargetDesign",
     "compute_optimal",
+    "design_for",
     "design_next",
     "fit_data_constrained",
     "fit_downstream",

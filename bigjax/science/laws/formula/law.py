@@ -265,3 +265,13 @@ def _optimum(C: float, size: tuple[float, np.ndarray], tokens: tuple[float, np.n
         columns["loss"] = loss[1]
     ci95 = {name: interval(values, least=0.0) for name, values in columns.items()}
     return Optimum(C, size[0], tokens[0], tokens[0] / size[0], None if loss is None else loss[0], ci95)
+
+
+def with_doubt(law: Law, share: float, noise: float, rng: np.random.Generator, replicates: int = 400) -> Law:
+    """Return a law whose parameters are known to a `share` of themselves, each alone, and whose runs have `noise`.
+
+    For a prior from a paper: parameters vary as log-normal numbers, and the log loss of a run as a normal one.
+    """
+    values = np.array(list(law.parameters.values()))
+    drawn = values * np.exp(rng.normal(0, share, (replicates, len(values))))
+    return replace(law, replicates=drawn, noise=rng.normal(0, noise, replicates))
