@@ -1,4 +1,4 @@
-"""Choose the runs that make a target's loss known best for a budget, and freeze the prediction before the target runs.
+"""Choose the runs that make a target's loss known best, and freeze its prediction before it runs.
 
 The law is that of an earlier fit, or five published numbers with --prior. --judge says what became of frozen
 predictions: whether each held, and how many of them did.
