@@ -124,7 +124,7 @@ def test_what_is_asked_is_foretold_and_what_is_far_is_said(found):
     assert near.loss == by_c.loss == pytest.approx(by_d.loss) and near.notes == ()
     assert near.loss_ci95[0] < near.loss < near.loss_ci95[1]
     assert best.size_ci95[0] < best.N < best.size_ci95[1]
-    assert far.notes[0] == "D=2e+12 is 4.379 times the largest fitted, 4.57e+11: extrapolated"
+    assert far.notes[0] == "D=2e+12 is 4.378 times the largest fitted, 4.57e+11: extrapolated"
     assert far.notes[1].startswith("C=8.4e+22 is 84")
     assert any("L=2.0" in note and "of the smallest fitted" in note for note in far.notes)
     assert 0.25 < far.accuracy_ci95[0] < far.accuracy < far.accuracy_ci95[1] <= 1
