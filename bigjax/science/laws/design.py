@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from bigjax.science.laws.compute_optimal import optimal_logs
+from bigjax.science.laws.formula.bounds import SAME_SIZE
 from bigjax.science.laws.formula.law import Law
 from bigjax.science.laws.parametric import NAMES, ParametricFit, log_loss_model
 from bigjax.science.laws.points import FlopModel
@@ -90,7 +91,7 @@ def design_for(law: Law, N: float, D: float, budget: float) -> TargetDesign:
     """Propose up to 6 runs, together of at most `budget` FLOPs, that shrink the interval of the loss at N and D most.
 
     As `design_next`, with the loss of the target for the criterion; the same run twice is a second seed. What the law
-    knows so far is the covariance of its replicates, in logarithms of those parameters that are all positive.
+    knows so far is the covariance of its replicates, in logarithms of parameters above and not near 0.
 
     Raises:
         FitError: the budget is not above 0 or reaches the target, or the law has no replicates or no N and D.
@@ -99,19 +100,21 @@ def design_for(law: Law, N: float, D: float, budget: float) -> TargetDesign:
     cost = model.coefficient * N**model.size_exponent * D
     if not (np.isfinite(budget) and 0 < budget < cost):
         raise FitError(f"the budget must be above 0 and below the {cost:.3g} FLOPs of the target, not {budget:g}")
-    if law.formula is None or set(law.variables) != {"N", "D"}:
+    formula = law.formula
+    if formula is None or set(law.variables) != {"N", "D"}:
         raise FitError(f"runs can be chosen for a law of N and D, and that of {law.method} is none")
     if len(law.replicates) < 20 or not np.isfinite(law.replicates).all():
         raise FitError("runs can only be chosen for a law with bootstrap intervals, or a prior with --prior_sd")
     values = np.array(list(law.parameters.values()))
-    positive = (law.replicates > 0).all(axis=0) & (values > 0)
+    # One that may be 0, as E, has no logarithm that varies as a normal number.
+    positive = (law.replicates.min(axis=0) > SAME_SIZE * law.replicates.max(axis=0)) & (values > 0)
     covariance = np.cov(np.where(positive, np.log(np.where(positive, law.replicates, 1.0)), law.replicates).T)
     noise = float(np.sqrt(np.mean(law.noise**2)))
     if not noise > 0:
         raise FitError("the law says nothing of the noise of a run: runs cannot be chosen")
 
     def rows(sizes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        value, slopes = law.formula.derivatives({"N": sizes, "D": tokens, **law.parameters}, law.parameters)  # type: ignore[union-attr]
+        value, slopes = formula.derivatives({"N": sizes, "D": tokens, **law.parameters}, law.parameters)
         columns = [np.broadcast_to(slopes[name], np.shape(value)) / value for name in law.parameters]
         return np.stack(columns, axis=-1) * np.where(positive, values, 1.0)
 

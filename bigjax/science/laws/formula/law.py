@@ -132,7 +132,8 @@ class Law:
         with np.errstate(all="ignore"):
             noisy = drawn * np.exp(np.random.default_rng(0).choice(self.noise, len(drawn)))
         pairs = min(len(noisy), len(link.replicates))
-        own = link.formula.value({"L": noisy[:pairs], **_named(link, link.replicates[:pairs])})  # type: ignore[union-attr]
+        assert link.formula is not None
+        own = link.formula.value({"L": noisy[:pairs], **_named(link, link.replicates[:pairs])})
         ends = link._interval(own)
         return share, None if ends is None else [float(end) for end in np.clip(ends, 0.0, 1.0)]
 
@@ -149,6 +150,7 @@ class Law:
                 raise UserError(f"{self.method} does not know of repeated data: leave out unique tokens")
             best = [self._frontier(name, C) for name in "ND"]
             return _optimum(C, best[0], best[1], None)
+        formula = self.formula
         if not {"N", "D"} <= set(self.variables) <= {"N", "D", "C", "U"}:
             raise UserError(
                 f"the law {brief(self.formula.text)} has no compute-optimal size: it is none of N and D alone"
@@ -162,7 +164,7 @@ class Law:
             log_n = (math.log(C / model.coefficient) - log_ratio) / (1 + model.size_exponent)
             sizes, tokens = np.exp(log_n), np.exp(log_n + log_ratio)
             given = {"N": sizes, "D": tokens, "U": tokens if unique is None else unique, "C": np.float64(C)}
-            loss = self.formula.value({**given, **constants})  # type: ignore[union-attr]
+            loss = formula.value({**given, **constants})
             return sizes, tokens, np.broadcast_to(loss, np.broadcast_shapes(loss.shape, (len(every), sizes.shape[-1])))
 
         low, high = (np.full(len(every), math.log(end)) for end in RATIOS)
