@@ -49,6 +49,10 @@ class Preparation:
         if clash:
             raise ConfigError(f"steps: {clash[0]} is a field of every preparation: call the step something else")
 
+    def __reduce__(self):
+        # The class with the sections is made anew in another process.
+        return _rebuilt, (strict.to_dict(self),)
+
     def options(self, name: str) -> Any:
         """Return the options of a step."""
         return getattr(self, named.section(name), None) or NoFields()
@@ -62,6 +66,10 @@ class Preparation:
         code = {name: named.digest(name) for name in self.steps}
         content = json.dumps([strict.maths(self), code], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _rebuilt(values: dict[str, Any]) -> Preparation:
+    return strict.from_dict(Preparation, values)
 
 
 def declare(**values: Any) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 from bigjax.prepare.errors import PrepareError
 from bigjax.prepare.step import Dropped, Record, text_of
+from bigjax.prepare.words import any_word
 
 
 def imported(module: str) -> Any:
@@ -30,7 +31,7 @@ def filtering(block: Any, cfg: Any) -> Callable[[Record], Record | Dropped]:
 
     def apply(record: Record) -> Record | Dropped:
         text = text_of(record, cfg.text_key)
-        if not text.strip():
+        if not any_word(text):
             return Dropped("empty")
         found = document(text=text, id="")
         kept, rule = result.get_filter_result(block.filter(found))

@@ -13,7 +13,7 @@ class GopherQuality:
     """The limits of the rules."""
 
     min_words: int = bounded(50, minimum=1)
-    """Words that a text has at least; punctuation marks are not words."""
+    """Words that a text has at least; punctuation marks are none."""
     max_words: int = bounded(100_000, minimum=1)
     """Words that a text has at most."""
     min_word_length: float = bounded(3.0, minimum=0)
@@ -27,7 +27,7 @@ class GopherQuality:
     max_ellipsis_lines: float = bounded(0.3, minimum=0, maximum=1)
     """The share of lines that end with an ellipsis, at most."""
     min_alphabetic: float = bounded(0.8, minimum=0, maximum=1)
-    """The share of words, here with punctuation marks, that have a letter, at least."""
+    """The share of words that have a letter, at least."""
     min_stop_words: int = bounded(2, minimum=0)
     """How many of the stop words occur, at least; for other languages than English give their own, or 0 here."""
     stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")

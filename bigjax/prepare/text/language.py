@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bigjax.config.fields import bounded
 from bigjax.prepare.step import Dropped, Record, Step, text_of
 from bigjax.prepare.text import blocks
+from bigjax.prepare.words import any_word
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def _build(options: Language, cfg) -> Callable[[Record], Record | Dropped]:
 
     def apply(record: Record) -> Record | Dropped:
         text = text_of(record, cfg.text_key)
-        if not text.strip():
+        if not any_word(text):
             return Dropped("empty")
         language, score = identifier.classify(text[: options.chars])
         if options.keep and language not in options.keep:
