@@ -89,7 +89,7 @@ class Sets:
         return {
             "places": np.array(self.places, np.uint64),
             "bands": np.array(self.bands, np.uint64).reshape(len(self.places), self.number),
-            "sets": np.concatenate(self.sets) if self.sets else np.zeros(0, np.uint8),
+            "sets": np.concatenate(self.sets) if self.sets else np.zeros(0, np.uint32),
             "ends": np.cumsum([len(each) for each in self.sets], dtype=np.int64),
         }
 

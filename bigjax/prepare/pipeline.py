@@ -48,6 +48,12 @@ class Preparation:
         clash = [name for name in names if name in fields(Preparation)]
         if clash:
             raise ConfigError(f"steps: {clash[0]} is a field of every preparation: call the step something else")
+        trained = [name for name, step in self.loaded() if isinstance(step, Fitted) and step.trained]
+        early = [name for name in trained if "sides" in names and names.index(name) < names.index("sides")]
+        if early:
+            raise ConfigError(f"steps: {early[0]} would learn from held-out records, too: put sides before it")
+        if trained and getattr(self.options("sides"), "folds", 0):
+            raise ConfigError(f"steps: with sides.folds, {trained[0]} would learn from every fold: prepare folds alone")
 
     def __reduce__(self):
         # The class with the sections is made anew in another process.

@@ -36,6 +36,11 @@ STEPS = {
     "decontaminate": "bigjax.prepare.text.decontaminate:STEP",
     "mask": "bigjax.prepare.text.mask:STEP",
     "quality_sample": "bigjax.prepare.text.quality_sample:STEP",
+    "sides": "bigjax.prepare.sides:STEP",
+    "missing": "bigjax.prepare.tables.missing:STEP",
+    "outliers": "bigjax.prepare.tables.outliers:STEP",
+    "scale": "bigjax.prepare.tables.scale:STEP",
+    "categories": "bigjax.prepare.tables.categories:STEP",
     "readable": "bigjax.prepare.images.readable:STEP",
     "near_images": "bigjax.prepare.images.near_images:STEP",
 }
@@ -86,6 +91,7 @@ class Fitted:
       build: `(options, cfg, state)` -> the function of a place and its record.
       fields: the dataclass of its options.
       counted: columns that it adds, whose values the report counts.
+      trained: whether it learns from records as a model does, so from the training side only.
     """
 
     observe: Callable[[Any, Any], Observer]
@@ -93,6 +99,7 @@ class Fitted:
     build: Callable[[Any, Any, Arrays], Callable[[int, Record], Record | Dropped]]
     fields: type = NoFields
     counted: tuple[str, ...] = ()
+    trained: bool = False
 
 
 def load(name: str) -> Step | Fitted:

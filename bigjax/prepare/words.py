@@ -42,7 +42,7 @@ def sentences(text: str) -> list[str]:
 def tokenizer():
     """Return `spelt` and `sentences` as a word tokenizer of datatrove, whose own for English is spaCy's.
 
-    There a punctuation mark is a word, too, so that of well punctuated prose fewer than 80 % of the words have a letter.
+    There a punctuation mark is a word, too: of plays with many commas fewer than 80 % of the words have a letter.
 
     Raises:
       PrepareError: datatrove is not installed.

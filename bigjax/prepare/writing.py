@@ -1,4 +1,4 @@
-"""What a preparation writes: records of a shard, what was observed of them, states and counts, each whole or not at all."""
+"""What a preparation writes: records, what was observed of them, states and counts, each whole or not at all."""
 
 import hashlib
 import json

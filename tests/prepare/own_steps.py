@@ -20,6 +20,15 @@ def kill_once(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def broken_once(record: dict[str, Any]) -> dict[str, Any]:
+    """Fail at record 50 the first time that a file can be made."""
+    place = Path(os.environ["KILL_ONCE"])
+    if record["id"] == 50 and not place.exists():
+        place.touch()
+        raise OSError("broken")
+    return record
+
+
 def broken(record: dict[str, Any]) -> dict[str, Any]:
     """Fail."""
     raise ZeroDivisionError(record["id"])

@@ -149,8 +149,35 @@ def typed(path: Path, raw: Path, out: Path, workers: int) -> list[str]:
     return [sys.executable, "-m", "experiments.prepare", *flags]
 
 
+def test_a_command_that_ended_midway_goes_on(prepare, raw, tmp_path, monkeypatch):
+    monkeypatch.setenv("KILL_ONCE", str(tmp_path / "broken"))
+    steps = f"steps=('exact_duplicates', '{OWN}:broken_once', 'near_duplicates'), shard_mb=0.02"
+    status, _, said = prepare(steps, f"jsonl:{raw}", "out")
+    assert status == 2 and said.startswith("error: step broken_once, record ") and said.endswith(": OSError: broken\n")
+    status, said, _ = prepare(steps, f"jsonl:{raw}", "out")
+    assert status == 0 and " 0 done before" not in said.splitlines()[0]
+    assert prepare(steps, f"jsonl:{raw}", "fresh")[0] == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_table_is_split_filled_and_scaled(prepare, tmp_path):
+    rows = [f"{i},{'' if i % 7 == 0 else i * 2},{'red' if i % 3 else 'blue'}" for i in range(1, 101)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,size,colour", *rows, rows[0]]) + "\n")
+    declared = """steps=("exact_duplicates", "sides", "missing", "categories", "scale"), sides={"stratify": "colour"},
+        categories={"columns": ("colour",)}, scale={"columns": ("size",)}"""
+    status, said, error = prepare(declared, "csv:t.csv", "out")
+    assert (status, error) == (0, "")
+    assert "--config.data.sources='jsonl:out/train/*.jsonl' --config.data.eval_sources='jsonl:out/eval/*.jsonl'" in said
+    train, held_out = (corpus.read_folder(tmp_path / "out" / side) for side in ("train", "eval"))
+    assert (len(train), len(held_out)) == (90, 10)
+    assert set(train[0]) == {"id", "size", "colour"} and {record["colour"] for record in train} == {0, 1}
+    assert sum(record["size"] for record in train) == pytest.approx(0, abs=1e-9)
+    fitted = json.loads((tmp_path / "out" / "fitted" / "scale.json").read_text())
+    assert set(fitted["size"]) == {"minus", "over"}
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("workers", [2, 1])
-@pytest.mark.sample(1)
 def test_a_killed_worker_is_said_and_the_command_goes_on(raw, tmp_path, workers):
     steps = f"steps=('exact_duplicates', '{OWN}:kill_once', 'near_duplicates'), shard_mb=0.02"
     path = config(tmp_path, steps)

@@ -1,7 +1,6 @@
 """Images that look like an earlier one, by perceptual hashes (Zauner 2010): the first is kept.
 
-The hash is `imagehash`'s pHash, 64 signs of the lowest frequencies. Two hashes that differ in few bits agree wholly
-in one of their bands, so that only those that share a band are compared.
+The hash is `imagehash`'s pHash, 64 signs of the lowest frequencies. Each image is compared with all that are kept.
 """
 
 from dataclasses import dataclass
@@ -13,46 +12,54 @@ from bigjax.prepare import duplicates
 from bigjax.prepare.errors import PrepareError
 from bigjax.prepare.images.readable import path_of
 from bigjax.prepare.step import Arrays, Fitted, Record
-from bigjax.prepare.words import mixed
 
 
 @dataclass(frozen=True)
 class NearImages:
     """What counts as alike."""
 
-    max_distance: int = bounded(4, minimum=0, maximum=31)
-    """Bits, of 64, in which the hashes of two images that are alike may differ."""
+    max_distance: int = bounded(8, minimum=0, maximum=31)
+    """Bits, of 64, in which the hashes of two images that are alike may differ; those of unlike ones differ in 32."""
 
 
 class _Hashes:
     def __init__(self, options: NearImages, cfg):
-        del cfg
+        del options, cfg
         try:
             import imagehash
         except ModuleNotFoundError:
             raise PrepareError("near_images needs imagehash: pip install 'bigjax[prepare]'") from None
-        self.phash, self.bands = imagehash.phash, options.max_distance + 1
-        self.sets = duplicates.Sets(self.bands)
+        self.phash = imagehash.phash
+        self.places: list[int] = []
+        self.hashes: list[np.ndarray] = []
 
     def add(self, place: int, record: Record) -> None:
         from PIL import Image
 
         with Image.open(path_of(record)) as image:
-            bits = self.phash(image).hash.reshape(-1)
-        # By the pigeonhole principle, d differing bits leave one of d + 1 bands as it is.
-        parts = np.array_split(bits, self.bands)
-        hashes = [int(np.packbits(np.pad(part, (64 - len(part), 0))).view(">u8")[0]) for part in parts]
-        numbered = np.arange(self.bands, dtype=np.uint64) + np.uint64(1)
-        packed = np.packbits(bits)
-        self.sets.add(place, mixed(mixed(numbered) + np.array(hashes, np.uint64)), packed)
+            self.hashes.append(np.packbits(self.phash(image).hash.reshape(-1)))
+        self.places.append(place)
 
     def arrays(self) -> Arrays:
-        return self.sets.arrays()
+        hashes = np.array(self.hashes, np.uint8).reshape(-1, 8).view(np.uint64)[:, 0]
+        return {"places": np.array(self.places, np.uint64), "hashes": hashes}
 
 
 def _combine(observed: list[Arrays], options: NearImages, cfg) -> Arrays:
     del cfg
-    return duplicates.near(observed, lambda a, b: int(np.bitwise_count(a ^ b).sum()) <= options.max_distance)
+    places, hashes = (np.concatenate([shard[name] for shard in observed]) for name in ("places", "hashes"))
+    kept, count = np.zeros_like(hashes), 0
+    kept_places = np.zeros_like(places)
+    dropped, of = [], []
+    for place, mine in zip(places, hashes, strict=True):
+        near = np.flatnonzero(np.bitwise_count(kept[:count] ^ mine) <= options.max_distance)
+        if len(near):
+            dropped.append(place)
+            of.append(kept_places[near[0]])
+        else:
+            kept[count], kept_places[count] = mine, place
+            count += 1
+    return {"places": np.array(dropped, np.uint64), "of": np.array(of, np.uint64)}
 
 
 STEP = Fitted(

@@ -39,14 +39,18 @@ def _features(text: str, options: QualitySample) -> np.ndarray:
     return np.unique(ngrams(words(text), 1) % np.uint64(options.features)).astype(np.int64)
 
 
+def _rank(place: int) -> int:
+    """Return a number by which places are in an order that looks like chance."""
+    return (place * 0x9E3779B97F4A7C15) & (2**64 - 1)
+
+
 class _Sample:
     def __init__(self, options: QualitySample, cfg):
         self.options, self.cfg = options, cfg
         self.found: list[tuple[int, np.ndarray]] = []
 
     def add(self, place: int, record: Record) -> None:
-        rank = (place * 0x9E3779B97F4A7C15) & (2**64 - 1)
-        self.found.append((rank, _features(text_of(record, self.cfg.text_key), self.options)))
+        self.found.append((_rank(place), _features(text_of(record, self.cfg.text_key), self.options)))
         if len(self.found) >= 2 * self.options.sample:
             self._cut()
 
@@ -70,32 +74,42 @@ def _combine(observed: list[Arrays], options: QualitySample, cfg) -> Arrays:
     del cfg
     if not options.good:
         raise ConfigError("quality_sample.good is empty: name files of good texts, or leave the step out")
-    ranked = []
+    ranked: list[tuple[int, np.ndarray]] = []
     for shard in observed:
-        ranked += zip(shard["ranks"], np.split(shard["features"], np.cumsum(shard["counts"])[:-1]), strict=False)
-    raw = [features for _, features in sorted(ranked, key=lambda pair: pair[0])[: options.sample]]
+        rows = np.split(shard["features"], np.cumsum(shard["counts"])[:-1])
+        ranked += zip(shard["ranks"].tolist(), rows, strict=False)
+    ranked = sorted(ranked, key=lambda pair: pair[0])[: options.sample]
     good = [_features(text, options) for text in texts("quality_sample.good", options.good, options.columns)]
-    good = good[: options.sample]
-    rows = [*good, *raw]
-    if not raw:
-        raise PrepareError("quality_sample: no record is left to learn from")
-    lengths = np.array([len(row) for row in rows])
-    weights = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
-    ends = np.concatenate([[0], np.cumsum(lengths)])
-    matrix = csr_matrix((weights, np.concatenate(rows), ends), (len(rows), options.features))
-    labels = np.array([1] * len(good) + [0] * len(raw))
-    model = LogisticRegression(class_weight="balanced", max_iter=200).fit(matrix, labels)
-    return {"weights": model.coef_[0], "bias": model.intercept_}
+    models = []
+    for half in (0, 1):
+        raw = [features for rank, features in ranked if _half(rank) != half]
+        if not raw:
+            raise PrepareError("quality_sample: too few records are left to learn from")
+        rows = [*good[: options.sample], *raw]
+        lengths = np.array([len(row) for row in rows])
+        weights = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        matrix = csr_matrix((weights, np.concatenate(rows), ends), (len(rows), options.features))
+        labels = np.arange(len(rows)) < len(rows) - len(raw)
+        # Hardly regularised, as theirs was not: a good text must reach a score near 1, or it is drawn rarely.
+        model = LogisticRegression(C=100.0, class_weight="balanced", solver="liblinear", random_state=0)
+        models.append(model.fit(matrix, labels))
+    return {"weights": np.array([m.coef_[0] for m in models]), "bias": np.array([m.intercept_[0] for m in models])}
+
+
+def _half(rank: int) -> int:
+    """Return which of two classifiers judges a record: the one that has not learnt from it as one of the others."""
+    return rank >> 40 & 1
 
 
 def _build(options: QualitySample, cfg, state: Arrays) -> Callable[[int, Record], Record | Dropped]:
-    weights, bias = state["weights"], float(state["bias"][0])
+    weights, bias = state["weights"], state["bias"]
 
     def apply(place: int, record: Record) -> Record | Dropped:
-        del place
+        half = _half(_rank(place))
         text = text_of(record, cfg.text_key)
         features = _features(text, options)
-        logit = weights[features].sum() / max(len(features), 1) ** 0.5 + bias
+        logit = weights[half][features].sum() / max(len(features), 1) ** 0.5 + bias[half]
         score = 1 / (1 + np.exp(-logit))
         drawn = hashlib.blake2b(f"{cfg.seed}/{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         uniform = (int.from_bytes(drawn) >> 11) / 2**53

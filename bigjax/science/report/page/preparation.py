@@ -138,7 +138,7 @@ def _values(found: dict[str, Any]) -> str:
                 for value, count in shown[:20]
             )
             rest = f'<p class="hint">and {len(shown) - 20:,} other values</p>' if len(shown) > 20 else ""
-            parts.append(f'<h3>{escape(name)}</h3><div class="bars">{rows}</div>{rest}')
+            parts.append(f'<h3>{escape(name.strip("_"))}</h3><div class="bars">{rows}</div>{rest}')
     return "<h2>Values</h2>" + "".join(parts) if parts else ""
 
 
