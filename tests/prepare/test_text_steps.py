@@ -44,6 +44,14 @@ def test_wrongly_decoded_text_is_repaired():
     ]
 
 
+def test_plain_text_is_what_ftfy_leaves_as_it_is():
+    from datatrove.pipeline.formatters.ftfy import FTFYFormatter
+
+    given = ["".join(map(chr, [9, 10, 13, *range(32, 127)])).replace("&", ""), "a\r\nb &amp; <p>", "\x1b[31mred", "ﬁ …"]
+    assert texts(given, "unicode") == [FTFYFormatter().format(text) for text in given]
+    assert texts(given, "unicode")[0] == given[0]
+
+
 def test_languages_are_told_apart():
     given = {
         "en": "The quick brown fox jumps over the lazy dog and runs into the forest to hide from the rain.",

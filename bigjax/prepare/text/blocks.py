@@ -40,12 +40,3 @@ def filtering(block: Any, cfg: Any) -> Callable[[Record], Record | Dropped]:
         return record if found.text is text else {**record, cfg.text_key: found.text}
 
     return apply
-
-
-def formatting(block: Any, cfg: Any) -> Callable[[Record], Record | Dropped]:
-    """Return a formatter of datatrove as a function on records."""
-
-    def apply(record: Record) -> Record | Dropped:
-        return {**record, cfg.text_key: block.format(text_of(record, cfg.text_key))}
-
-    return apply
