@@ -100,7 +100,8 @@ def load_config(config: ConfigDict | None, schema: type[T] = Config) -> T:
     """
     if config is None:
         raise UserError("--config=FILE[:ARG] is missing, e.g. --config=gpt:d12")
-    return strict.from_dict(schema, config)
+    # A preparation leaves the options of steps out that the command line does without.
+    return schema.of(config) if hasattr(schema, "of") else strict.from_dict(schema, config)  # pyright: ignore
 
 
 def required(flag_values: flags.FlagValues, name: str) -> Any:

@@ -40,6 +40,18 @@ class Preparation:
         known = [name for name in steps if isinstance(name, str)] if isinstance(steps, (tuple, list)) else []
         return extended(Preparation, tuple((named.section(name), load(name).fields) for name in dict.fromkeys(known)))
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "Preparation":
+        """Return the preparation of a ConfigDict whose `steps` may have been changed since it was declared.
+
+        The options of steps that are not done are left out, and those of new ones are at their defaults.
+
+        Raises:
+          ConfigError: a step or an option does not exist, or does not take its value.
+        """
+        known = fields(Preparation) | fields(Preparation.schema_of(config))
+        return strict.from_dict(Preparation, {name: config[name] for name in config if name in known})
+
     def __post_init__(self):
         names = [named.section(name) for name in self.steps]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -69,9 +81,9 @@ class Preparation:
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal characters of all that the prepared records depend on beside the sources' content."""
-        code = {name: named.digest(name) for name in self.steps}
-        content = json.dumps([strict.maths(self), code], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        code = {name: digest for name in self.steps if (digest := named.digest(name))}
+        content = json.dumps([strict.fingerprint(self), code], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16] if code else strict.fingerprint(self)
 
 
 def _rebuilt(values: dict[str, Any]) -> Preparation:
@@ -90,17 +102,12 @@ def declare(**values: Any) -> Any:
 
 
 def resolved(config: Mapping[str, Any]) -> Preparation:
-    """Return the preparation of a ConfigDict whose `steps` may have been changed since it was declared.
-
-    The options of steps that are not done are left out, and those of new ones are at their defaults.
+    """Return the preparation of a ConfigDict, which can be carried out.
 
     Raises:
-      ConfigError: a step or an option does not exist, or there are no sources or no steps.
+      ConfigError: as `Preparation.of`, or there are no sources or no steps.
     """
-    own = fields(Preparation)
-    schema = Preparation.schema_of(config)
-    values = {name: config[name] for name in config if name in own or name in fields(schema)}
-    cfg = strict.from_dict(Preparation, values)
+    cfg = Preparation.of(config)
     if not cfg.sources:
         raise ConfigError("sources is empty: say where the records are, as in --config.sources=jsonl:raw/*.jsonl")
     if not cfg.steps:

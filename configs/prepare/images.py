@@ -1,6 +1,6 @@
 """Which images of a folder are whole, large enough, and unlike each other?
 
-Each image becomes a record with its path, its size and as label the folder that it lies in; a tenth of each is held out:
+Each image becomes a record with its path, its size and as label its folder; a tenth of each is held out:
 
     python -m experiments.prepare --config=prepare/images --config.sources='images:photos/*/*.jpg' --out=prepared
 """
