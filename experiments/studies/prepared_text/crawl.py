@@ -20,21 +20,8 @@ COPIES, SPAM, GARBLED = 0.35, 0.15, 0.15
 
 MENU = "Home | Plays | Sonnets | About us | Contact\nSign in or register\nShare this page"
 FOOT = "Previous | Next\nTerms of use | Privacy policy\nThis site uses cookies to improve your experience.\nBack to top"
-TERMS = (
-    "cheap",
-    "deals",
-    "online",
-    "casino",
-    "bonus",
-    "free",
-    "download",
-    "price",
-    "buy",
-    "now",
-    "click",
-    "win",
-    "offer",
-)
+TERMS = ["cheap", "deals", "online", "casino", "bonus", "free", "download", "best", "price", "buy", "now", "click"]
+TERMS += ["here", "win", "big", "offer"]
 
 
 def passages(held_out: bool) -> Iterator[str]:
