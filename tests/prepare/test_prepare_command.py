@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bigjax.prepare.pipeline import Preparation
+from bigjax.run import lease
 from experiments import cli
 from experiments import prepare as command
 from tests.commands import ROOT
@@ -270,3 +271,12 @@ def test_a_folder_with_something_else_is_left_alone(prepare, raw, tmp_path):
     raw.write_text(raw.read_text() + '{"id": 0, "text": "more"}\n')
     status, _, said = prepare(steps, f"jsonl:{raw}", "out")
     assert status == 2 and "the sources have changed since out was begun" in said
+
+
+def test_two_commands_do_not_write_one_folder(prepare, raw, tmp_path):
+    (tmp_path / "out").mkdir()
+    owner, _ = lease.take(tmp_path / "out" / "prepare.lock")
+    status, _, said = prepare("steps=('exact_duplicates',)", f"jsonl:{raw}", "out")
+    assert status == 2 and said.startswith("error: out is being written by another command: host ")
+    lease.release(tmp_path / "out" / "prepare.lock", owner)
+    assert prepare("steps=('exact_duplicates',)", f"jsonl:{raw}", "out")[0] == 0
