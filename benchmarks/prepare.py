@@ -108,6 +108,8 @@ def datatrove(path: Path, quality: dict[str, Any], language: Any, folder: Path) 
     ]
     started = time.process_time()
     for i, stage in enumerate(stages):
+        if i and not list(Path(filtered).glob("*.jsonl")):
+            break  # the filters kept nothing
         tasks = minhash.num_buckets if i == 2 else 1
         LocalPipelineExecutor(stage, tasks=tasks, workers=1, logging_dir=str(folder / f"log{i}")).run()
     seconds = time.process_time() - started
@@ -126,15 +128,17 @@ def figures(name: str, texts: Iterator[str], quality: dict[str, Any], limit: flo
         less = write(lines, part, limit)
         found[f"{name}/MB"] = megabytes
         runs: dict[str, tuple[float, Any]] = {
-            "whole": (megabytes, lambda: ours(whole, quality, folder / "a")),
-            "part": (less, lambda: ours(part, quality, folder / "b")),
-            "datatrove-words": (less, lambda: datatrove(part, quality, words.tokenizer(), folder / "c")),
+            "part": (less, lambda: ours(part, quality, folder / "a")),
+            "datatrove-words": (less, lambda: datatrove(part, quality, words.tokenizer(), folder / "b")),
+            "datatrove": (less, lambda: datatrove(part, quality, language, folder / "c")),
+            "whole": (megabytes, lambda: ours(whole, quality, folder / "d")),
         }
-        if importlib.util.find_spec("spacy"):
-            runs["datatrove"] = (less, lambda: datatrove(part, quality, language, folder / "d"))
+        if not importlib.util.find_spec("spacy"):
+            del runs["datatrove"]
         for run, (size, work) in runs.items():
             seconds, kept = work()
-            found[f"{name}/{run}/MB_per_s"], found[f"{name}/{run}/kept"] = size / seconds, kept
+            found |= {f"{name}/{run}/MB_per_s": size / seconds, f"{name}/{run}/kept": kept}
+            print(json.dumps(found), file=sys.stderr)
     return found
 
 
@@ -151,7 +155,7 @@ def main() -> None:
 
         logger.remove()
     if given.poetry:
-        found |= figures("poetry", poetry(given.poetry), CHINESE, given.limit_mb, "zho")
+        found |= figures("poetry", poetry(given.poetry), CHINESE, given.limit_mb, "zho_Hani")
     if given.kernel:
         found |= figures("kernel", kernel(given.kernel), {}, given.limit_mb, "eng")
     if given.dictionary:

@@ -2,6 +2,7 @@
 
 import heapq
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -133,8 +134,14 @@ def added(parts: Iterable[Json], limit: int) -> Json:
     return total
 
 
-def histogram(lengths: Mapping[int, int]) -> list[list[int]]:
-    """Return `[bytes from, records]` of counts by `int.bit_length` of a size, in order, without gaps."""
-    if not lengths:
+def bucket(nbytes: int) -> int:
+    """Return the bar of a histogram for a size; each reaches from a size to 2^(1/2) times as much."""
+    return math.floor(2 * math.log2(nbytes) + 1e-9) if nbytes else -1
+
+
+def histogram(counts: Mapping[int, int]) -> list[list[int]]:
+    """Return `[bytes from, records]` of counts by `bucket`, in order, without gaps."""
+    if not counts:
         return []
-    return [[2 ** (bits - 1) if bits else 0, lengths.get(bits, 0)] for bits in range(min(lengths), max(lengths) + 1)]
+    bars = range(min(counts), max(counts) + 1)
+    return [[math.ceil(2 ** (bar / 2)) if bar >= 0 else 0, counts.get(bar, 0)] for bar in bars]

@@ -19,7 +19,7 @@ from typing import Any
 
 from bigjax.errors import UserError, named
 from bigjax.prepare import writing
-from bigjax.prepare.counting import Counts, added, size
+from bigjax.prepare.counting import Counts, added, bucket, size
 from bigjax.prepare.errors import PrepareError
 from bigjax.prepare.pipeline import Preparation
 from bigjax.prepare.reading import Reader, Shard, digests, read
@@ -110,7 +110,7 @@ def run(job: Job, workers: int, say: Callable[[str], None]) -> list[dict[str, An
 
 
 def lengths(job: Job) -> tuple[Counter, Counter]:
-    """Return the counts by `int.bit_length` of the bytes of the records read, and of those written."""
+    """Return the counts by `counting.bucket` of the sizes of the records read, and of those written."""
     last = len(stages(job.cfg)) - 1
     found = []
     for number, key in ((0, "read_lengths"), (last, "written_lengths")):
@@ -190,7 +190,7 @@ def do(job: Job, number: int, shard: int) -> int:
         for place, where, record in source:
             nbytes = size(record, cfg.text_key)
             read_bytes += nbytes
-            read_lengths[nbytes.bit_length()] += 1
+            read_lengths[bucket(nbytes)] += 1
             kept = _through(functions, counts, place, where, record, nbytes, cfg.text_key)
             if kept is not None:
                 writer.write(place, kept)

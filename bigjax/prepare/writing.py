@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.prepare.counting import size
+from bigjax.prepare.counting import bucket, size
 from bigjax.prepare.step import Arrays, Record
 
 WORK = "work"
@@ -67,7 +67,7 @@ class Writer:
         record = {key: value for key, value in record.items() if key != SIDE}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         self._file(self.out / name).write(line)
-        self.lengths[size(record, self.text_key).bit_length()] += 1
+        self.lengths[bucket(size(record, self.text_key))] += 1
         counted = self.files.setdefault(name, [0, 0, hashlib.sha256()])
         counted[0] += 1
         counted[1] += len(line)

@@ -118,7 +118,7 @@ def _sizes(found: dict[str, Any]) -> str:
             f"<span>{before:,} → {after:,}</span>"
         )
     return (
-        '<h2>Sizes</h2><p class="hint key">Records by size, from the one given to twice as much: '
+        '<h2>Sizes</h2><p class="hint key">Records by size, from the one given to that of the next line: '
         '<i class="read"></i>read<i class="written"></i>kept</p>'
         f'<div class="bars">{"".join(rows)}</div>'
     )
