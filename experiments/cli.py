@@ -22,7 +22,8 @@ from ml_collections import ConfigDict, config_flags
 
 from bigjax.config import Config, paths, shipped, strict
 from bigjax.config import fields as schema
-from bigjax.errors import UserError
+from bigjax.config.fields import fields
+from bigjax.errors import UserError, listed
 from bigjax.interop.hf.config import PREFIX
 from bigjax.run.folder import RunFolder
 
@@ -219,6 +220,8 @@ def _parse(flag_values: flags.FlagValues, argv: list[str], schema: type) -> str 
     source = _take_config(argv, schema)[1]
     config = None if source is None else config_source.load(source)
     declared = schema
+    if config and not set(config) & set(fields(schema)):
+        raise UserError(f"{source} is no config for this command: it declares {listed(config)}")
     if config is not None and schema is Config:
         config, declared = config_source.with_named(config, _named(argv))
     elif config is not None:

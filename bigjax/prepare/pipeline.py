@@ -10,7 +10,7 @@ from bigjax.config import named, strict
 from bigjax.config.fields import bounded, fields, plumbing
 from bigjax.config.sections import NoFields, extended
 from bigjax.errors import ConfigError
-from bigjax.prepare.step import Fitted, Step, load
+from bigjax.prepare.step import STEPS, Fitted, Step, load
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Preparation:
         Raises:
           ConfigError: a step or an option does not exist, or does not take its value.
         """
-        known = fields(Preparation) | fields(Preparation.schema_of(config))
-        return strict.from_dict(Preparation, {name: config[name] for name in config if name in known})
+        left_out = set(STEPS) - set(fields(Preparation.schema_of(config)))
+        return strict.from_dict(Preparation, {name: config[name] for name in config if name not in left_out})
 
     def __post_init__(self):
         names = [named.section(name) for name in self.steps]

@@ -1,6 +1,7 @@
 """The command: the same bytes for any number of workers and after kills, what it reports, and what it refuses."""
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -246,6 +247,7 @@ def test_any_number_of_kills_changes_nothing(raw, tmp_path):
     ("steps=('decontaminate',)", "jsonl:raw.jsonl", "decontaminate.files is empty"),
     ("steps=('decontaminate',), decontaminate={'files': ('no.txt',)}", "jsonl:raw.jsonl", "no.txt cannot be read"),
     ("steps=()", "jsonl:raw.jsonl", "steps is empty"),
+    ("steps=('c4',), gofer={'min_words': 3}", "jsonl:raw.jsonl", "gofer is not a field"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence(prepare, raw, tmp_path, steps, sources, said):
     (tmp_path / "empty").mkdir()
@@ -271,6 +273,15 @@ def test_a_folder_with_something_else_is_left_alone(prepare, raw, tmp_path):
     raw.write_text(raw.read_text() + '{"id": 0, "text": "more"}\n')
     status, _, said = prepare(steps, f"jsonl:{raw}", "out")
     assert status == 2 and "the sources have changed since out was begun" in said
+
+
+@pytest.mark.parametrize("name, source", [("prepare", "gpt:d12"), ("train", "prepare/web_text")])
+def test_the_config_of_another_command_is_refused(name, source, capsys):
+    module = importlib.import_module(f"experiments.{name}")
+    schema = {"schema": Preparation} if name == "prepare" else {}
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(module.main, doc="", define_flags=module.define_flags, argv=[name, f"--config={source}"], **schema)
+    assert capsys.readouterr().err.startswith(f"error: {source} is no config for this command: it declares ")
 
 
 def test_two_commands_do_not_write_one_folder(prepare, raw, tmp_path):
