@@ -4,8 +4,9 @@ The corpora, each optional: Chinese poetry (`dist/` of the npm package chinese-p
 (`Documentation/` of the Debian package linux-doc) and an English dictionary (`gcide.dict.dz` of dict-gcide). Each
 becomes JSON lines, which one process takes through repair, both of Gopher's filters and near duplicates: all of it by
 `bigjax.prepare`, and `--limit_mb` of it by it and by datatrove's reader, blocks, MinHash and writer: `datatrove` with
-its own tokenizer of English, if spaCy is installed, `datatrove-words` with those of `bigjax.prepare.words`.
-Its own of Chinese does not run in its MinHash, as its executor cannot copy it. Figures are megabytes of text a second of one core; `kept` is the share of records.
+its own tokenizer of English, if spaCy is installed, `datatrove-words` with that of `bigjax.prepare.words`. Its own of
+Chinese is left out: its executor cannot copy a MinHash block that has it. Figures are megabytes of text a second of one
+core; `kept` is the share of records.
 """
 
 import argparse

@@ -5,7 +5,6 @@ The steps of FineWeb (Penedo et al. 2024, section 3) in its order, on pages whos
     python -m experiments.prepare --config=prepare/web_text --config.sources='jsonl:raw/*.jsonl' --out=prepared
 
 Language identification comes after extraction, as markup is English; masking comes last, as it changes what is counted.
-On two CPU cores it reads about 1 MB/s a core of HTML.
 """
 
 from ml_collections import ConfigDict
@@ -29,6 +28,6 @@ def get_config() -> ConfigDict:
             "mask",
         ),
         language={"keep": ("en",)},
-        # FineWeb leaves this rule of C4 out, as it alone drops a third of what the others keep.
+        # FineWeb leaves this rule of C4 out, as it alone removes about 30 % of the tokens (section 3.5).
         c4={"end_of_line": False},
     )
