@@ -253,6 +253,8 @@ def _functions(job: Job, stage: Stage) -> list[tuple[str, Callable[..., Any], bo
 
 def _raw(job: Job, shard: int) -> Iterator[tuple[int, str, Record]]:
     for i, (where, record) in enumerate(read(job.shards[shard], job.readers)):
+        if writing.SIDE in record:  # which names a folder
+            raise PrepareError(f"{where}: a column may not be called {writing.SIDE!r}: rename it")
         yield shard << SHARD_BITS | i, where, record
 
 

@@ -51,8 +51,6 @@ class _Keys:
         self.labels: list[str] = []
 
     def add(self, place: int, record: Record) -> None:
-        if SIDE in record:
-            raise PrepareError(f"there is a column {SIDE!r} already: rename it")
         self.places.append(place)
         self.keys.append(str(_value(record, self.options.column)) if self.options.by != "record" else "")
         self.labels.append(str(_value(record, self.options.stratify)) if self.options.stratify else "")

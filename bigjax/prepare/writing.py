@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.prepare.counting import bucket, size
+from bigjax.prepare.errors import PrepareError
 from bigjax.prepare.step import Arrays, Record
 
 WORK = "work"
@@ -63,7 +65,10 @@ class Writer:
             line = json.dumps([place, record], ensure_ascii=False, separators=(",", ":")) + "\n"
             self._file(self.between).write(line.encode())
             return
-        name = f"{record.get(SIDE, 'data')}/{self.shard:05d}.jsonl"
+        side = str(record.get(SIDE, "data"))
+        if not re.fullmatch(r"\w+", side) or side in (WORK, "fitted"):
+            raise PrepareError(f"{SIDE}={side[:60]!r} is no name of a folder: use letters and digits only")
+        name = f"{side}/{self.shard:05d}.jsonl"
         record = {key: value for key, value in record.items() if key != SIDE}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         self._file(self.out / name).write(line)

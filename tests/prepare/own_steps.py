@@ -34,4 +34,9 @@ def broken(record: dict[str, Any]) -> dict[str, Any]:
     raise ZeroDivisionError(record["id"])
 
 
+def outside(record: dict[str, Any]) -> dict[str, Any]:
+    """Name a folder outside of that of the preparation."""
+    return {**record, "_side": "../out2"}
+
+
 number = 5

@@ -247,11 +247,14 @@ def test_any_number_of_kills_changes_nothing(raw, tmp_path):
     ("steps=('decontaminate',)", "jsonl:raw.jsonl", "decontaminate.files is empty"),
     ("steps=('decontaminate',), decontaminate={'files': ('no.txt',)}", "jsonl:raw.jsonl", "no.txt cannot be read"),
     ("steps=()", "jsonl:raw.jsonl", "steps is empty"),
+    ("steps=('exact_duplicates',)", "jsonl:side.jsonl", "a column may not be called '_side'"),
+    ("steps=('tests.prepare.own_steps:outside',)", "jsonl:raw.jsonl", "is no name of a folder"),
     ("steps=('c4',), gofer={'min_words': 3}", "jsonl:raw.jsonl", "gofer is not a field"),
 ])  # fmt: skip
 def test_a_mistake_is_one_sentence(prepare, raw, tmp_path, steps, sources, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "side.jsonl").write_text('{"text": "a", "_side": "../.."}\n')
     (tmp_path / "broken.jsonl").write_text('{"text": "a"\n{"text": "b"}\n')
     status, _, error = prepare(steps, sources, "out")
     assert status == 2
