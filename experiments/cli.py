@@ -27,7 +27,7 @@ from bigjax.errors import UserError, listed
 from bigjax.interop.hf.config import PREFIX
 from bigjax.run.folder import RunFolder
 
-from . import config_source, show_config
+from . import config_source, help_text, show_config
 
 T = TypeVar("T")
 
@@ -204,7 +204,9 @@ def _main(run, doc, define_flags, examples, schema: type | None, argv) -> int | 
         flags.DEFINE_boolean("print_config", False, "print the resolved config and stop", flag_values=flag_values)
         flags.DEFINE_string("diff", None, "print how another config differs and stop", flag_values=flag_values)
     if {"-h", "-help", "--help"} & set(argv):
-        print(_help(doc, flag_values, examples, schema))
+        sources = "config file, or the name of a shipped one, and its argument"
+        sources += "; the folder of a run, or hf:PATH" if schema is Config else ""
+        print(help_text.build(doc, flag_values, examples, sources if schema else None))
         return None
     source = _parse(flag_values, argv, schema) if schema else _parse_flags(flag_values, argv)
     # Libraries that read absl's global flags must find them parsed.
@@ -334,28 +336,3 @@ def _show_config(flag_values: flags.FlagValues, source: str | None, schema: type
     if flag_values.diff is not None:
         other = load_config(config_source.load(flag_values.diff), schema)
         print(show_config.format_diff(source or "", cfg, flag_values.diff, other))
-
-
-def _help(doc: str | None, flag_values: flags.FlagValues, examples: Sequence[str], schema: type | None) -> str:
-    rows = [_help_row(flag_values[name]) for name in flag_values if name != "h"]
-    if schema:
-        sources = "config file, or the name of a shipped one, and its argument"
-        sources += "; the folder of a run, or hf:PATH" if schema is Config else ""
-        rows.insert(0, ("--config=FILE[:ARG]", sources))
-        rows.insert(1, ("--config.SECTION.FIELD=VALUE", "change one field; None switches off what may be off"))
-    width = max(len(name) for name, _ in rows)
-    parts = [(doc or "").strip(), "Flags:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)]
-    if examples:
-        parts.append("Examples:\n" + "\n".join(f"  {example}" for example in examples))
-    return as_typed("\n\n".join(parts))
-
-
-def as_typed(text: str) -> str:
-    """Return a text with its commands as they are typed for this package: `bigjax train` where it is bigjax's own."""
-    return text.replace("python -m experiments.", "bigjax ") if __package__ == "bigjax.experiments" else text
-
-
-def _help_row(flag: flags.Flag) -> tuple[str, str]:
-    name = f"--{flag.name}" if flag.boolean else f"--{flag.name}=VALUE"
-    has_default = flag.default is not None and not flag.boolean and flag.default != ""
-    return name, f"{flag.help} (default {flag.default})" if has_default else flag.help

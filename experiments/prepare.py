@@ -14,7 +14,7 @@ from absl import flags
 
 from bigjax.prepare.pipeline import Preparation
 
-from . import cli
+from . import cli, help_text
 
 EXAMPLES = (
     "python -m experiments.prepare --config=prepare/web_text --config.sources='jsonl:raw/*.jsonl' --out=prepared",
@@ -68,7 +68,7 @@ def main(flag_values: flags.FlagValues) -> None:
             found = manifest.report(job, steps)
             write_json(out / manifest.REPORT, found)
             made = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
-            command = " ".join([cli.as_typed("python -m experiments.prepare"), *map(shlex.quote, sys.argv[1:])])
+            command = " ".join([help_text.as_typed("python -m experiments.prepare"), *map(shlex.quote, sys.argv[1:])])
             preparation.write(found, out / "index.html", command=command, made=made)
             if not found["kept"]:
                 raise UserError(f"no record is left: {out / 'index.html'} shows which rules dropped them")
