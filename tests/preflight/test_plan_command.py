@@ -247,7 +247,9 @@ def test_two_configs_side_by_side(call, tmp_path):
 
 def test_chips_are_swept_as_a_table_and_a_picture(call, tmp_path):
     out = tmp_path / "scale.json"
-    status, table, _ = call(LLAMA, "--topology=v5p:4x4x4", "--analytic", "--sweep_chips=16,64,256", f"--out={out}")
+    status, table, _ = call(
+        LLAMA, *GIVEN, "--topology=v5p:4x4x4", "--analytic", "--sweep_chips=16,64,256", f"--out={out}"
+    )
     found = json.loads(out.read_text())
     assert status == 0 and out.with_suffix(".png").stat().st_size > 10_000
     assert [(row["scaling"], row["chips"], row["global_batch_size"]) for row in found] == [
