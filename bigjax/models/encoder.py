@@ -112,7 +112,7 @@ def apply(
 
 
 def _embed(params: Params, tokens_BS, positions_BS, types_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    tables = blocks.tables(params["embed"], specs(cfg)["embed"], cfg, layout)
     x_BSD = blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
     if cfg.token_types:
         types = tables["types"]
