@@ -103,11 +103,11 @@ TableGradient = Literal["added", "at once", "again"]
 - `at once`: in one product, for which the gradients of the logits, `T * V`, are kept in the compute dtype.
 - `again`: a part of the vocabulary at a time, for which the logits are computed again: nothing is kept."""
 
-LITTLE_MEMORY = ("TPU v5 lite",)
-"""Devices on which logits are computed twice rather than that anything of the size of the output matrix is kept.
+LITTLE_MEMORY = {"TPU v5 lite": 2**30}
+"""Devices on which logits are computed twice rather than that more than so many bytes are kept.
 
-For a Llama 3.1 8B and a row of 8,192 tokens that leaves 2 GiB less alive at once, of the 16 that v5e has, and costs
-2 % of the cycles by the compiler's estimate."""
+For a Llama 3.1 8B, fully sharded, and a row of 8,192 tokens that leaves 2 GiB less alive at once, of the 16 that v5e
+has, and costs 2 % of the cycles by the compiler's estimate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,10 +173,11 @@ def _table_gradient(x: jax.Array, w: jax.Array, chunks: int) -> TableGradient:
     """Return how to form the gradient of the output matrix, from one device's part of the arguments."""
     if x.dtype == jnp.float32:
         return "added"
-    if target.device_kind() in LITTLE_MEMORY and w.shape[0] % chunks == 0:
+    kept, added = x.dtype.itemsize * x.shape[0] * x.shape[1] * w.shape[0], 4 * w.size
+    most = LITTLE_MEMORY.get(target.device_kind())
+    if most is not None and min(kept, added) > most and w.shape[0] % chunks == 0:
         return "again"
-    kept = x.dtype.itemsize * x.shape[0] * x.shape[1] * w.shape[0]
-    return "at once" if kept <= 4 * w.size else "added"
+    return "at once" if kept <= added else "added"
 
 
 def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradient: bool):
