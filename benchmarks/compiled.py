@@ -113,7 +113,7 @@ def table_row(name: str, found: dict[str, Any], theirs: dict[str, Any] | None) -
     cells = []
     for key in ("peak_gib", "sent_gib", "async_share", "mcycles"):
         shown = f"{found[key]:.0%}" if key == "async_share" else f"{found[key]:,.4g}"
-        other = theirs.get(key) if theirs else None
+        other = theirs[key] if theirs and key != "async_share" else None
         cells.append(shown if other is None else f"{shown} ({found[key] / other:.2f})")
     return f"| {name} | {' | '.join(cells)} | {found['hbm_gib']:,.0f} |"
 
