@@ -183,8 +183,7 @@ def _table_gradient(x: jax.Array, w: jax.Array, chunks: int) -> TableGradient:
 def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradient: bool):
     """Return the sums over the mesh and, if asked, the gradient of `total` with respect to x, and this device's summand
     of that with respect to w."""
-    B, S, D = x.shape
-    size, smoothing, cap = S // options.chunks, options.label_smoothing, options.final_softcap
+    smoothing, cap = options.label_smoothing, options.final_softcap
     num_classes = w.shape[0] * (jax.lax.axis_size(vocab) if vocab else 1)
     first = jax.lax.axis_index(vocab) * w.shape[0] if vocab else 0
     class_V = first + jnp.arange(w.shape[0])

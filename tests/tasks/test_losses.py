@@ -265,7 +265,9 @@ def test_the_chunked_gradient_of_the_table_is_summed_in_its_dtype():
         text = run.lower(*placed).as_text()
     assert found.dtype == jnp.bfloat16
     assert re.search(r'out_shardings=\[.*unreduced=\{"data"\}', text)  # summands, that what follows sums
-    assert re.search(rf"%(\d+):3 = sdy.manual_computation(.|\n)*sharding_constraint %\1#2 .* : tensor<{V}x{D}xbf16>", text)
+    assert re.search(
+        rf"%(\d+):3 = sdy.manual_computation(.|\n)*sharding_constraint %\1#2 .* : tensor<{V}x{D}xbf16>", text
+    )
     np.testing.assert_allclose(np.float32(found), expected, rtol=0, atol=3.5 * 2.0**-8 * np.abs(expected).max())
 
 

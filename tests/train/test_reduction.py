@@ -22,7 +22,9 @@ def compiled(mesh: MeshConfig, loss_chunks: int = 1, **model):
     cfg = Config(
         model=ModelConfig(**sizes, **how, **model),
         data=DataConfig(tokenizer="bytes", seq_len=16),
-        train=TrainConfig(steps=10, global_batch_size=8 * MICROBATCHES, microbatches=MICROBATCHES, loss_chunks=loss_chunks),
+        train=TrainConfig(
+            steps=10, global_batch_size=8 * MICROBATCHES, microbatches=MICROBATCHES, loss_chunks=loss_chunks
+        ),
         optim=OptimConfig(name="sgd", lr=1e-2, schedule="constant", momentum=0.0, weight_decay=0.0),
         mesh=mesh,
     )

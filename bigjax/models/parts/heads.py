@@ -29,7 +29,7 @@ def head_specs(cfg: ModelConfig, init: Initializer) -> dict[str, dict[str, Param
 
 
 def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    """Return the output matrix `(V, D)` in the compute dtype, where it is stored: the token table if tied, else the head.
+    """Return the output matrix `(V, D)`, stored as it is, in the compute dtype: the token table if tied, else the head.
 
     Under muP it is divided by the width, which multiplies the logits (Yang et al. 2022, table 8).
     """
