@@ -39,7 +39,10 @@ def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
     if cfg.parametrization != "mup":
         return w_VD
     width, reduced = mup.width(cfg), jax.typeof(w_VD).sharding.spec.reduced
-    return w_VD / (jax.reshard(jnp.asarray(width, w_VD.dtype), jax.P(reduced=reduced)) if reduced else width)
+    if not reduced:
+        return w_VD / width
+    # JAX has no division of gradients that are not summed yet.
+    return w_VD * jax.reshard(jnp.asarray(1 / width, w_VD.dtype), jax.P(reduced=reduced))
 
 
 def _whole_unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
