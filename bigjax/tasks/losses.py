@@ -162,7 +162,7 @@ def _sharded(x, w, labels, weights, options: _Options, *, with_gradient: bool):
     )(x, layout.place(w, "vocab", "embed"), labels, weights)
     if not with_gradient:
         return sums, None
-    dx, dw = gradients
+    dx, dw = cast(Any, gradients)
     stored = jax.typeof(w).sharding.spec
     dw = jax.reshard(dw, P(*stored.partitions, unreduced=stored.reduced))
     # Summed here: the compiler would keep what it is made of until the rest of the backward pass is done.
