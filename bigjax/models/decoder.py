@@ -82,7 +82,7 @@ def apply(
 
 def embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
     """Look tokens (and learned positions) up: `(B, S, D)` in the compute dtype."""
-    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    tables = blocks.tables(params["embed"], specs(cfg)["embed"], cfg, layout)
     return blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
 
 

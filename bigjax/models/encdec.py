@@ -236,7 +236,7 @@ def _decoder_block(x_BTD, memory, p: dict, cfg: ModelConfig, layout: Layout, sel
 
 
 def _embed(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    tables = blocks.tables(params["embed"], specs(cfg)["embed"], cfg, layout)
     return blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
 
 

@@ -112,7 +112,7 @@ def apply(
 
 
 def _embed(params: Params, tokens_BS, positions_BS, types_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    tables = blocks.tables(params["embed"], specs(cfg)["embed"], cfg, layout)
     x_BSD = blocks.look_up(tables, tokens_BS, positions_BS, cfg, layout)
     if cfg.token_types:
         types = tables["types"]
@@ -141,7 +141,8 @@ def masked_logits(
 ) -> jax.Array:
     """Return logits `(B, M, V)` in float32 of the tokens at some positions of each row."""
     h_BMD = masked_states(params, x_BSD, masked_BM, cfg, layout)
-    w_VD, bias_V = unembedding(params, cfg, layout), _head(params, cfg, layout)["bias"]
+    w_VD = layout.whole(unembedding(params, cfg, layout), "vocab", "embed")
+    bias_V = _head(params, cfg, layout)["bias"]
     vocab = layout.act("batch", "seq", "vocab")
     out = jnp.einsum("BMD,VD->BMV", h_BMD, w_VD, preferred_element_type=jnp.float32, out_sharding=vocab)
     return layers.soft_cap(checkpoint_name(out + bias_V.astype(jnp.float32), "logits"), cfg.final_softcap)

@@ -39,7 +39,8 @@ class Family:
       apply: `(params, tokens or inputs, model config, layout=, key=, ...)` -> hidden states, what it says of itself.
       logits: `(params, hidden states, model config, layout)` -> logits over the vocabulary `(..., V)`, or classes
         `(..., C)`, in float32.
-      unembedding: the output matrix `(D, V)`, for a loss in chunks; head_pieces, next_logits: the same for generation.
+      unembedding: the output matrix `(V, D)` as stored or whole, for a loss in chunks; head_pieces, next_logits: the
+        same for generation.
       prefill, decode: read a prompt into a cache, then a token at a time.
       apply_segment, initial_state: go on from a state that the batch before left.
       masked_logits, masked_states, pooled, class_logits: heads over chosen places, whole rows, or every token.

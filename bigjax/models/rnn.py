@@ -170,7 +170,7 @@ def apply_segment(
     """
     B = tokens_BS.shape[0]
     drop = _Drops(cfg, key, rows_B)
-    tables = layout.gather(params["embed"], specs(cfg)["embed"], cfg.dtype)
+    tables = blocks.tables(params["embed"], specs(cfg)["embed"], cfg, layout)
     x_BSD = blocks.look_up(tables, tokens_BS, None, cfg, layout)
     x_BSD = drop.words(layout.place(x_BSD, "batch", "seq", "embed"), tokens_BS)
     starts_BS = _starts(tokens_BS, continues_B, segments_BS)

@@ -49,6 +49,7 @@ class Chip:
       max_chips: the most chips of one slice of a TPU, or of a GPU cluster.
       max_side: the most chips along one axis.
       fast_domain_chips: the most chips that the fast link connects.
+      clock_hz: cycles of a core in a second, None where none is published.
       sources: where each figure is from, by field, `peak_flops.DTYPE` for the peaks.
       note: what was assumed.
     """
@@ -70,6 +71,7 @@ class Chip:
     max_chips: int
     max_side: int
     fast_domain_chips: int
+    clock_hz: float | None = field(kw_only=True, default=None)
     sources: Mapping[str, str] = field(hash=False)
     note: str
 

@@ -5,12 +5,13 @@ Legend: B batch, S sequence, D model, V vocab.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from bigjax.models.parts import target
 from bigjax.models.parts.layers import soft_cap
 from bigjax.sharding import UNSHARDED, Layout
 
@@ -81,18 +82,32 @@ def chunked_cross_entropy(
 ) -> CrossEntropy:
     """`cross_entropy` of the logits `x @ w.T`, of which only S / chunks positions exist at a time.
 
-    The gradient is computed in the forward pass, so the logits are formed once and never stored: the peak is
-    `B * S / chunks * V` float32 numbers for the logits plus a float32 copy of `w` for its gradient, against about three
-    times `B * S * V` for the plain loss and its backward pass. Only `total` has a gradient.
+    The gradient is computed in the forward pass, so the logits need not be stored: the peak is `B * S / chunks * V`
+    float32 numbers for the logits and what `TableGradient` says, against about three times `B * S * V` for the plain
+    loss and its backward pass. Only `total` has a gradient.
 
     Args:
-      x_BSD: hidden states, whole along S and D. w_VD: output matrix, whole along D. Both in the compute dtype.
+      x_BSD: hidden states, whole along S and D. w_VD: output matrix, stored in parts or whole, `reduced` or not
+        (`train.reduction`). Both in the compute dtype.
       chunks: number of pieces of the sequence; must divide S, or the part of it that a device has.
     """
     options = _Options(chunks, label_smoothing, z_loss, final_softcap, layout)
-    w_VD = layout.place(w_VD, "vocab", "embed")  # its gradient is summed over the devices here
     total, *others = _chunked(x_BSD, w_VD, labels_BS, weights_BS, options)
     return CrossEntropy(total, *jax.lax.stop_gradient(others))
+
+
+TableGradient = Literal["added", "at once", "again"]
+"""How the chunked loss forms the gradient of the output matrix, on a device with T tokens:
+
+- `added`: chunk by chunk, to `V * D` float32 numbers.
+- `at once`: in one product, for which the gradients of the logits, `T * V`, are kept in the compute dtype.
+- `again`: a part of the vocabulary at a time, for which the logits are computed again: nothing is kept."""
+
+LITTLE_MEMORY = {"TPU v5 lite": 2**30}
+"""Devices on which logits are computed twice rather than that more than so many bytes are kept.
+
+For a Llama 3.1 8B, fully sharded, and a row of 8,192 tokens that leaves 2 GiB less alive at once, of the 16 that v5e
+has, and costs 2 % of the cycles by the compiler's estimate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +129,14 @@ def _chunked_forward(x, w, labels, weights, options: _Options):
 
 def _chunked_backward(options: _Options, gradients, cotangent: CrossEntropy):
     del options
+
     # In float32: a cotangent rounded to bfloat16 would make the gradient as a whole up to 1/256 too long or too short.
-    dx, dw = ((gradient * cotangent.total).astype(gradient.dtype) for gradient in gradients)
-    return dx, dw, None, None
+    def scaled(gradient: jax.Array) -> jax.Array:
+        unreduced = jax.typeof(gradient).sharding.spec.unreduced
+        total = jax.reshard(cotangent.total, P(reduced=unreduced)) if unreduced else cotangent.total
+        return (gradient * total).astype(gradient.dtype)
+
+    return *map(scaled, gradients), None, None
 
 
 _chunked: Any = jax.custom_vjp(_chunked_primal, nondiff_argnums=(4,))
@@ -132,20 +152,42 @@ def _sharded(x, w, labels, weights, options: _Options, *, with_gradient: bool):
         return local(x, w, labels, weights)
     x_spec, w_spec = layout.act("batch", "seq", "embed"), layout.act("vocab", "embed")
     row_spec, sums_spec = layout.act("batch", "seq"), CrossEntropy(*[cast(Any, P())] * 4)
-    return jax.shard_map(
+    assert w_spec is not None
+    dw_spec = w_spec.update(unreduced=frozenset(batch_axes))
+    sums, gradients = jax.shard_map(
         local,
         in_specs=(x_spec, w_spec, row_spec, row_spec),
-        out_specs=(sums_spec, (x_spec, w_spec) if with_gradient else None),
+        out_specs=(sums_spec, (x_spec, dw_spec) if with_gradient else None),
         check_vma=False,
-    )(x, w, labels, weights)
+    )(x, layout.place(w, "vocab", "embed"), labels, weights)
+    if not with_gradient:
+        return sums, None
+    dx, dw = cast(Any, gradients)
+    stored = jax.typeof(w).sharding.spec
+    dw = jax.reshard(dw, P(*stored.partitions, unreduced=stored.reduced))
+    # Summed here: the compiler would keep what it is made of until the rest of the backward pass is done.
+    return sums, jax.lax.optimization_barrier((dx, dw))
+
+
+def _table_gradient(x: jax.Array, w: jax.Array, chunks: int) -> TableGradient:
+    """Return how to form the gradient of the output matrix, from one device's part of the arguments."""
+    if x.dtype == jnp.float32:
+        return "added"
+    kept, added = x.dtype.itemsize * x.shape[0] * x.shape[1] * w.shape[0], 4 * w.size
+    most = LITTLE_MEMORY.get(target.device_kind())
+    if most is not None and min(kept, added) > most and w.shape[0] % chunks == 0:
+        return "again"
+    return "at once" if kept <= added else "added"
 
 
 def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradient: bool):
-    """Return the sums and, if asked, the gradients of `total` with respect to x and w, summed over the mesh."""
-    B, S, D = x.shape
-    size, smoothing, cap = S // options.chunks, options.label_smoothing, options.final_softcap
+    """Return the sums over the mesh and, if asked, the gradient of `total` with respect to x, and this device's summand
+    of that with respect to w."""
+    smoothing, cap = options.label_smoothing, options.final_softcap
     num_classes = w.shape[0] * (jax.lax.axis_size(vocab) if vocab else 1)
-    class_V = (jax.lax.axis_index(vocab) * w.shape[0] if vocab else 0) + jnp.arange(w.shape[0])
+    first = jax.lax.axis_index(vocab) * w.shape[0] if vocab else 0
+    class_V = first + jnp.arange(w.shape[0])
+    how = _table_gradient(x, w, options.chunks)
     # The gradient of a logit is (probability - 1 where it is the label), times the weight. In float32 the two terms go
     # through the products apart, so the logits are read and written less often; in fewer bits they would not cancel.
     apart = x.dtype == jnp.float32 and not smoothing and cap is None
@@ -153,48 +195,79 @@ def _local(x, w, labels, weights, *, options: _Options, vocab, batch, with_gradi
     def over_vocab(reduce, value):
         return reduce(value, vocab) if vocab else value
 
+    def logits_of(x, w):
+        return soft_cap(jnp.einsum("BSD,VD->BSV", x, w, preferred_element_type=jnp.float32), cap)
+
+    def dlogits_of(logits, unscaled, scale, is_label, weights):
+        wanted = jnp.where(is_label, 1.0 - smoothing, 0.0) + smoothing / num_classes
+        dlogits = unscaled * scale - wanted * weights[..., None]
+        dlogits = dlogits if cap is None else dlogits * (1 - jnp.square(logits / cap))
+        return dlogits.astype(x.dtype)
+
     def chunk(dw, piece):
         x, labels, weights = piece
-        logits = soft_cap(jnp.einsum("BSD,VD->BSV", x, w, preferred_element_type=jnp.float32), cap)
+        logits = logits_of(x, w)
         peak = over_vocab(jax.lax.pmax, jnp.max(logits, axis=-1))
         unscaled = jnp.exp(logits - peak[..., None])
         z = over_vocab(jax.lax.psum, jnp.sum(unscaled, axis=-1))
         log_z = peak + jnp.log(z)
+        is_label = class_V == labels[..., None]
         if apart:
             w_label = _rows(w, labels - class_V[0])
             label_logit = over_vocab(jax.lax.psum, jnp.sum(x * w_label, axis=-1))
         else:
-            is_label = class_V == labels[..., None]
             label_logit = over_vocab(jax.lax.psum, jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1))
         mean_logit = over_vocab(jax.lax.psum, jnp.sum(logits, axis=-1)) / num_classes if smoothing else 0.0
         sums = _sums(log_z, label_logit, mean_logit, weights, smoothing, options.z_loss)
         if not with_gradient:
-            return dw, (sums, None)
+            return dw, (sums, None, None)
         scale = (1 + 2 * options.z_loss * log_z)[..., None] * weights[..., None] / z[..., None]
         if apart:
             dx = jnp.einsum("BSV,VD->BSD", unscaled, w) * scale - weights[..., None] * w_label
             dw += jnp.einsum("BSV,BSD->VD", unscaled, x * scale)
-        else:
-            target = jnp.where(is_label, 1.0 - smoothing, 0.0) + smoothing / num_classes
-            dlogits = unscaled * scale - target * weights[..., None]
-            dlogits = dlogits if cap is None else dlogits * (1 - jnp.square(logits / cap))
-            dlogits = dlogits.astype(x.dtype)
-            dx = jnp.einsum("BSV,VD->BSD", dlogits, w)
+            return dw, (sums, over_vocab(jax.lax.psum, dx), None)
+        dlogits = dlogits_of(logits, unscaled, scale, is_label, weights)
+        dx = jnp.einsum("BSV,VD->BSD", dlogits, w)
+        if how == "added":
             dw += jnp.einsum("BSV,BSD->VD", dlogits, x, preferred_element_type=jnp.float32)
-        return dw, (sums, over_vocab(jax.lax.psum, dx))
+        kept = {"added": None, "at once": dlogits, "again": (peak, scale)}[how]
+        return dw, (sums, over_vocab(jax.lax.psum, dx), kept)
 
     pieces = (_split(x, options.chunks), _split(labels, options.chunks), _split(weights, options.chunks))
-    empty: Any = jnp.zeros(w.shape, jnp.float32) if with_gradient else None
-    dw, (sums, dx) = jax.lax.scan(chunk, empty, pieces)
-    if with_gradient and apart:
-        dw = dw.at[_index(w, labels - class_V[0])].add(-weights[..., None] * x, mode="drop")
+    empty: Any = jnp.zeros(w.shape, jnp.float32) if with_gradient and how == "added" else None
+    dw, (sums, dx, kept) = jax.lax.scan(chunk, empty, pieces)
     sums = CrossEntropy(*(jnp.sum(per_chunk) for per_chunk in sums))
-    dw = dw.astype(w.dtype) if with_gradient else None  # summed over devices as every other gradient is
-    if batch:
-        sums, dw = jax.lax.psum((sums, dw), batch)
+    sums = jax.lax.psum(sums, batch) if batch else sums
     if not with_gradient:
         return sums, None
-    return sums, (jnp.swapaxes(dx, 0, 1).reshape(B, options.chunks * size, D), dw)
+    dx = _joined(dx)
+    if how == "at once":
+        dw = jnp.einsum("NBSV,NBSD->VD", kept, pieces[0])
+    elif how == "again":
+        peak, scale = map(_joined, kept)
+        part_V = w.shape[0] // options.chunks
+
+        def part(w_then_dw, start):
+            w = jax.lax.dynamic_slice_in_dim(w_then_dw, start, part_V)
+            logits = logits_of(x, w)
+            unscaled = jnp.exp(logits - peak[..., None])
+            is_label = first + start + jnp.arange(part_V) == labels[..., None]
+            dlogits = dlogits_of(logits, unscaled, scale, is_label, weights)
+            dw = jnp.einsum("BSV,BSD->VD", dlogits, x)
+            return jax.lax.dynamic_update_slice_in_dim(w_then_dw, dw, start, 0), None
+
+        # Without the barrier the compiler may keep the logits of the first pass, or two copies of the matrix.
+        x, w, dx = jax.lax.optimization_barrier((x, w, dx))
+        dw, _ = jax.lax.scan(part, w, part_V * jnp.arange(options.chunks))  # each part in the place of its own weights
+    elif apart:
+        dw = dw.at[_index(w, labels - class_V[0])].add(-weights[..., None] * x, mode="drop")
+    return sums, (dx, dw.astype(w.dtype))
+
+
+def _joined(pieces: jax.Array) -> jax.Array:
+    """Undo `_split`."""
+    chunks, B, size = pieces.shape[:3]
+    return jnp.swapaxes(pieces, 0, 1).reshape(B, chunks * size, *pieces.shape[3:])
 
 
 def _index(w_VD: jax.Array, labels: jax.Array) -> jax.Array:

@@ -24,9 +24,10 @@ LOCAL_AXES = {"experts", "gates"}
 def mark(params: Any, specs: Any, layout: Layout) -> Any:
     """Return the parameters, those in products and look-ups of tokens `reduced` over the axes that split only the rows.
 
-    Not marked, and so summed at each use, are vectors and tables of positions, which JAX does not multiply with or add
-    to what is split if they are, and what `LOCAL_AXES` names. Nothing is where activations are split in another way
-    before a product than in it: with `mesh.shard_sequence`, and in the stages of a pipeline.
+    The output matrix is, in a loss in chunks and under muP, too. Not marked, and so summed at each use, are vectors and
+    tables of positions, which JAX does not multiply with or add to what is split if they are, and what `LOCAL_AXES`
+    names. Nothing is where activations are split in another way before a product than in it: with
+    `mesh.shard_sequence`, and in the stages of a pipeline.
     """
     rows = frozenset(layout.over("batch", "seq"))
     if not rows or layout.stages > 1 or not rows >= {*layout.over("residual_seq")}:

@@ -11,8 +11,10 @@ import pytest
 
 from bigjax import models, sharding
 from bigjax.config import Config, DataConfig, ModelConfig, TrainConfig
+from bigjax.models.parts import blocks
+from bigjax.params import ParamSpec
 from bigjax.tasks import losses
-from bigjax.train import step
+from bigjax.train import reduction, step
 from tests.conftest import mesh_of
 from tests.on_meshes import COMPILE_QUICKLY, MESHES, ONE_DEVICE, program, random_batch
 
@@ -170,3 +172,47 @@ def test_the_chunked_loss_sums_the_gradient_of_the_output_matrix_once(chunks):
         shape for _, shape in operations(text, "fusion") + operations(text, "dot") if VOCAB in shape and len(shape) > 2
     ]
     assert not [shape for shape in logits if prod(shape) > ROWS // 8 * LENGTH // chunks * VOCAB]
+
+
+@pytest.mark.parametrize(
+    ("axes", "exchanged"),
+    [
+        ({"fsdp": 8}, True),
+        ({"data": 2, "fsdp": 4}, True),
+        ({"fsdp": 4, "tensor": 2}, True),
+        ({"slice": 2, "fsdp": 2, "tensor": 2, "shard_sequence": True}, True),
+        ({"fsdp": 2, "tensor": 4}, False),
+    ],
+)
+def test_a_split_table_is_looked_up_without_gathering_it_where_that_sends_less(axes, exchanged):
+    """The rows and the gradient are those of one table; what is sent is tokens, not rows of the table."""
+    rows, length, width, vocab = 8, 6, 16, 64
+    mesh_cfg, mesh = mesh_of(8, **axes)
+    specs = {"tokens": ParamSpec((vocab, width), ("vocab", "embed"), "embedding", jax.nn.initializers.zeros)}
+    layout, cfg = sharding.layout(mesh_cfg, mesh, specs), ModelConfig(positions="rotary")
+    rng = np.random.default_rng(0)
+    table, tokens = rng.standard_normal((vocab, width)).astype(np.float32), rng.integers(0, vocab, (rows, length))
+    weights = rng.standard_normal((rows, length, width)).astype(np.float32)
+    expected = np.zeros_like(table)
+    np.add.at(expected, tokens, weights)
+    with jax.set_mesh(mesh):
+        stored = jax.device_put(table, jax.NamedSharding(mesh, layout.param(specs["tokens"])))
+        batch = sharding.put_batch({"tokens": tokens}, mesh, rows)
+        where = jax.NamedSharding(mesh, layout.act("batch", "residual_seq", "embed"))
+
+        def look_up(stored):
+            tables = blocks.tables(stored, specs, cfg, layout)
+            return blocks.look_up(tables, batch["tokens"], None, cfg, layout)
+
+        def both(table):
+            found, pull = jax.vjp(look_up, reduction.mark({"tokens": table}, specs, layout))
+            return found, reduction.total(pull(jax.device_put(weights, where))[0])["tokens"]
+
+        run = jax.jit(both, compiler_options=COMPILE_QUICKLY)
+        found, gradient = run(stored)
+        text = run.lower(stored).compile().as_text()
+    np.testing.assert_array_equal(found, table[tokens])
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5)  # at most 48 summands of size 1
+    assert gradient.sharding == stored.sharding
+    whole = [shape for _, shape in operations(text, "all-gather") if shape[-1:] == (width,) and shape[0] >= vocab // 4]
+    assert bool(operations(text, "all-to-all")) == exchanged and bool(whole) != exchanged

@@ -133,7 +133,10 @@ def test_the_plan_says_what_the_compiler_expects(planned):
     assert report["sent_bytes_per_chip"] == sent and report["async_share"] == 0
     assert report["hbm_bytes_accessed_per_chip"] > report["params_bytes_per_chip"]
     text = page.render(report)
-    assert "cycles per step [the compiler's estimate]: 0.1 million" in text
+    assert (
+        "cycles per step [the compiler's estimate]: 0.1 million: 4.271e-05 s, and no step is faster" in text
+    )  # at 1.5 GHz
+    assert min(report["step_seconds_estimate"].values()) >= report["compiler_seconds_per_step"] == 64062 / 1.5e9
     assert "not counted: kernel x32, gather x1, waits for the 100% of the traffic that nothing hides" in text
     assert "64.9%  backward   BSD,DF->BSF/dot_general" in text and "blocks.py:189" in text
     silent = planned(Cost(None, (), {}))

@@ -1,6 +1,7 @@
 """Bounds by hand, and against every published run in the table."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -67,6 +68,19 @@ def test_estimates_are_the_limit_times_what_published_runs_reach(text):
     for fast, slow in (("low", "high"), ("mid", "mid"), ("high", "low")):
         product = found.step_seconds_estimate[fast] * found.mfu_estimate[slow]
         assert product == pytest.approx(found.mfu_limit * found.seconds[found.bound])
+
+
+def test_no_estimate_is_faster_than_the_cycles_of_the_program():
+    topology = parse_topology("v5p:4x4x4")
+    work = Work(model_flops=459e12, compiled_flops=459e12, hbm_bytes=0, hbm_bytes_min=0)  # a second at the peak
+    free = roofline(work, topology)
+    assert free.compiler_seconds is None
+    step = free.step_seconds_estimate
+    slow = roofline(replace(work, cycles=round(1.75e9 * step["mid"])), topology)  # 1.75 GHz
+    assert slow.compiler_seconds == pytest.approx(step["mid"])
+    assert slow.step_seconds_estimate == pytest.approx({**step, "low": step["mid"]})
+    assert slow.mfu_estimate["high"] == pytest.approx(1 / step["mid"]) == slow.mfu_estimate["mid"]
+    assert roofline(replace(work, cycles=10**9), parse_topology("v6e:4x4")).compiler_seconds is None
 
 
 def test_few_runs_of_a_platform_borrow_those_of_the_other():

@@ -27,12 +27,19 @@ def test_every_figure_is_positive_and_has_a_source(name):
         for field in dataclasses.fields(known)
         if field.name
         not in ("name", "vendor_name", "platform", "device_kind", "same_peak_kinds", "peak_flops", "sources", "note")
-    }
+    } - ({"clock_hz"} if known.clock_hz is None else set())
     assert set(known.sources) == figures | {f"peak_flops.{dtype}" for dtype in known.peak_flops}
     assert all(getattr(known, figure) > 0 for figure in figures)
     assert all(peak > 0 for peak in known.peak_flops.values())
     assert all(len(source) > 20 for source in known.sources.values() if not source.startswith("JAX"))
     assert known.note
+
+
+@pytest.mark.parametrize(("name", "units"), [("v4", 8), ("v5e", 4), ("v5p", 8)])
+def test_the_clock_times_what_matrix_units_do_in_a_cycle_is_the_peak(name, units):
+    # Each unit multiplies and adds 128 x 128 numbers a cycle (Jouppi et al. 2023, section 2.1).
+    known = chip(name)
+    assert known.clock_hz and known.clock_hz * units * 2 * 128 * 128 == pytest.approx(known.peak("bfloat16"), rel=0.002)
 
 
 def test_every_source_is_used():

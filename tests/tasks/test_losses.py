@@ -1,7 +1,7 @@
 """Losses equal PyTorch and closed forms; the chunked loss equals the plain one on any mesh and needs less memory."""
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,18 @@ import pytest
 from bigjax import sharding
 from bigjax.params import ParamSpec
 from bigjax.sharding import UNSHARDED, Layout
-from bigjax.tasks.losses import CrossEntropy, binary_log_loss, chunked_cross_entropy, cross_entropy, mean_squared_error
+from bigjax.tasks import losses
+from bigjax.tasks.losses import (
+    CrossEntropy,
+    TableGradient,
+    binary_log_loss,
+    chunked_cross_entropy,
+    cross_entropy,
+    mean_squared_error,
+)
+from bigjax.train import reduction
 from tests.conftest import mesh_of
+from tests.models.test_written_once import on
 from tests.parity import quick_jit
 
 B, S, D, V = 4, 12, 10, 36
@@ -144,6 +154,62 @@ def test_the_gradient_of_a_mean_in_bfloat16_is_that_of_the_sum_rounded_once():
         np.testing.assert_array_equal(np.float32(mean), np.float32(expected))
 
 
+@pytest.mark.parametrize("how", get_args(TableGradient))
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "tensor": 2}], ids=["one device", "data 2 x tensor 2"])
+def test_all_ways_to_the_gradient_of_the_table_give_the_same(how, axes, monkeypatch):
+    """As close to float32 as the plain loss, whose bounds are those of one device; two summands are rounded once more.
+
+    The matrix is one that `train.reduction` marks: its gradient is a sum of two summands, made after the loss.
+    """
+    exact = problem()
+    rounded = exact._replace(x=jnp.bfloat16(exact.x), w=jnp.bfloat16(exact.w))
+    widened = exact._replace(x=jnp.float32(rounded.x), w=jnp.float32(rounded.w))
+    _, expected = with_gradients(plain, widened, **OPTIONS["all"])
+    monkeypatch.setattr(losses, "_table_gradient", lambda *_: how)
+    options = {"chunks": 3, **OPTIONS["all"]}
+    if not axes:
+        _, found = with_gradients(chunked_cross_entropy, rounded, **options)
+    else:
+        cfg, mesh = mesh_of(4, **axes)
+        specs = {"table": ParamSpec((V, D), ("vocab", "embed"), "head", jax.nn.initializers.zeros)}
+        with jax.set_mesh(mesh):
+            layout = sharding.layout(cfg, mesh, specs)
+            rows, table = (jax.NamedSharding(mesh, layout.act(axis)) for axis in ("batch", "vocab"))
+            where = Problem(rows, table, rows, rows)
+            placed = Problem(*(jax.device_put(array, at) for array, at in zip(rounded, where, strict=True)))
+
+            def gradients(x, w):
+                def mean(x, w):
+                    sums = chunked_cross_entropy(x, w, placed.labels, placed.weights, layout=layout, **options)
+                    return sums.total / sums.weight
+
+                dx, dw = jax.grad(mean, (0, 1))(x, reduction.mark({"table": w}, specs, layout)["table"])
+                assert jax.typeof(dw).sharding.spec.unreduced == {"data"}
+                return dx, reduction.total(dw)
+
+            found = quick_jit(gradients)(placed.x, placed.w)
+    for grad, reference in zip(found, expected, strict=True):
+        assert grad.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(grad), reference, rtol=0, atol=5 * 2.0**-8 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "width", "vocab", "how"),
+    [
+        ("TPU v5", 8192, 4096, 128256, "at once"),
+        ("TPU v5", 8193, 4096, 128256, "added"),
+        ("TPU v5 lite", 8192, 4096, 128256, "again"),
+        ("TPU v5 lite", 8192, 4096, 128257, "at once"),  # which 8 chunks do not divide
+        ("TPU v5 lite", 32768, 4096, 128256 // 4, "added"),  # to half a GiB
+    ],
+)
+def test_the_way_to_the_gradient_of_the_table_keeps_the_least(kind, tokens, width, vocab, how):
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((1, tokens, width), (vocab, width)))
+    with on(kind):
+        assert losses._table_gradient(x, w, 8) == how
+        assert losses._table_gradient(x.update(dtype=jnp.float32), w, 8) == "added"
+
+
 MESHES = {
     "vocab over tensor 4": (4, {"data": 1, "tensor": 4}, V),
     "batch over data 4": (4, {"data": 4}, V),
@@ -198,7 +264,10 @@ def test_the_chunked_gradient_of_the_table_is_summed_in_its_dtype():
         found = run(*placed)
         text = run.lower(*placed).as_text()
     assert found.dtype == jnp.bfloat16
-    assert re.search(rf"\}}\) : \((tensor<f32>, )*tensor<{V}x{D}xbf16>\) -> ", text)  # an all-reduce
+    assert re.search(r'out_shardings=\[.*unreduced=\{"data"\}', text)  # summands, that what follows sums
+    assert re.search(
+        rf"%(\d+):3 = sdy.manual_computation(.|\n)*sharding_constraint %\1#2 .* : tensor<{V}x{D}xbf16>", text
+    )
     np.testing.assert_allclose(np.float32(found), expected, rtol=0, atol=3.5 * 2.0**-8 * np.abs(expected).max())
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from bigjax import models, params, sharding
 from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, TrainConfig
+from bigjax.config.mup import MupConfig
 from bigjax.preflight.plan.compiled import compile_and_read
 from bigjax.tasks import random_batch
 from bigjax.train import optimizers, reduction, step
@@ -14,15 +15,17 @@ from bigjax.train import optimizers, reduction, step
 MICROBATCHES = 4
 
 
-def compiled(mesh: MeshConfig, **model):
+def compiled(mesh: MeshConfig, loss_chunks: int = 1, **model):
     """Return the layout, the model and what the compiled step of four microbatches sends over each set of axes."""
     sizes = {"vocab_size": 64, "num_layers": 3, "d_model": 64, "num_heads": 4, "d_ff": 128, "max_seq_len": 16}
     how = {"positions": "rotary", "norm": "rmsnorm", "bias": "none", "tie_embeddings": False, "layers": "scan"}
     cfg = Config(
         model=ModelConfig(**sizes, **how, **model),
         data=DataConfig(tokenizer="bytes", seq_len=16),
-        train=TrainConfig(steps=10, global_batch_size=8 * MICROBATCHES, microbatches=MICROBATCHES),
-        optim=OptimConfig(name="sgd", lr=1e-2, schedule="constant", momentum=0.0),
+        train=TrainConfig(
+            steps=10, global_batch_size=8 * MICROBATCHES, microbatches=MICROBATCHES, loss_chunks=loss_chunks
+        ),
+        optim=OptimConfig(name="sgd", lr=1e-2, schedule="constant", momentum=0.0, weight_decay=0.0),
         mesh=mesh,
     )
     devices = sharding.make_mesh(cfg.mesh, jax.devices())
@@ -56,17 +59,20 @@ def summed(layout, specs, axis: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "axis"),
+    ("mesh", "axis", "how"),
     [
-        (MeshConfig(data=8), "data"),
-        (MeshConfig(data=2, fsdp=4), "data"),
-        (MeshConfig(data=1, slice=2, fsdp=4), "slice"),
-        (MeshConfig(data=4, tensor=2), "data"),
+        (MeshConfig(data=8), "data", {}),
+        (MeshConfig(data=8), "data", {"loss_chunks": 2}),
+        (MeshConfig(data=8), "data", {"loss_chunks": 2, "parametrization": "mup", "mup": MupConfig(base_d_model=48)}),
+        (MeshConfig(data=2, fsdp=4), "data", {}),
+        (MeshConfig(data=2, fsdp=4), "data", {"loss_chunks": 2}),
+        (MeshConfig(data=1, slice=2, fsdp=4), "slice", {}),
+        (MeshConfig(data=4, tensor=2), "data", {}),
     ],
-    ids=["data", "data x fsdp", "slice x fsdp", "data x tensor"],
+    ids=["data", "in chunks", "muP in chunks", "data x fsdp", "fsdp in chunks", "slice x fsdp", "data x tensor"],
 )
-def test_a_step_of_four_microbatches_sums_matrices_once(mesh, axis):
-    layout, model, collectives = compiled(mesh)
+def test_a_step_of_four_microbatches_sums_matrices_once(mesh, axis, how):
+    layout, model, collectives = compiled(mesh, **how)
     sent = sum(one.bytes_per_chip for one in collectives if axis in one.mesh_axes and one.kind == "all-reduce")
     alone = sum(one.bytes_per_chip for one in collectives if one.mesh_axes == (axis,) and one.kind == "all-reduce")
     vectors = [spec for spec in jax.tree.leaves(model.specs) if spec.kind == "norm"]

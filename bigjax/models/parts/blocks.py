@@ -239,13 +239,17 @@ def attend_of(
     )
 
 
-def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    """Return the embeddings of tokens, and of their positions, `(B, S, D)`; None counts positions along the row.
+def tables(stored: dict, declared: dict, cfg: ModelConfig, layout: Layout) -> dict:
+    """Return stored tables as `look_up` reads them: gathered and in the compute dtype, but for that of the tokens."""
+    others = {name: w for name, w in stored.items() if name != "tokens"}
+    gathered_others = layout.gather(others, {name: declared[name] for name in others}, cfg.dtype)
+    return {"tokens": stored["tokens"], **gathered_others}
 
-    `tables` are gathered and in the compute dtype.
-    """
+
+def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Return the embeddings of tokens, and of their positions, `(B, S, D)`; None counts positions along the row."""
     where = layout.act("batch", "residual_seq", "embed")
-    x_BSD = tables["tokens"].at[tokens_BS].get(out_sharding=where)
+    x_BSD = _look_up_tokens(tables["tokens"], tokens_BS, cfg, layout)
     if cfg.scale_embeddings:  # rounded to the compute dtype, as in Gemma's released code
         x_BSD = x_BSD * jnp.asarray(cfg.d_model**0.5, x_BSD.dtype)
     if cfg.positions == "sinusoidal":
@@ -258,6 +262,27 @@ def look_up(tables: dict, tokens_BS, positions_BS: jax.Array | None, cfg: ModelC
     if positions_BS is None:
         return x_BSD + layout.place(tables["positions"][: tokens_BS.shape[1]], "residual_seq", "embed")
     return x_BSD + tables["positions"].at[positions_BS].get(out_sharding=where)
+
+
+def _look_up_tokens(table_VD: jax.Array, tokens_BS, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    """Return the rows of a stored table that belong to tokens, `(B, S, D)` in the compute dtype.
+
+    A table split along D over `fsdp` need not be gathered, nor its gradient summed, where a device has fewer tokens
+    than that has rows: each looks up its columns for the tokens of all, and they exchange what they have found. The
+    gradient is then summed over all these tokens, in float32.
+    """
+    where = layout.act("batch", "residual_seq", "embed")
+    rows, sequence, columns = (layout.over(axis) for axis in ("batch", "residual_seq", "embed"))
+    own_tokens = tokens_BS.size // layout.ways("batch", "residual_seq")
+    split = layout.params["embed"] if layout.sizes else ()
+    if split != ("fsdp",) or rows[-1:] != split or columns or own_tokens >= table_VD.shape[0] // layout.ways("vocab"):
+        whole_VD = layout.whole(table_VD.astype(cfg.dtype), "vocab", "embed")
+        return whole_VD.at[tokens_BS].get(out_sharding=where)
+    stored = jax.typeof(table_VD).sharding.spec
+    table_VD = jax.reshard(table_VD, stored.update(partitions=(None, "fsdp")))
+    tokens_BS = jax.reshard(tokens_BS, jax.P(rows[:-1], sequence))
+    found_BSD = table_VD.at[tokens_BS].get(out_sharding=jax.P(rows[:-1], sequence, "fsdp"))
+    return jax.reshard(found_BSD.astype(cfg.dtype), where)
 
 
 def final_norm(params: Any, x_BSD: jax.Array, cfg: ModelConfig) -> jax.Array:

@@ -29,21 +29,30 @@ def head_specs(cfg: ModelConfig, init: Initializer) -> dict[str, dict[str, Param
 
 
 def unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
-    """Return the output matrix `(V, D)` in the compute dtype: the token table if tied, else the head.
+    """Return the output matrix `(V, D)`, stored as it is, in the compute dtype: the token table if tied, else the head.
 
     Under muP it is divided by the width, which multiplies the logits (Yang et al. 2022, table 8).
     """
+    del layout
     owner = "embed" if cfg.tie_embeddings else "head"
     w_VD = params[owner]["tokens"].astype(cfg.dtype)
-    if cfg.parametrization == "mup":
-        return layout.place(w_VD, "vocab", "embed") / mup.width(cfg)
-    return layout.whole(w_VD, "vocab", "embed")
+    if cfg.parametrization != "mup":
+        return w_VD
+    width, reduced = mup.width(cfg), jax.typeof(w_VD).sharding.spec.reduced
+    if not reduced:
+        return w_VD / width
+    # JAX has no division of gradients that are not summed yet.
+    return w_VD * jax.reshard(jnp.asarray(1 / width, w_VD.dtype), jax.P(reduced=reduced))
+
+
+def _whole_unembedding(params: Params, cfg: ModelConfig, layout: Layout) -> jax.Array:
+    return layout.whole(unembedding(params, cfg, layout), "vocab", "embed")
 
 
 def logits(params: Params, x_BSD: jax.Array, cfg: ModelConfig, layout: Layout = UNSHARDED) -> jax.Array:
     """Return logits `(B, S, V)` in float32, soft-capped if configured (Gemma Team 2024, section 2)."""
     x_BSD = layout.place(x_BSD, "batch", "seq", "embed")
-    w_VD = unembedding(params, cfg, layout)
+    w_VD = _whole_unembedding(params, cfg, layout)
     out = jnp.einsum(
         "BSD,VD->BSV",
         x_BSD,
@@ -59,7 +68,7 @@ def head_pieces(params: Params, cfg: ModelConfig, layout: Layout) -> list[jax.Ar
 
     Reading `(V, D)` for one token takes a CPU twice as long, and it multiplies by several pieces at a time.
     """
-    w_DV = jnp.swapaxes(unembedding(params, cfg, layout), 0, 1)
+    w_DV = jnp.swapaxes(_whole_unembedding(params, cfg, layout), 0, 1)
     whole = bool(layout.over("vocab")) or cfg.vocab_size % HEAD_PIECES
     return [w_DV] if whole else jnp.split(w_DV, HEAD_PIECES, axis=1)
 

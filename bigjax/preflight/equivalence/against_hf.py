@@ -63,7 +63,7 @@ def _written(stage: Any, weights: Any, batch: Mapping[str, jax.Array]) -> tuple[
 
 def _from_states(stage: Any, weights: Any, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
     cfg, family, layout = stage.cfg.model, stage.model.family, stage.layout
-    sizes = _sizes(x_BSD, family.unembedding(weights, cfg, layout))
+    sizes = _sizes(x_BSD, layout.whole(family.unembedding(weights, cfg, layout), "vocab", "embed"))
     return family.logits(weights, x_BSD, cfg, layout), sizes
 
 

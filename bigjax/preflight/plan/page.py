@@ -126,7 +126,9 @@ def _cycles(report: dict[str, Any]) -> list[str]:
     cycles, share = report["compiler_cycles_per_step"], report["async_share"]
     waits = [] if share is None else [f"waits for the {1 - share:.0%} of the traffic that nothing hides"]
     kinds = [f"{kind} x{count:,}" for kind, count in report["cycles_not_counted"].items()]
-    lines = [f"cycles per step [the compiler's estimate]: {cycles / 1e6:,.1f} million"]
+    seconds = report["compiler_seconds_per_step"]
+    at = "no clock of this chip is published" if seconds is None else f"{seconds:.4g} s, and no step is faster"
+    lines = [f"cycles per step [the compiler's estimate]: {cycles / 1e6:,.1f} million: {at}"]
     lines.append(f"  not counted: {', '.join(kinds + waits) or 'nothing'}")
     for one in report["operations"][:OPERATIONS_SHOWN]:
         lines.append(f"  {one['cycles'] / 1e6:>8,.1f} {one['cycles'] / cycles:>6.1%}  {named(one)}")

@@ -20,7 +20,9 @@ is padded], `notes`;
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}],
 `sent_bytes_per_chip` (kind -> bytes), `async_share` (of them, sent under other work; null where nothing is sent);
 `hbm_bytes_accessed_per_chip` (null where nothing was compiled), `compiler_cycles_per_step` (the TPU compiler's own
-estimate for one device; null elsewhere), `cycles_not_counted` (what it leaves out: kind -> executions),
+estimate for one device; null elsewhere), `compiler_seconds_per_step` (the same at the clock of the chip, below which no
+estimate of the step is; null where no clock is published), `cycles_not_counted` (what it leaves out: kind ->
+executions),
 `operations` [{phase, name, source, count, cycles}], the most expensive first;
 `seconds` {compute, hbm, ici, dcn}, `exposed_link_seconds`, `bound`, `mfu_limit`, `mfu_estimate` {low, mid, high},
 `step_seconds_estimate` {low, mid, high}, all null where there are no figures for the devices;
@@ -216,6 +218,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
             dtype=cfg.model.dtype,
             low_precision=recipes.peak_name(cfg.model.matmul),
             low_precision_flops=estimate.low_precision_flops,
+            cycles=compiled.cost.cycles if compiled else None,
         )
     rows = []
     for one in collectives:
@@ -238,6 +241,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
         "async_share": sum(row["overlapped_bytes_per_chip"] for row in rows) / sent if sent else None,
         "hbm_bytes_accessed_per_chip": compiled.bytes_accessed * per_chip if compiled else None,
         "compiler_cycles_per_step": compiled.cost.cycles if compiled else None,
+        "compiler_seconds_per_step": found.compiler_seconds if found else None,
         "cycles_not_counted": compiled.cost.not_counted if compiled else {},
         "operations": [asdict(one) for one in compiled.cost.operations] if compiled else [],
         "seconds": dict(found.seconds) if found else None,

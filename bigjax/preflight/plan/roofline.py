@@ -33,6 +33,7 @@ class Work:
       overlapped_share: the part of the sent bytes that the program sends while it computes, 0 to 1.
       dtype: of the matrix products.
       low_precision: what the peak of those is called that are in another format; low_precision_flops: theirs, of all.
+      cycles: what the compiler expects the program to take, kernels and waits not counted; None if it says nothing.
     """
 
     model_flops: float
@@ -45,6 +46,7 @@ class Work:
     dtype: str = "bfloat16"
     low_precision: str | None = None
     low_precision_flops: float = 0.0
+    cycles: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Roofline:
       exposed_link_seconds: what the traffic that this program does not overlap takes. No part of the estimate, as
         published runs wait for their links too.
       compiled_hbm_seconds: what the memory traffic of this program takes; no part of the estimate either.
+      compiler_seconds: the cycles of this program at the clock of the chip, None if one of them is not known. No
+        estimate is below them, since they leave kernels and waits out.
     """
 
     seconds: Mapping[str, float]
@@ -70,6 +74,7 @@ class Roofline:
     step_seconds_estimate: Mapping[str, float]
     exposed_link_seconds: float
     compiled_hbm_seconds: float
+    compiler_seconds: float | None
 
 
 def roofline(work: Work, topology: Topology, without: Collection[str] = ()) -> Roofline:
@@ -85,7 +90,10 @@ def roofline(work: Work, topology: Topology, without: Collection[str] = ()) -> R
     seconds = least_seconds(work, topology)
     bound = max(seconds, key=lambda name: seconds[name])
     limit = _limit(work, topology, seconds)
-    reached = efficiency(topology.platform, without)
+    clock = topology.chip.clock_hz
+    program = work.cycles / clock if work.cycles and clock else None
+    most = seconds[bound] / program if program else 1.0  # of the limit that this program can reach
+    reached = {name: min(share, most) for name, share in efficiency(topology.platform, without).items()}
     return Roofline(
         seconds=seconds,
         bound=bound,
@@ -95,6 +103,7 @@ def roofline(work: Work, topology: Topology, without: Collection[str] = ()) -> R
             name: seconds[bound] / reached[opposite]
             for name, opposite in zip(QUANTILES, reversed(QUANTILES), strict=True)
         },
+        compiler_seconds=program,
         exposed_link_seconds=(1 - work.overlapped_share) * (seconds["ici"] + seconds["dcn"]),
         compiled_hbm_seconds=work.hbm_bytes * topology.chip.devices_per_chip / topology.chip.hbm_bytes_per_s,
     )
