@@ -74,7 +74,7 @@ def run(launch: Launch, executor: Any, tick: Callable[[], None], command: Comman
         return
     try:
         with executor.batch():  # one array
-            jobs = [executor.submit(Job(launch.folder.path.absolute(), point, command)) for point in points]
+            jobs = [executor.submit(Job(Path(str(launch.folder.path)).absolute(), point, command)) for point in points]
     except (RuntimeError, OSError) as error:
         raise UserError(f"--runner=slurm: {error}") from error
     launch.say(f"{len(jobs)} jobs, {jobs[0].job_id} and on; what they say is in {launch.folder.path}/jobs")
