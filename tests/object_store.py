@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import logging
 import os
 import threading
 import time
@@ -36,7 +37,8 @@ class Store:
         """Return a new, empty bucket."""
         name = f"bucket-{uuid.uuid4().hex[:12]}"
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request("PUT", f"/{name}", headers={"Authorization": "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"})  # fmt: skip
+        signed = "AWS4-HMAC-SHA256 Credential=k/20260101/us-east-1/s3/aws4_request"
+        connection.request("PUT", f"/{name}", headers={"Authorization": signed})
         assert connection.getresponse().status == 200
         connection.close()
         return RemotePath(f"s3://{name}")
@@ -47,6 +49,7 @@ def server() -> Iterator[Store]:
     """Run a server; skip the test where there is none."""
     moto = pytest.importorskip("moto.server", reason="moto, of the extra test, is not installed")
     pytest.importorskip("s3fs", reason="s3fs, of the extra cloud, is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     running.start()
     try:

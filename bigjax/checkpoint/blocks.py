@@ -55,7 +55,7 @@ def own_shards(arrays: dict[str, jax.Array]) -> list[tuple[str, tuple[int, ...],
         values = np.asarray(shard.data)
         if shard.device.platform == "cpu":  # else it is a copy already, and not the device's own memory
             values = values.copy()
-        found.append((name, tuple(part.start or 0 for part in shard.index), np.ascontiguousarray(values)))
+        found.append((name, tuple(part.start or 0 for part in shard.index), np.asarray(values, order="C")))
     return found
 
 
