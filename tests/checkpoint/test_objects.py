@@ -20,9 +20,8 @@ SPECS = {"rows": P("fsdp"), "columns": P(None, "tensor"), "both": P("fsdp", "ten
 def state_on(mesh):
     key = jax.random.key(0)
     shapes = {"rows": (16, 24), "columns": (6, 32), "both": (8, 8, 3), "one": (), "half": (64,)}
-    found = {
-        name: jax.random.normal(jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())
-    }
+    keys = jax.random.split(key, len(shapes))
+    found = {name: jax.random.normal(keys[i], shape) for i, (name, shape) in enumerate(shapes.items())}
     found["half"] = found["half"].astype(jnp.bfloat16)
     return {"params": {name: jax.device_put(x, NamedSharding(mesh, SPECS[name])) for name, x in found.items()}}
 
@@ -63,9 +62,8 @@ def test_a_checkpoint_comes_back_bit_for_bit_on_other_meshes(bucket, small):
 
 def test_only_what_a_device_needs_is_read(store, bucket, small):
     mesh = mesh_of(8, fsdp=8)[1]
-    whole = {
-        "x": jax.device_put(jnp.arange(8 * 1024, dtype=jnp.float32).reshape(8, -1), NamedSharding(mesh, P("fsdp")))
-    }
+    numbers = jnp.arange(8 * 1024, dtype=jnp.float32).reshape(8, -1)
+    whole = {"x": jax.device_put(numbers, NamedSharding(mesh, P("fsdp")))}
     with Checkpoints(bucket / "c", SYNC) as checkpoints:
         checkpoints.save(1, whole, {}, {})
     record = reading.read_metadata(bucket / "c" / "1")

@@ -3,15 +3,14 @@
 import json
 import os
 import random
-import signal
 import time
 
 import pytest
 
 from bigjax.checkpoint import digests
 from bigjax.run.rows import FLUSH_S, read_rows
-from tests import object_store
-from tests.commands import TIMINGS, TINY, Commands, finish, shared_cache
+from tests import object_store, saver
+from tests.commands import TIMINGS, TINY, Commands, shared_cache
 
 TRAIN = "experiments.train"
 
@@ -22,7 +21,8 @@ def commands(tmp_path_factory):
 
 
 def losses(folder):
-    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in read_rows(folder / "metrics.jsonl")]  # fmt: skip # noqa: E501
+    rows = read_rows(folder / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -90,45 +90,39 @@ def test_training_goes_on_while_the_store_fails(commands, on_disk, store, bucket
     assert sum("did not answer" in line for line in ended.stderr.splitlines()) == 1
 
 
-@pytest.mark.faults
-def test_thirty_kills_lose_no_line_and_no_checkpoint(commands, store, bucket):
-    run, luck = bucket / "run", random.Random(2)
-    long = ("--config.train.steps=400", "--config.checkpoint.every_steps=2", "--config.train.eval_every_steps=400")
-    straight = bucket / "straight"
-    commands.run(TRAIN, *TINY, *long, f"--workdir={straight}", variables=store.variables())
-    for _ in range(30):
-        process = commands.start(TRAIN, *TINY, *long, f"--workdir={run}", variables=store.variables())
-        before, end = digests.complete_steps(run / "checkpoints"), time.monotonic() + 120
-        while digests.complete_steps(run / "checkpoints") == before and time.monotonic() < end:
-            if process.poll() is not None:
-                break
-            time.sleep(0.02)
-        time.sleep(luck.uniform(0, 0.5))  # with a checkpoint every other step, most of these fall into a save
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        newest = max(digests.complete_steps(run / "checkpoints"))
-        stored = [row["step"] for row in read_rows(run / "metrics.jsonl") if "train/loss" in row]
-        assert set(range(1, newest + 1)) <= set(stored)
-    finish(commands.start(TRAIN, *TINY, *long, f"--workdir={run}", variables=store.variables()), 0)
-    assert losses(run) == losses(straight)
+@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.faults)])
+def test_killed_while_it_saves_there_is_always_a_whole_checkpoint(store, bucket, kills):
+    luck, folder, newest = random.Random(2), bucket / "checkpoints", 0
+    for _ in range(kills):
+        saving = saver.fork(folder, store.variables())
+        try:
+            end = time.monotonic() + 60
+            while digests.complete_steps(folder)[-1:] <= [newest] and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(luck.uniform(0, 0.2))  # it does nothing but save
+        finally:
+            saving.kill()
+            saving.join()
+        assert saver.newest(folder) > newest
+        newest = saver.newest(folder)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [2, 4])
 def test_other_numbers_of_processes_go_on_with_a_run(commands, on_disk, store, bucket, count, monkeypatch):
     run = bucket / "run"
-    commands.run(TRAIN, *TINY, f"--workdir={run}", "--config.train.steps=4", "--config.optim.decay=0", devices=4, variables=store.variables())  # fmt: skip # noqa: E501
+    flat = (*TINY, f"--workdir={run}", "--config.optim.decay=0")
+    commands.run(TRAIN, *flat, "--config.train.steps=4", devices=4, variables=store.variables())
     for name, value in store.variables().items():
         monkeypatch.setitem(os.environ, name, value)
-    mesh = f"--config.mesh.fsdp={4}"
-    commands.run_together(count, TRAIN, *TINY, f"--workdir={run}", "--config.optim.decay=0", mesh, devices=4 // count)
+    commands.run_together(count, TRAIN, *flat, "--config.mesh.fsdp=4", devices=4 // count)
     steps = [row["step"] for row in read_rows(run / "metrics.jsonl") if "train/loss" in row]
     assert steps == list(range(1, 9))
     assert sorted(path.name for path in (run / "checkpoints" / "8").iterdir() if path.is_dir()) == [
         f"{process:05d}" for process in range(count)
     ]
     assert all(not report.problems for report in digests.verify(run / "checkpoints"))
-    again = commands.run(TRAIN, *TINY, f"--workdir={run}", "--config.optim.decay=0", variables=store.variables())
+    again = commands.run(TRAIN, *flat, variables=store.variables())
     assert "is complete" in again.stderr + again.stdout
 
 
