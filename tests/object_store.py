@@ -19,7 +19,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REG
 KEYS |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 
 Fault = Callable[[int, str, str], str | None]
-"""Of a request, by number, method and path: `drop`, `503`, `truncate`, `delay`, `403` or None."""
+"""Of a request, by number, method and path: `drop`, `lose`, `503`, `truncate`, `delay`, `403` or None."""
 
 
 class Store:
@@ -103,6 +103,10 @@ def proxy(store: Store) -> Iterator[int]:
             onward.request(self.command, self.path, body, dict(self.headers))
             answer = onward.getresponse()
             data = answer.read()
+            if fault == "lose":  # the store has done it
+                self.close_connection = True
+                self.connection.close()
+                return
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in ("transfer-encoding", "connection")}
             self.answer(answer.status, headers, data, cut=fault == "truncate" and len(data) > 1)
             onward.close()

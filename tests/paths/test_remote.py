@@ -7,6 +7,10 @@ from importlib.util import find_spec
 import pytest
 
 from bigjax import paths
+from bigjax.data import DataError
+from bigjax.data.sources.readers import find_files
+from bigjax.data.tokens.bpe import train_bpe
+from bigjax.data.tokens.tokenizers import load_file, load_tokenizer, save_tokenizer
 from bigjax.errors import UserError
 from bigjax.paths import RemotePath, as_path, retries
 from tests import object_store
@@ -121,6 +125,17 @@ def test_a_store_that_fails_is_asked_again_and_said_once(store, kind, capsys, mo
     assert all("did not answer" in line for line in warnings)
 
 
+def test_a_file_that_was_made_though_the_answer_was_lost_is_ones_own(store, monkeypatch):
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    with object_store.proxy(store) as port, object_store.used(store, port):
+        bucket = store.bucket()
+        store.fault = lambda number, method, path: "lose" if number == 1 else None
+        store.requests.clear()
+        assert (bucket / "lock").create(b"mine")
+        assert [method for _, method, _, _ in store.requests].count("PUT") == 2
+        assert not (bucket / "lock").create(b"another's")
+
+
 def test_what_will_not_mend_itself_is_one_sentence(store, bucket, monkeypatch):
     with pytest.raises(paths.StoreError, match=r"^s3://none-such/a cannot be read: there is no bucket 'none-such'"):
         as_path("s3://none-such/a").exists()
@@ -138,3 +153,23 @@ def test_what_will_not_mend_itself_is_one_sentence(store, bucket, monkeypatch):
             UserError, match=r"^gs:// needs gcsfs, which is not installed: pip install 'bigjax\[cloud\]'"
         ):
             RemotePath("gs://a/b").exists()
+
+
+def test_sources_and_tokenizers_lie_in_a_store(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("b.txt", "a.txt", "empty.txt"):
+        (bucket / "corpus" / name).write_text("" if name == "empty.txt" else name)
+    found = find_files(f"{bucket}/corpus/*.txt")
+    assert [path.read_text() for path in found.files] == ["a.txt", "b.txt"]
+    assert found.notes == (f"{bucket}/corpus/empty.txt is empty",)
+    with pytest.raises(DataError, match=r"no file matches .*: name the files in it"):
+        find_files(f"{bucket}/corpus")
+    (tmp_path / "bpe").mkdir()
+    train_bpe(iter(["some text, some more text"] * 9), 260, tmp_path / "bpe")
+    for file in (tmp_path / "bpe").iterdir():
+        (bucket / "tokens" / file.name).write_bytes(file.read_bytes())
+    here = load_tokenizer(tmp_path / "bpe")
+    for place in (f"{bucket}/tokens", f"{bucket}/tokens/tokenizer.json"):
+        assert load_file(place).digest == here.digest
+    save_tokenizer(here, bucket / "again")
+    assert load_tokenizer(bucket / "again").digest == here.digest
