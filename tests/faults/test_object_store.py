@@ -1,7 +1,6 @@
 """A run whose folder lies in an S3 store: the same numbers as on a disk, through kills, faults and other processes."""
 
 import json
-import os
 import random
 import time
 
@@ -109,13 +108,12 @@ def test_killed_while_it_saves_there_is_always_a_whole_checkpoint(store, bucket,
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [2, 4])
-def test_other_numbers_of_processes_go_on_with_a_run(commands, on_disk, store, bucket, count, monkeypatch):
+def test_other_numbers_of_processes_go_on_with_a_run(commands, store, bucket, count):
     run = bucket / "run"
     flat = (*TINY, f"--workdir={run}", "--config.optim.decay=0")
     commands.run(TRAIN, *flat, "--config.train.steps=4", devices=4, variables=store.variables())
-    for name, value in store.variables().items():
-        monkeypatch.setitem(os.environ, name, value)
-    commands.run_together(count, TRAIN, *flat, "--config.mesh.fsdp=4", devices=4 // count)
+    mesh, variables = "--config.mesh.fsdp=4", store.variables()
+    commands.run_together(count, TRAIN, *flat, mesh, devices=4 // count, variables=variables)
     steps = [row["step"] for row in read_rows(run / "metrics.jsonl") if "train/loss" in row]
     assert steps == list(range(1, 9))
     assert sorted(path.name for path in (run / "checkpoints" / "8").iterdir() if path.is_dir()) == [
@@ -127,7 +125,7 @@ def test_other_numbers_of_processes_go_on_with_a_run(commands, on_disk, store, b
 
 
 @pytest.mark.faults
-def test_requests_a_minute_of_metrics_events_and_lock(store, tmp_path, monkeypatch):
+def test_requests_a_minute_of_metrics_events_and_lock(store, monkeypatch):
     from bigjax.run import rows
 
     monkeypatch.setattr(rows, "FLUSH_S", FLUSH_S / 50)  # fifty times as fast
