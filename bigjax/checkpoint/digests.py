@@ -132,6 +132,16 @@ def complete_steps(checkpoints: str | AnyPath) -> list[int]:
     return [step for step in all_steps(checkpoints) if (checkpoints / str(step) / DIGESTS).is_file()]
 
 
+def ended_steps(checkpoints: str | AnyPath) -> list[int]:
+    """Return the steps of `all_steps` but for what a save that was cut short has left in an object store."""
+    checkpoints = as_path(checkpoints)
+    steps = all_steps(checkpoints)
+    if not isinstance(checkpoints, RemotePath):
+        return steps  # there Orbax calls it otherwise
+    folders = {step: checkpoints / str(step) for step in steps}
+    return [step for step, at in folders.items() if (at / DIGESTS).is_file() or not (at / SAVING).is_file()]
+
+
 def write_digests(checkpoints: str | AnyPath, step: int) -> None:
     """Make the step folder complete: write the digests of all its files, whole or not at all.
 

@@ -193,7 +193,7 @@ class Checkpoints:
         found, problem = -1, f"process 0 found no sound checkpoint in {self.folder}"
         if jax.process_index() == 0:
             try:
-                steps = digests.all_steps(self.folder) if step is None else [step]
+                steps = digests.ended_steps(self.folder) if step is None else [step]
                 found, unsound = digests.newest_sound(self.folder, steps, passed)
                 if isinstance(self.folder, RemotePath):
                     passed.extend(unsound)
