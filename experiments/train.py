@@ -100,6 +100,7 @@ def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, wi
     from bigjax import data, models, sharding
     from bigjax.checkpoint import Checkpoints, LenientSaves
     from bigjax.evaluate import scoring
+    from bigjax.preflight.plan import defaults
     from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, heartbeat, lock, say
     from bigjax.train import continuation, guard, optimizers, step
 
@@ -108,11 +109,12 @@ def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, wi
     # ---- Mesh, model, data -----------------------------------------------------------------------------------------
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
+    given, (cfg, chosen) = cfg, defaults.here(cfg, jax.devices())
     workdir = as_path(workdir)
     pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
-    layout = sharding.fit(cfg, mesh, model.specs)
+    layout = sharding.fit(cfg, mesh, model.specs, defaults.notes(chosen))
     folder = RunFolder(workdir)
     if begin.is_complete(cfg, folder):
         return 0
@@ -135,7 +137,7 @@ def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, wi
         state, start, text = starting.state(folder, pulse)
 
         # ---- Run folder: from here on the run exists, and the same command continues it ----------------------------
-        begin.open_folder(cfg, folder, layout, text)
+        begin.open_folder(given, folder, layout, text)
         signature = functools.cache(lambda: folder.signature(cfg))  # read once process 0 has written it
         say(begin.banner(cfg, model, mesh, layout, text, start, profile))
         pulse.phase("compile")
