@@ -53,6 +53,7 @@ def test_a_run_in_a_store_is_that_on_a_disk_after_a_kill_too(commands, on_disk, 
     assert all(not report.problems for report in digests.verify(run / "checkpoints"))
 
 
+@pytest.mark.faults
 def test_two_trainers_in_one_folder(commands, store, bucket):
     from bigjax.run import lease
 
