@@ -25,6 +25,7 @@ from bigjax.config import fields as schema
 from bigjax.config.fields import fields
 from bigjax.errors import UserError, listed
 from bigjax.interop.hf.config import PREFIX
+from bigjax.paths import AnyPath, as_path
 from bigjax.run.folder import RunFolder
 
 from . import config_source, help_text, show_config
@@ -72,7 +73,8 @@ def main(
         status = _main(run, doc, define_flags, examples, schema if config else None, argv)
     except (UserError, flags.Error, OSError) as error:
         # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
-        if isinstance(error, OSError) and not (isinstance(error, PermissionError) or error.errno in NO_ROOM):
+        mended = isinstance(error, UserError | PermissionError)
+        if isinstance(error, OSError) and not (mended or error.errno in NO_ROOM):
             raise
         if "--debug" in argv:
             traceback.print_exc()
@@ -121,7 +123,7 @@ def config_of(argv: Sequence[str]) -> str | None:
     return _take_config(list(argv), Config)[1]
 
 
-def out_path(flag_values: flags.FlagValues) -> Path | None:
+def out_path(flag_values: flags.FlagValues) -> AnyPath | None:
     """Return the file that --out asks for, None if it was not given, after making the folders above it.
 
     Raises:
@@ -129,18 +131,19 @@ def out_path(flag_values: flags.FlagValues) -> Path | None:
     """
     if flag_values.out is None:
         return None
-    out = Path(flag_values.out)
+    out = as_path(flag_values.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=out.parent).close()
+        if isinstance(out, Path):  # an object store is asked when there is something to write
+            tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
     return out
 
 
-def write_out(out: Path | None, value: Any) -> None:
+def write_out(out: AnyPath | None, value: Any) -> None:
     """Write the JSON that --out asks for, if it was given.
 
     Raises:
@@ -165,7 +168,7 @@ def default_workdir(argv: Sequence[str]) -> str:
     source = shipped.located(config_of(argv) or "")
     if source.startswith(PREFIX):
         return str(Path("runs", Path(source.removeprefix(PREFIX)).resolve().name))
-    if Path(source).is_dir():
+    if as_path(source).is_dir():
         return source
     file, _, argument = source.partition(":")
     return str(Path("runs", "-".join(filter(None, (Path(file).stem, Path(argument.removeprefix(PREFIX)).name)))))
@@ -191,7 +194,7 @@ def _workdir_of_run(argv: list[str]) -> str:
         raise UserError("--workdir=RUN is missing: the folder of the run")
     if values[-1].startswith(PREFIX):
         return values[-1]
-    return str(RunFolder.existing(Path(values[-1])).path)
+    return str(RunFolder.existing(values[-1]).path)
 
 
 def _main(run, doc, define_flags, examples, schema: type | None, argv) -> int | None:

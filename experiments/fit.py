@@ -7,11 +7,11 @@ length are seeds.
 """
 
 import math
-from pathlib import Path
 
 from absl import flags
 
 from bigjax.errors import UserError
+from bigjax.paths import as_path, on_disk
 
 from . import cli
 
@@ -93,7 +93,7 @@ def main(flag_values: flags.FlagValues) -> None:
     if flag_values.fit is not None:
         _predict_only(flag_values, asked)
         return
-    out = Path(cli.required(flag_values, "out"))
+    out = as_path(cli.required(flag_values, "out"))
     flops = [_flops(text) for text in flag_values.optimal_at or ()]
     from bigjax.run.json_files import write_json, write_text
     from bigjax.science.laws import plots as fits_plots
@@ -120,12 +120,14 @@ def main(flag_values: flags.FlagValues) -> None:
     if foretold:
         table += "\n" + predictions.to_markdown(foretold)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "fit.json", fits_report.to_json(found) | {"predictions": predictions.to_json(foretold)})
-        write_text(out / "fit.md", table)
-        stored.save(found, out)
-        pictures = fits_plots.plot_study(found, out)
-        page.write(table, pictures, out, f"Scaling laws of {points.conventions.source}")
+        with on_disk(out) as place:
+            place.mkdir(parents=True, exist_ok=True)
+            foreseen = predictions.to_json(foretold)
+            write_json(place / "fit.json", fits_report.to_json(found) | {"predictions": foreseen})
+            write_text(place / "fit.md", table)
+            stored.save(found, place)
+            pictures = fits_plots.plot_study(found, place)
+            page.write(table, pictures, place, f"Scaling laws of {points.conventions.source}")
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
     print(table)
@@ -190,7 +192,7 @@ def _points(flag_values: flags.FlagValues, choices):
         return read_runs(flag_values.runs, **counted)
     columns = options.pairs("columns", flag_values.columns, "params=n_active,tokens=D")
     also = sorted({name for law in laws for name in law.names} - {"N", "D", "C", "U"})
-    return read_csv(Path(flag_values.csv), **counted, columns=columns, also=also)
+    return read_csv(flag_values.csv, **counted, columns=columns, also=also)
 
 
 def _methods(flag_values: flags.FlagValues, points) -> tuple[str, ...]:

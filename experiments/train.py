@@ -27,13 +27,13 @@ next older one is used; if all are damaged, that is bad input.
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath, as_path
 from bigjax.run import identity
 from bigjax.train import rollback
 
@@ -70,7 +70,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> int:
     """Validate the command line, then run."""
     cfg = cli.load_config(flag_values.config)
-    workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
+    workdir = as_path(flag_values.workdir or cli.default_workdir(sys.argv))
     profile = cli.parse_range("profile", flag_values.profile)
     if profile and not 1 <= profile[0] <= profile[-1] <= cfg.train.steps:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
@@ -92,7 +92,7 @@ def unwatched(step: int, batch: Any, state: Any) -> None:
 
 
 @rollback.repeat_after_rollback
-def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witness: Witness = unwatched) -> int:
+def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, witness: Witness = unwatched) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; trace the steps `profile`; return the exit status."""
     # Only here: importing JAX takes seconds, and a user first wants to read what is going to run.
     import jax
@@ -109,10 +109,10 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
     given, (cfg, notes) = cfg, begin.on_devices(cfg)  # what is `auto` depends on them
-    pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
+    pulse = heartbeat.pulse(as_path(workdir))  # which phase this process is in, for those that wait for it
     mesh, model = sharding.make_mesh(cfg.mesh), models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs, notes)
-    folder = RunFolder(Path(workdir))
+    folder = RunFolder(as_path(workdir))
     if begin.is_complete(cfg, folder):
         return 0
     pulse.phase("data")
@@ -142,13 +142,14 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
         speed = begin.throughput(cfg, model)
         rate, watchman = optimizers.looked_up(schedule), guard.Guard(cfg, folder, text, say)
-        evaluate, saves = scoring.evaluator(cfg, model, layout, text.eval), LenientSaves(checkpoints, say)
+        evaluate = scoring.evaluator(cfg, model, layout, text.eval)
         with (
             MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
             text.train.batches(start) as batches,
             Profile(folder, profile) as profiler,
             Interrupt() as interrupt,
         ):
+            saves = LenientSaves(checkpoints, say, writer.stored)
 
             def report(done: int, batch: data.Batch, values: dict[str, Any]) -> None:
                 """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""

@@ -13,7 +13,7 @@ import pytest
 
 from bigjax.run.children import free_port
 from bigjax.run.lock import LOCK
-from bigjax.run.metrics import read_rows
+from bigjax.run.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu", "perf/measured_peak_flops")
@@ -97,11 +97,11 @@ class Commands:
         """Run a command to its end, which must be exit status `code`."""
         return finish(self.start(module, *arguments, **how), code)
 
-    def run_together(self, count: int, module: str, *arguments: object, devices: int) -> list:
+    def run_together(self, count: int, module: str, *arguments: object, devices: int, **how) -> list:
         """Run `count` processes of one distributed run to their ends, each with `devices` devices."""
         distributed = [f"--coordinator_address=127.0.0.1:{free_port()}", f"--num_processes={count}"]
         processes = [
-            self.start(module, *arguments, *distributed, f"--process_id={index}", devices=devices)
+            self.start(module, *arguments, *distributed, f"--process_id={index}", devices=devices, **how)
             for index in range(count)
         ]
         try:

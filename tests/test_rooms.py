@@ -28,6 +28,7 @@ ROOMS = (
     "mesh",
     "config",
     "params",
+    "paths",
     "errors",
     "version",
     "lazy",

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from bigjax.errors import brief
-from bigjax.run.folder import RunFolder, read_rows
+from bigjax.paths import AnyPath, as_path, is_remote, matching
+from bigjax.run.folder import RunFolder
 from bigjax.run.plots import smoothed
+from bigjax.run.rows import read_rows
 from bigjax.science.laws.points import Conventions, Curve, Excluded, FlopCount, ParamCount, Points, make_points
 from bigjax.science.laws.robust import FitError
 
@@ -43,7 +45,7 @@ MIN_EVALUATIONS = 3
 
 
 def read_csv(
-    path: str | Path,
+    path: str | AnyPath,
     *,
     params: ParamCount,
     flops: FlopCount | None,
@@ -64,7 +66,7 @@ def read_csv(
         FitError: the file cannot be read, a column is missing or there twice, a row has more cells than the header, or
             a cell is not a number or not above 0; some rows have FLOPs and others none, with `flops` None.
     """
-    path = Path(path)
+    path = as_path(path)
     rows, names = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -150,7 +152,7 @@ def _known(name: str) -> str:
     return name.lower() if name.lower() in KNOWN else name
 
 
-def _counted(rows: list[dict[str, str]], path: Path) -> FlopCount:
+def _counted(rows: list[dict[str, str]], path: AnyPath) -> FlopCount:
     """Return `recorded` if all rows that have a loss have FLOPs, and `6ND` if none has."""
     filled = [_is_filled(row, "flops") for row in rows if _is_filled(row, "loss")]
     if any(filled) and not all(filled):
@@ -212,7 +214,8 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount | None, reco
         FitError: no folder of a run matches, or the runs' losses cannot be compared.
     """
     root, relative = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (Path(), pattern)
-    folders = [folder for path in sorted(root.glob(relative)) if (folder := RunFolder(path)).config.is_file()]
+    paths = matching(pattern) if is_remote(pattern) else sorted(root.glob(relative))
+    folders = [folder for path in paths if (folder := RunFolder(path)).config.is_file()]
     if not folders:
         raise FitError(f"--runs={pattern} matches no folder of a run: none there has a config.json")
     excluded, kept, seen = [], [], {}
@@ -279,7 +282,7 @@ def _keys(params: ParamCount) -> tuple[str, ...]:
     return (f"params_{params}", "tokens", "flops", "eval_loss")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: AnyPath) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
