@@ -11,6 +11,7 @@ from bigjax.config import Config, lengths
 from bigjax.data import TextData
 from bigjax.interop.hf import origin
 from bigjax.models import Model
+from bigjax.preflight.plan import defaults
 from bigjax.run import RunFolder, Throughput, say
 from bigjax.run.heartbeat import Pulse
 from bigjax.sharding import Layout
@@ -18,6 +19,16 @@ from bigjax.tasks import named_task
 from bigjax.train import continuation, flops, rollback, step
 
 from . import finish, trained
+
+
+def on_devices(cfg: Config) -> tuple[Config, tuple[str, ...]]:
+    """Return the run as the devices at hand resolve what is `auto` in it, and what is said of that.
+
+    Raises:
+      UserError: as `defaults.resolved`.
+    """
+    resolved, chosen = defaults.here(cfg, jax.devices())
+    return resolved, defaults.notes(chosen)
 
 
 def is_complete(cfg: Config, folder: RunFolder) -> bool:

@@ -15,18 +15,21 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from bigjax.config import Config, shipped, strict
+from bigjax.config import Config, paths, shipped, strict
 from bigjax.config import fields as schema
-from bigjax.errors import UserError
+from bigjax.config.fields import fields
+from bigjax.errors import UserError, listed
 from bigjax.interop.hf.config import PREFIX
 from bigjax.run.folder import RunFolder
 
-from . import config_source, show_config
+from . import config_source, help_text, show_config
+
+T = TypeVar("T")
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a system says of a disk, or a file, that takes no more."""
@@ -42,13 +45,15 @@ def main(
     examples: Sequence[str] = (),
     config: bool = True,
     config_of_run: bool = False,
+    schema: type = Config,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line and call `run(flag_values)`; what it returns is the exit status.
 
     `define_flags(flag_values)` defines the command's own flags. With `config` the command also takes --config (a
     ConfigDict in `flag_values.config`, None if absent) and answers --print_config and --diff without calling `run`.
-    With `config_of_run` the config is that of the run folder --workdir, which a command must then define.
+    With `config_of_run` the config is that of the run folder --workdir, which a command must then define. `schema` is
+    the dataclass that declares the config, if it is not that of a run.
     A user error, from parsing or from `run`, a file that may not be used or a full disk is one message on stderr and
     exit status 2; --debug adds the traceback. Any other exception passes through.
 
@@ -64,7 +69,7 @@ def main(
             if (given := config_of(argv)) is not None:
                 raise UserError(f"--config={given} has no use here: the config is that of --workdir")
             argv.append(f"--config={_workdir_of_run(argv)}")
-        status = _main(run, doc, define_flags, examples, config, argv)
+        status = _main(run, doc, define_flags, examples, schema if config else None, argv)
     except (UserError, flags.Error, OSError) as error:
         # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
         if isinstance(error, OSError) and not (isinstance(error, PermissionError) or error.errno in NO_ROOM):
@@ -87,7 +92,7 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def load_config(config: ConfigDict | None) -> Config:
+def load_config(config: ConfigDict | None, schema: type[T] = Config) -> T:
     """Turn the value of --config into the frozen config.
 
     Raises:
@@ -96,7 +101,8 @@ def load_config(config: ConfigDict | None) -> Config:
     """
     if config is None:
         raise UserError("--config=FILE[:ARG] is missing, e.g. --config=gpt:d12")
-    return strict.from_dict(Config, config)
+    # A preparation leaves the options of steps out that the command line does without.
+    return schema.of(config) if hasattr(schema, "of") else strict.from_dict(schema, config)  # pyright: ignore
 
 
 def required(flag_values: flags.FlagValues, name: str) -> Any:
@@ -188,34 +194,40 @@ def _workdir_of_run(argv: list[str]) -> str:
     return str(RunFolder.existing(Path(values[-1])).path)
 
 
-def _main(run, doc, define_flags, examples, config, argv) -> int | None:
+def _main(run, doc, define_flags, examples, schema: type | None, argv) -> int | None:
     flag_values = flags.FlagValues()
     if define_flags:
         define_flags(flag_values)
     flags.DEFINE_boolean("debug", False, "show the traceback of an error", flag_values=flag_values)
     flags.DEFINE_boolean("help", False, "show this help", short_name="h", flag_values=flag_values)
-    if config:
+    if schema:
         flags.DEFINE_boolean("print_config", False, "print the resolved config and stop", flag_values=flag_values)
         flags.DEFINE_string("diff", None, "print how another config differs and stop", flag_values=flag_values)
     if {"-h", "-help", "--help"} & set(argv):
-        print(_help(doc, flag_values, examples, config))
+        sources = "config file, or the name of a shipped one, and its argument"
+        sources += "; the folder of a run, or hf:PATH" if schema is Config else ""
+        print(help_text.build(doc, flag_values, examples, sources if schema else None))
         return None
-    source = _parse(flag_values, argv) if config else _parse_flags(flag_values, argv)
+    source = _parse(flag_values, argv, schema) if schema else _parse_flags(flag_values, argv)
     # Libraries that read absl's global flags must find them parsed.
     flags.FLAGS.mark_as_parsed()
-    if config and (flag_values.print_config or flag_values.diff is not None):
-        _show_config(flag_values, source)
+    if schema and (flag_values.print_config or flag_values.diff is not None):
+        _show_config(flag_values, source, schema)
         return None
     return run(flag_values)
 
 
-def _parse(flag_values: flags.FlagValues, argv: list[str]) -> str | None:
+def _parse(flag_values: flags.FlagValues, argv: list[str], schema: type) -> str | None:
     """Parse a command line with --config and its overrides; return where the config comes from."""
-    source = _take_config(argv, Config)[1]
+    source = _take_config(argv, schema)[1]
     config = None if source is None else config_source.load(source)
-    declared: type[Config] = Config
-    if config is not None:
+    declared = schema
+    if config and not set(config) & set(fields(schema)):
+        raise UserError(f"{source} is no config for this command: it declares {listed(config)}")
+    if config is not None and schema is Config:
         config, declared = config_source.with_named(config, _named(argv))
+    elif config is not None:
+        declared = paths.schema_of(schema, config)
     argv, source, switched_off = _take_config(argv, declared)
     overrides = [match[1] for match in map(_OVERRIDE.match, argv) if match] + switched_off
     if config is None:
@@ -238,7 +250,7 @@ def _named(argv: Sequence[str]) -> dict[str, str]:
     return {match[1]: match[2] for match in matches if match[1] in config_source.NAMING}
 
 
-def _take_config(argv: list[str], declared: type[Config]) -> tuple[list[str], str | None, list[str]]:
+def _take_config(argv: list[str], declared: type) -> tuple[list[str], str | None, list[str]]:
     """Return argv without --config and without overrides to None, the value of --config, and those overrides' paths.
 
     The file is loaded here rather than by a config-file flag, which hides the file's own error in a traceback, and
@@ -276,7 +288,7 @@ def _sets(argument: str, path: str) -> bool:
     return match is not None and match[1] == path
 
 
-def _check_override(config: ConfigDict, declared: type[Config], path: str) -> None:
+def _check_override(config: ConfigDict, declared: type, path: str) -> None:
     if path in schema.sections(declared):
         example = next(name for name in schema.field_paths(declared) if name.startswith(f"{path}."))
         raise UserError(f"--config.{path} is a section: set its fields one by one, e.g. --config.{example}=...")
@@ -292,7 +304,7 @@ def _check_override(config: ConfigDict, declared: type[Config], path: str) -> No
         node = node[name]
 
 
-def _parse_flags(flag_values: flags.FlagValues, argv: list[str], declared: type[Config] = Config) -> None:
+def _parse_flags(flag_values: flags.FlagValues, argv: list[str], declared: type = Config) -> None:
     try:
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as error:
@@ -307,7 +319,7 @@ def _parse_flags(flag_values: flags.FlagValues, argv: list[str], declared: type[
         raise UserError(f"unexpected argument {rest[1]!r}: every argument is a flag, --NAME=VALUE")
 
 
-def _illegal_value(message: str, declared: type[Config]) -> str:
+def _illegal_value(message: str, declared: type) -> str:
     """Reword absl's 'flag --config.optim.lr=a: could not convert ...' as what the field accepts."""
     match = re.match(r"flag --config\.([^=]+)=(.*?): ", message, re.DOTALL)
     if not match or match[1] not in schema.field_paths(declared):
@@ -317,34 +329,10 @@ def _illegal_value(message: str, declared: type[Config]) -> str:
     return f"--config.{match[1]}={match[2]} is not {expected}{hint}"
 
 
-def _show_config(flag_values: flags.FlagValues, source: str | None) -> None:
-    cfg = load_config(flag_values.config)
+def _show_config(flag_values: flags.FlagValues, source: str | None, schema: type) -> None:
+    cfg = load_config(flag_values.config, schema)
     if flag_values.print_config:
         print(show_config.format_config(cfg))
     if flag_values.diff is not None:
-        other = load_config(config_source.load(flag_values.diff))
+        other = load_config(config_source.load(flag_values.diff), schema)
         print(show_config.format_diff(source or "", cfg, flag_values.diff, other))
-
-
-def _help(doc: str | None, flag_values: flags.FlagValues, examples: Sequence[str], config: bool) -> str:
-    rows = [_help_row(flag_values[name]) for name in flag_values if name != "h"]
-    if config:
-        sources = "config file, or the name of a shipped one, and its argument; the folder of a run, or hf:PATH"
-        rows.insert(0, ("--config=FILE[:ARG]", sources))
-        rows.insert(1, ("--config.SECTION.FIELD=VALUE", "change one field; None switches off what may be off"))
-    width = max(len(name) for name, _ in rows)
-    parts = [(doc or "").strip(), "Flags:\n" + "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)]
-    if examples:
-        parts.append("Examples:\n" + "\n".join(f"  {example}" for example in examples))
-    return as_typed("\n\n".join(parts))
-
-
-def as_typed(text: str) -> str:
-    """Return a text with its commands as they are typed for this package: `bigjax train` where it is bigjax's own."""
-    return text.replace("python -m experiments.", "bigjax ") if __package__ == "bigjax.experiments" else text
-
-
-def _help_row(flag: flags.Flag) -> tuple[str, str]:
-    name = f"--{flag.name}" if flag.boolean else f"--{flag.name}=VALUE"
-    has_default = flag.default is not None and not flag.boolean and flag.default != ""
-    return name, f"{flag.help} (default {flag.default})" if has_default else flag.help

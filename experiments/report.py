@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import cli, extras
+from . import cli, extras, help_text
 
 EXAMPLES = (
     "python -m experiments.report --runs='runs/lr_width/*' --out=report",
@@ -45,7 +45,7 @@ def main(flag_values: flags.FlagValues) -> None:
     from bigjax.science.report import summary as report
     from bigjax.science.report.page import folder
 
-    command = " ".join([cli.as_typed("python -m experiments.report"), *map(shlex.quote, sys.argv[1:])])
+    command = " ".join([help_text.as_typed("python -m experiments.report"), *map(shlex.quote, sys.argv[1:])])
     before, ended, fitted = None, 0, {}
     while True:
         now = report_runs.signature(pattern)

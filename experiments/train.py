@@ -100,7 +100,6 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
     from bigjax import data, models, sharding
     from bigjax.checkpoint import Checkpoints, LenientSaves
     from bigjax.evaluate import scoring
-    from bigjax.preflight.plan import defaults
     from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, heartbeat, lock, say
     from bigjax.train import continuation, guard, optimizers, step
 
@@ -109,11 +108,10 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
     # ---- Mesh, model, data -----------------------------------------------------------------------------------------
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
-    given, (cfg, chosen) = cfg, defaults.here(cfg, jax.devices())
+    given, (cfg, notes) = cfg, begin.on_devices(cfg)  # what is `auto` depends on them
     pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
-    mesh = sharding.make_mesh(cfg.mesh)
-    model = models.build(cfg.model)
-    layout = sharding.fit(cfg, mesh, model.specs, defaults.notes(chosen))
+    mesh, model = sharding.make_mesh(cfg.mesh), models.build(cfg.model)
+    layout = sharding.fit(cfg, mesh, model.specs, notes)
     folder = RunFolder(Path(workdir))
     if begin.is_complete(cfg, folder):
         return 0

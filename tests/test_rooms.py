@@ -23,6 +23,7 @@ ROOMS = (
     "tasks",
     "models",
     "data",
+    "prepare",
     "sharding",
     "mesh",
     "config",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import gcd
 from typing import Any
 
-from bigjax.config import lengths, named, pipeline
+from bigjax.config import lengths, named, pipeline, recipes
 from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
 from bigjax.errors import ConfigError
@@ -112,6 +112,11 @@ def problems(cfg: Any) -> Iterator[str]:
         )
     if optim.nesterov and optim.name != "sgd":
         yield f"optim.nesterov=True is only read by optim.name='sgd', not {optim.name!r}: set optim.nesterov=False"
+    if optim.stochastic_rounding and optim.moments_dtype == "float32":
+        yield (
+            "optim.stochastic_rounding=True rounds what optim.moments_dtype='float32' keeps whole: set "
+            "optim.moments_dtype='bfloat16', or optim.stochastic_rounding=False"
+        )
     yield from _ramp_problems(cfg)
     yield from lengths.problems(cfg)
     if data.weights and len(data.weights) != len(data.sources):
@@ -122,6 +127,7 @@ def problems(cfg: Any) -> Iterator[str]:
     yield from _order_problems(cfg)
     yield from _writing_problems(cfg)
     yield from config_mup.problems(cfg)
+    yield from recipes.problems(cfg)
     yield from model.named_family.problems(cfg)
     if not all(weight > 0 for weight in data.weights):
         yield f"data.weights={data.weights} must all be above 0"

@@ -138,6 +138,10 @@ class ModelConfig:
     mup: MupConfig = field(default_factory=MupConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of activations in the forward and backward pass. Parameters are float32."""
+    matmul: Literal["default", "int8", "int8_forward", "fp8", "fp8_forward", "scaled"] = "default"
+    """The recipe by which the matrices of blocks multiply (`bigjax.config.recipes`); embedding and head use `dtype`."""
+    matmul_spared_blocks: int = bounded(0, minimum=0)
+    """How many blocks at each end of a stack multiply in `dtype`, too."""
     attention: Literal["auto", "reference", "blocked", "xla", "cudnn", "splash"] = plumbing("auto")
     """The program that computes attention. All give the same numbers within float rounding. `auto` is `reference` on
     CPUs, and on accelerators the first of `ATTENTION_ORDER` that can do what the layers ask for."""

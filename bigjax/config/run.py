@@ -131,6 +131,10 @@ class OptimConfig:
     """The largest norm of all gradients together; what is longer is scaled down to it. None means no bound."""
     ema_decay: float | None = bounded(None, above=0, below=1)
     """The decay of the running mean of parameters that is evaluated; None means there is none."""
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """The type in which the optimizer keeps its moments. It computes in float32."""
+    stochastic_rounding: bool = False
+    """Whether moments are rounded up or down at random, so that they are right on average (Gupta et al. 2015)."""
     lr_multipliers: LrMultipliers = field(default_factory=LrMultipliers)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import normal
 
-from bigjax.config import ModelConfig
+from bigjax.config import ModelConfig, recipes
 from bigjax.models.attention import backends as attention
 from bigjax.models.moe import layers as moe
 from bigjax.models.parts import blocks, layers, stacks
@@ -156,7 +156,7 @@ def _through_blocks(params: Params, tokens_BS, positions_BS, cfg: ModelConfig, l
     kept, whole, route = [], [lambda y: y] * 2, partial(moe.apply, segments_BS=segments, dropless=True)
     # Unrolled: a loop over stacked layers would copy its layer's weights and cache out of the stack for every token.
     for index, layer in enumerate(params["blocks"]):
-        p = blocks.gathered(layer, declared, cfg, layout)
-        x_BSD, (kv, _) = blocks.transformer_block(x_BSD, p, cfg, layout, rope, partial(attend, index), whole, route)
+        p, own = blocks.gathered(layer, declared, cfg, layout), recipes.of_block(cfg, index, cfg.num_layers)
+        x_BSD, (kv, _) = blocks.transformer_block(x_BSD, p, own, layout, rope, partial(attend, index), whole, route)
         kept.append(kv)
     return blocks.final_norm(params, x_BSD, cfg), *zip(*kept, strict=True)

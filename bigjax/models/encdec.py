@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import normal
 
-from bigjax.config import Config, ModelConfig
+from bigjax.config import Config, ModelConfig, recipes
 from bigjax.config.fields import bounded
 from bigjax.config.model import transformer_shape
 from bigjax.models.attention import backends as attention
@@ -147,7 +147,7 @@ def apply(
     bias = _bias(params["decoder"], inputs_BT.shape[1], cfg, layout, causal=True)
     declared = specs(cfg)["decoder"]["blocks"]
 
-    def block(nth, x, layer, index):
+    def block(nth, x, layer, index, cfg=cfg):
         del nth
         first, second = (blocks.drops(rate, key, 2 * index + half, rows_B) for half in (0, 1))
 
@@ -201,7 +201,7 @@ def encode(
     bias = _bias(params["encoder"], tokens_BS.shape[1], cfg, layout, causal=False)
     declared, mask = specs(cfg)["encoder"]["blocks"], Mask(segments_BS, causal=False)
 
-    def block(nth, x, layer, index):
+    def block(nth, x, layer, index, cfg=cfg):
         del nth
         drops = blocks.drops(rate, key, index, rows_B)
 
@@ -289,9 +289,12 @@ def prefill(
     rows = {"positions_BS": positions_BS, "segments_BS": segments_BS}
     memory, _ = encode(params, tokens_BS, cfg, layout=layout, dropless=True, **rows)
     declared, memory_k, memory_v = specs(cfg)["decoder"]["blocks"]["cross"], [], []
-    for layer in params["decoder"]["blocks"]:
-        p = layout.gather(layer["cross"], declared, cfg.dtype)
-        k, v = attention.match_kv_heads(*blocks.keys_and_values(memory, p, cfg, layout), cfg.num_heads, layout)
+    for number, layer in enumerate(params["decoder"]["blocks"]):
+        p, own = (
+            layout.gather(layer["cross"], declared, cfg.dtype),
+            recipes.of_block(cfg, number, cfg.num_decoder_layers),
+        )
+        k, v = attention.match_kv_heads(*blocks.keys_and_values(memory, p, own, layout), cfg.num_heads, layout)
         memory_k.append(k)
         memory_v.append(v)
     G, K = memory_k[0].shape[2:]
@@ -331,10 +334,10 @@ def decode(
     x_B1D = _embed(params, tokens_B1, jnp.broadcast_to(index, tokens_B1.shape), cfg, layout)
     declared, kept = specs(cfg)["decoder"]["blocks"], []
     for number, layer in enumerate(stack["blocks"]):
-        p = blocks.gathered(layer, declared, cfg, layout)
+        p, own = blocks.gathered(layer, declared, cfg, layout), recipes.of_block(cfg, number, cfg.num_decoder_layers)
         attends = partial(self_attend, number), partial(attend_to_memory, number)
         route = partial(moe.apply, dropless=True)
-        x_B1D, (kv, _) = _decoder_block(x_B1D, None, p, cfg, layout, *attends, [lambda y: y] * 3, route)
+        x_B1D, (kv, _) = _decoder_block(x_B1D, None, p, own, layout, *attends, [lambda y: y] * 3, route)
         kept.append(kv)
     k, v = zip(*kept, strict=True)
     return _final(stack, x_B1D, cfg), cache._replace(k=k, v=v, length=index + 1)
@@ -351,6 +354,7 @@ FAMILY = Family(
     decode=decode,
     encode=encode,
     fields=Fields,
+    low_precision=True,
     derive=transformer_shape,
     problems=problems,
 )

@@ -48,6 +48,7 @@ class Family:
       encode: what is read once for all that is written.
       like: the built-in family whose tasks train it, as its functions take the same arguments; by default none other.
       mesh_axes: of the mesh axes that not every family can use, `context` and `stage`, those that its functions can.
+      low_precision: whether the matrices of its blocks multiply by `parts.products`, so that `model.matmul` holds.
       fields: a frozen dataclass, its own fields, in the config as `model.NAME` after the family's name.
       derive: `(model config)` -> what it sets in fields of `model` that the user left at 0 or at their default.
       problems: `(whole config)` -> what it asks of a config, one sentence each.
@@ -71,6 +72,7 @@ class Family:
     values: Callable[..., Any] = field(default=lacking("values"))
     like: str | None = None
     mesh_axes: tuple[str, ...] = ()
+    low_precision: bool = False
     fields: type = NoFields
     derive: Callable[[ModelConfig], Mapping[str, Any]] = nothing_derived
     problems: Callable[[Any], Iterator[str]] = no_problems
@@ -83,7 +85,7 @@ class Family:
 def transformer(module: str, *functions: str, mesh_axes: tuple[str, ...] = ()) -> Family:
     """Return a transformer without fields of its own, whose functions are those of a module, imported when called."""
     found: dict[str, Any] = {name: lazy.function(f"{module}:{name}") for name in functions}
-    return Family(**found, derive=transformer_shape, mesh_axes=mesh_axes)
+    return Family(**found, derive=transformer_shape, mesh_axes=mesh_axes, low_precision=True)
 
 
 # Declared here, and not beside their functions, so that most configs are checked before JAX is imported.

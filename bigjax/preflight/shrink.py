@@ -31,7 +31,8 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
 
     - Kept as they are: every option (family, positions, norm, activation, biases, kernel, remat, dtype, dropout,
       objective, optimizer, schedule ...), and `mesh.allow_replicated`.
-    - At most 2 layers (and 2 that write), or one period of windows and sparse layers. At most 2 kv heads, or 3 if their
+    - At most 2 layers (and 2 that write), or one period of windows and sparse layers, or 3 where the first and last are
+      spared from a recipe for products. At most 2 kv heads, or 3 if their
       number is odd, so that what `tensor` did not divide it still does not; heads in the same ratio to kv heads, at
       most 4 (3 if the ratio is odd).
     - At most 8 experts; if there were more, a token sees at most 4. Their width keeps its ratio to `d_model`, up to a
@@ -135,7 +136,8 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
     small = dataclasses.replace(
         model,
         vocab_size=_small(model.vocab_size, 64),
-        num_layers=min(model.num_layers, (least := model.period * ceil(2 / model.period))),
+        num_layers=min(model.num_layers, (least := _least_layers(model))),
+        matmul_spared_blocks=min(model.matmul_spared_blocks, model.period),
         d_model=d_model,
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -152,6 +154,11 @@ def _model(cfg: Config, seq_len: int) -> ModelConfig:
         own = dataclasses.replace(model.own, num_decoder_layers=written)
         small = dataclasses.replace(small, **{named.section(model.family): own})
     return small if model.parametrization == "standard" else dataclasses.replace(small, mup=_mup_base(model, small))
+
+
+def _least_layers(model: ModelConfig) -> int:
+    """Return a number of layers that has every kind of them, and those that a recipe spares at both ends."""
+    return model.period * (3 if model.matmul_spared_blocks else ceil(2 / model.period))
 
 
 def _mup_base(model: ModelConfig, small: ModelConfig) -> MupConfig:

@@ -17,6 +17,7 @@ from bigjax.data.batches.ramp import BatchRamp
 from bigjax.models.parts import mup
 from bigjax.models.parts.matrices import axes_of, is_spec, per_matrix
 from bigjax.params import Growth, ParamSpec, kind_mask
+from bigjax.train import moments
 
 BLOCK = 4096
 """How many learning rates `looked_up` computes at a time."""
@@ -129,7 +130,7 @@ def build(
     factors = jax.tree.map(lambda spec: getattr(cfg.lr_multipliers, spec.kind), specs)
     if any(factor != 1 for factor in jax.tree.leaves(factors)):
         parts.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
-    return optax.chain(*parts)
+    return moments.stored(optax.chain(*parts), cfg)
 
 
 def adamw(cfg: OptimConfig, specs: Any, rate: Callable[[Any], Any]) -> optax.GradientTransformation:

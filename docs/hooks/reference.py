@@ -21,6 +21,8 @@ from bigjax.__main__ import commands, overview  # noqa: E402
 from bigjax.config import Config, named  # noqa: E402
 from bigjax.config.fields import describe, sections  # noqa: E402
 from bigjax.config.fields import fields as declared  # noqa: E402
+from bigjax.prepare.pipeline import Preparation  # noqa: E402
+from bigjax.prepare.step import STEPS, load  # noqa: E402
 
 FIRST = "---\nsearch:\n  boost: 4\n---\n\n"
 """What a page begins with that a search shows before the pages on Python."""
@@ -58,7 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 @cache
 def of_config() -> Pages:
-    """Return a page for each section of the config, and first one that lists them."""
+    """Return a page for each section of the config and of a preparation, and first one that lists them."""
     found: dict[str, tuple[str, str, type]] = {"config": ("config", "", Config)}
     found |= {path: (path, f"{path}.", cls) for path, cls in sections(Config).items()}
     for kind, path, known in (("model.family", "model.{}", named.FAMILIES), ("train.objective", "task", named.TASKS)):
@@ -68,6 +70,10 @@ def of_config() -> Pages:
                 prefix = path.format(name)
                 title = f"{prefix} of {kind}={name}"
                 found[prefix if "{}" in path else f"{prefix}-{name}"] = (title, f"{prefix}.", own)
+    found["prepare"] = ("prepare", "", Preparation)
+    for name in STEPS:
+        if fields(options := load(name).fields):
+            found[f"prepare-{name}"] = (f"{name} of a preparation", f"{name}.", options)
     rows = [
         f"- [`{title}`]({name}.md): {_first_sentence(inspect.getdoc(cls) or '')}"
         for name, (title, _, cls) in found.items()

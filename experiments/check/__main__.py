@@ -21,7 +21,7 @@ from absl import flags
 from bigjax.errors import UserError
 from bigjax.run.folder import RunFolder
 
-from .. import cli
+from .. import cli, help_text
 from ..processes import distributed
 from . import equivalence as check_equivalence
 from . import mup as check_mup
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = arguments[0] if arguments else ""
     if name in ("-h", "-help", "--help"):
         examples = "\n".join(f"  {example}" for examples in EXAMPLES.values() for example in examples)
-        print(cli.as_typed(f"{(__doc__ or '').strip()}\n\nExamples:\n{examples}"))
+        print(help_text.as_typed(f"{(__doc__ or '').strip()}\n\nExamples:\n{examples}"))
         return
     if name not in CHECKS:
         *others, last = CHECKS

@@ -134,10 +134,13 @@ def _against_hf(cfg: Config, against: str) -> Iterator[tuple[Any, Any]]:
 
 
 def _header(expected: Any) -> str:
+    from bigjax.preflight.equivalence.bounds import precision
+
     cfg, limits = expected.cfg, expected.bounds
     stored = f" and {limits.stored:,} stored results" if limits.stored else ""
+    stored += f" and {limits.quantised:,} operands of products" if limits.quantised else ""
     return (
-        f"{cfg.model.dtype}: {cfg.model.num_layers} layers, d_model {cfg.model.d_model}, "
+        f"{precision(cfg)}: {cfg.model.num_layers} layers, d_model {cfg.model.d_model}, "
         f"{cfg.train.global_batch_size} rows of {cfg.data.seq_len}; bound {limits.relative:.1e} of a tensor's terms "
         f"(rounding of {limits.terms:,} terms{stored})"
     )

@@ -75,7 +75,7 @@ def run(flag_values: flags.FlagValues) -> int:
     report = resume.Report(cli.config_of(sys.argv) or "", cfg, (own or [exact])[0], kill_at)
     with _folder(flag_values.workdir) as folder:
         for small, chosen in ((exact, cases), *((small, cases[:1]) for small in own)):
-            where = folder / small.model.dtype
+            where = folder / f"{small.model.dtype}_{small.model.matmul}"
             runs = resume.Runs(small, kill_at, where, LAUNCHER, keep=flag_values.workdir is not None)
             straight, check = runs.straight()
             report.epochs = straight.epochs()

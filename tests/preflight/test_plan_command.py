@@ -117,8 +117,8 @@ def test_an_analytic_plan_counts_epochs_of_packaged_bytes_only(call):
 def test_too_large_a_model_says_what_would_help(call, tmp_path):
     out = tmp_path / "plan.json"
     status, page, _ = call(
-        "--config=configs/llama.py:70b", *GIVEN, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=16",
-        f"--out={out}",
+        "--config=configs/llama.py:70b", *GIVEN, "--topology=v5e:4x4", "--analytic",
+        "--config.train.global_batch_size=16", f"--out={out}",
     )  # fmt: skip
     found = json.loads(out.read_text())
     assert status == 5 and not found["fits"] and "DOES NOT FIT: needs" in page
@@ -191,8 +191,8 @@ def test_a_parameter_that_would_be_padded_is_named(call):
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=9", "--num_slices=2"), "of --num_slices=2"),
         ((LLAMA, "--topology=cpu:4", "--search"), "--search compares step times, and there are no figures for cpu:4"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--num_slices=2", "--config.mesh.slice=4"), "form 2 slices, but"),
-        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32 does not divide the 16 devices"),
-        ((LLAMA, *GIVEN, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows, not"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32 does not divide the 16"),
+        ((LLAMA, *GIVEN, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--search"), "leave --analytic out"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare=configs/lama.py"), "there is no config file"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare="), "a config is missing"),
@@ -247,7 +247,9 @@ def test_two_configs_side_by_side(call, tmp_path):
 
 def test_chips_are_swept_as_a_table_and_a_picture(call, tmp_path):
     out = tmp_path / "scale.json"
-    status, table, _ = call(LLAMA, "--topology=v5p:4x4x4", "--analytic", "--sweep_chips=16,64,256", f"--out={out}")
+    status, table, _ = call(
+        LLAMA, *GIVEN, "--topology=v5p:4x4x4", "--analytic", "--sweep_chips=16,64,256", f"--out={out}"
+    )
     found = json.loads(out.read_text())
     assert status == 0 and out.with_suffix(".png").stat().st_size > 10_000
     assert [(row["scaling"], row["chips"], row["global_batch_size"]) for row in found] == [

@@ -13,7 +13,7 @@ from bigjax.config import Config, replace
 from bigjax.config.strict import fingerprint, to_dict
 from bigjax.run.json_files import write_json
 from bigjax.science.laws import plots as fits_plots
-from bigjax.science.laws.report import study
+from bigjax.science.laws.study import study
 from bigjax.science.scaling_laws import fit_isoflop, read_csv, read_runs
 from experiments import cli, fit
 from tests.commands import Commands, read, shared_cache
@@ -269,8 +269,8 @@ def test_an_interval_without_an_end_or_without_noise_to_go_by_says_why(points, t
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "one of --runs=GLOB and --csv=FILE"),
-        (("--csv=a", "--runs=b"), "one of --runs=GLOB and --csv=FILE"),
+        ((), "one of --runs=GLOB, --csv=FILE and --fit=FOLDER"),
+        (("--csv=a", "--runs=b"), "one of --runs=GLOB, --csv=FILE and --fit=FOLDER"),
         (("--csv=a",), "--out is missing"),
         (("--csv=none.csv", "--out=out"), "none.csv cannot be read"),
         (("--csv=a", "--out=out", "--optimal_at=lots"), "--optimal_at=lots"),

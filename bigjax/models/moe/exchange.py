@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.models.moe.routing import Routing
+from bigjax.models.parts import products
 
 Axes = tuple[str, ...]
 """Mesh axes, empty where the mesh does not split."""
 
 Experts = Callable[..., jax.Array]
-"""`experts(x, multiply)` maps tokens through the expert networks; `multiply(x, w)` is the product with `(E, ...)`."""
+"""`experts(x, multiply)` maps tokens through the expert networks; `multiply(x, w, cfg, split)` is the product with
+`(E, ...)`, of `parts.products`."""
 
 
 def with_capacity(x_RSD: jax.Array, routing: Routing, capacity: int, experts: Experts, num_experts: int, axis: Axes):
@@ -39,7 +41,7 @@ def with_capacity(x_RSD: jax.Array, routing: Routing, capacity: int, experts: Ex
     x = x_RQD.reshape(R, E, C, D)
     if axis:
         x = jax.lax.all_to_all(x, axis, split_axis=1, concat_axis=0, tiled=True)
-    y = experts(x, partial(jnp.einsum, "RECX,EXY->RECY"))
+    y = experts(x, products.of_experts)
     if axis:
         y = jax.lax.all_to_all(y, axis, split_axis=0, concat_axis=1, tiled=True)
     y_RQD = jax.vmap(move)(y.reshape(R, rows, D), slots_RSK.reshape(R, S * K), choice_RQ[..., None])
@@ -77,7 +79,7 @@ def dropless(x_RSD: jax.Array, routing: Routing, experts: Experts, num_experts: 
     back_TK = jnp.where(inside_TK, rank_TK, len(order))
     source_Q = jnp.where(mine_Q, order, len(order))
     x_QD = move(x_TD, source_Q // K, back_TK)
-    y_QD = experts(x_QD, lambda x, w: jax.lax.ragged_dot(x, w, sizes_E))
+    y_QD = experts(x_QD, partial(products.grouped, sizes_E=sizes_E))
     y_TKD = move(y_QD, back_TK.reshape(-1), source_Q[:, None]).reshape(-1, K, D)
     y_TD = _weighted(y_TKD, jnp.where(inside_TK, weights_TK, 0))
     if axis:

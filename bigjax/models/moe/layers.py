@@ -16,7 +16,7 @@ from bigjax.config import ModelConfig
 from bigjax.models.attention import order
 from bigjax.models.moe import exchange as moe_exchange
 from bigjax.models.moe import routing as moe_routing
-from bigjax.models.parts import devices, layers
+from bigjax.models.parts import devices, layers, products
 from bigjax.params import ParamSpec
 from bigjax.sharding import Layout
 
@@ -71,9 +71,10 @@ def apply(
         assert rows_B is not None
         inputs |= {"key": key, "rows": rows_B}
     expert, mlp, split = (layout.over(axis) for axis in ("experts", "mlp", "residual_seq"))
-    rows = layout.over("seq")
+    rows, tokens = layout.over("seq"), layout.over("batch", "seq")
     scatter = bool(mlp and split != rows)
     how = {"dropless": dropless, "expert": expert, "mlp": mlp, "scatter": scatter, "rows": rows, "balanced": balanced}
+    how["tokens"] = tuple(axis for axis in tokens if axis not in expert)
     compute = partial(_on_one_device, cfg=cfg, **how)
     if not layout.sizes:
         return compute(inputs)
@@ -110,10 +111,13 @@ def per_row(added: layers.Aux, real_BS: jax.Array) -> layers.Aux:
     return out
 
 
-def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, mlp, scatter: bool, rows, balanced: bool):
+def _on_one_device(
+    inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, mlp, scatter: bool, rows, balanced: bool, tokens
+):
     """Compute one device's tokens; `expert`, `mlp` and `rows` are the mesh axes that split experts, their width, rows.
 
-    `scatter`: whether the output's sequence is split over `mlp`, too.
+    `scatter`: whether the output's sequence is split over `mlp`, too. `tokens`: the axes whose devices have the same
+    experts and other tokens.
     """
     h_BSD, p = inputs["h"], inputs["p"]
     B, S, D = h_BSD.shape
@@ -139,9 +143,10 @@ def _on_one_device(inputs: dict, *, cfg: ModelConfig, dropless: bool, expert, ml
         routing = routing._replace(**{name: x.reshape(-1, G, x.shape[-1]) for name, x in mine.items()})
 
     def experts(x, multiply):
-        hidden = checkpoint_name(multiply(x, p["up"]), "mlp_hidden")
-        gate = multiply(x, p["gate"]) if "gate" in p else None
-        return multiply(layers.activation(cfg.activation, hidden, gate), p["down"])
+        wide, narrow = products.Split(columns=mlp, rows=tokens), products.Split(summed=mlp, rows=tokens)
+        hidden = checkpoint_name(multiply(x, p["up"], cfg, wide), "mlp_hidden")
+        gate = multiply(x, p["gate"], cfg, wide) if "gate" in p else None
+        return multiply(layers.activation(cfg.activation, hidden, gate), p["down"], cfg, narrow)
 
     if mlp:  # said here, the sum of its gradient is one over tokens, not over the places of experts
         h_BSD = jax.lax.pcast(h_BSD, mlp, to="varying")

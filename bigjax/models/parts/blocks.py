@@ -17,7 +17,7 @@ from bigjax.config.model import is_on
 from bigjax.models.attention import backends as attention_backends
 from bigjax.models.attention.masks import ProbsDropout
 from bigjax.models.moe import layers as moe
-from bigjax.models.parts import layers, mup
+from bigjax.models.parts import layers, mup, products
 from bigjax.params import Initializer, ParamSpec
 from bigjax.sharding import Layout
 
@@ -166,7 +166,7 @@ def attention(
         q = q * (scale * cfg.head_dim**0.5)  # the back ends multiply by head_dim ** -0.5
     mixed, aux = attend(q, k, v)
     mixed = checkpoint_name(mixed, "attn_mixed")
-    y = jnp.einsum("BSHK,HKD->BSD", mixed, p["o"], out_sharding=layout.act("batch", "residual_seq", "embed"))
+    y = products.matrix("BSHK,HKD->BSD", mixed, p["o"], cfg, layout.act("batch", "residual_seq", "embed"))
     return checkpoint_name(y + p["o_bias"] if "o_bias" in p else y, "attn_out"), aux
 
 
@@ -177,7 +177,7 @@ def keys_and_values(x_BTD: jax.Array, p: dict, cfg: ModelConfig, layout: Layout,
 
 def _project(x: jax.Array, name: str, p: dict, cfg: ModelConfig, layout: Layout, rope) -> jax.Array:
     sharding = layout.act("batch", "seq", "heads" if name == "q" else "kv_heads", "head_dim")
-    y = jnp.einsum("BSD,DHK->BSHK", x, p[name], out_sharding=sharding)
+    y = products.matrix("BSD,DHK->BSHK", x, p[name], cfg, sharding)
     y = y + p[f"{name}_bias"] if f"{name}_bias" in p else y
     y = _rms_norm(y, p[f"{name}_norm"], cfg) if f"{name}_norm" in p else y
     return layers.apply_rope(y, *rope) if rope is not None and name != "v" else y
@@ -186,11 +186,11 @@ def _project(x: jax.Array, name: str, p: dict, cfg: ModelConfig, layout: Layout,
 def mlp(h_BSD: jax.Array, p: dict, cfg: ModelConfig, layout: Layout) -> jax.Array:
     """Map each position through the feed-forward half of a block."""
     hidden_sharding = layout.act("batch", "seq", "mlp")
-    hidden = jnp.einsum("BSD,DF->BSF", h_BSD, p["up"], out_sharding=hidden_sharding)
+    hidden = products.matrix("BSD,DF->BSF", h_BSD, p["up"], cfg, hidden_sharding)
     hidden = checkpoint_name(hidden + p["up_bias"] if "up_bias" in p else hidden, "mlp_hidden")
-    gate = jnp.einsum("BSD,DF->BSF", h_BSD, p["gate"], out_sharding=hidden_sharding) if "gate" in p else None
+    gate = products.matrix("BSD,DF->BSF", h_BSD, p["gate"], cfg, hidden_sharding) if "gate" in p else None
     hidden = layers.activation(cfg.activation, hidden, gate)
-    y = jnp.einsum("BSF,FD->BSD", hidden, p["down"], out_sharding=layout.act("batch", "residual_seq", "embed"))
+    y = products.matrix("BSF,FD->BSD", hidden, p["down"], cfg, layout.act("batch", "residual_seq", "embed"))
     return checkpoint_name(y + p["down_bias"] if "down_bias" in p else y, "mlp_out")
 
 

@@ -25,6 +25,10 @@ row, of a number or of an array of numbers.
 `loss` is added to what training minimises, other names are metrics."""
 
 
+MATMUL = "matmul"
+"""What the results of products in low precision are called where a policy of rematerialisation keeps them."""
+
+
 def matrix_init(cfg: ModelConfig, fan_in: int, scale: float = 1.0) -> Initializer:
     """Start a matrix, or the rows of a table, as `cfg.init` says; `scale` is for `fan_in` only."""
     return normal(scale * fan_in**-0.5 if cfg.init == "fan_in" else cfg.init_std)
@@ -223,20 +227,22 @@ def dropout(
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-def rematerialised(block: Callable, remat: str, *, in_loop: bool) -> Callable:
-    """Wrap one block so that its backward pass recomputes what `remat` does not save.
+def rematerialised(block: Callable, cfg: ModelConfig, *, in_loop: bool) -> Callable:
+    """Wrap one block so that its backward pass recomputes what `cfg.remat` does not save.
 
     `none`, and `auto` where no devices have resolved it, saves everything, `dots` the results of matrix products
     without batch axes, `full` nothing but the block's input; `save:NAMES` keeps, and `offload:NAMES` moves to host
     memory, the activations named with `checkpoint_name`.
     """
     policies: Any = jax.checkpoint_policies
-    kind, _, listed = remat.partition(":")
+    kind, _, listed = cfg.remat.partition(":")
     chosen = listed.split(",")
     if kind in ("none", "auto"):
         return block
     if kind == "full":
         policy = policies.nothing_saveable
+    elif kind == "dots" and cfg.matmul != "default":
+        policy = policies.save_only_these_names(MATMUL)  # what is scaled back, not sums of twice its size before that
     elif kind == "dots":
         policy = policies.dots_with_no_batch_dims_saveable
     elif kind == "save":

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax import params as param_tree
-from bigjax.config import ModelConfig
+from bigjax.config import ModelConfig, recipes
 from bigjax.config import pipeline as schedule
 from bigjax.models.attention import context
 from bigjax.models.attention.masks import Mask
@@ -22,6 +22,7 @@ from bigjax.sharding import Layout, ShardingError
 Block = Callable[..., tuple[jax.Array, Any]]
 """`block(nth, x_BSD, layer, index)` returns the new hidden states and what the layer says of itself; `nth`, a number
 known when the program is traced, is the place of the layer in its period, and `index`, traced, its place in the stack.
+A keyword `cfg` gives it another config than the model's.
 """
 
 
@@ -56,7 +57,7 @@ def self_attention(
         attend = partial(context.attend, cfg=cfg, balanced=balanced)
 
     def block_of(layout: Layout, rope, segments_BS, rows_B) -> Block:
-        def block(nth, x, layer, index):
+        def block(nth, x, layer, index, cfg=cfg):
             drops, mask = blocks.drops(rate, key, index, rows_B), Mask(segments_BS, cfg.windows[nth], causal)
 
             def attend_to_row(q, k, v):
@@ -125,12 +126,16 @@ def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> t
       cfg: its `period` is the number of layers after which their kinds repeat; a compiled loop takes one at a time.
     """
     if cfg.layers == "scan" and not isinstance(stacked, list):
+        if cfg.matmul_spared_blocks:
+            return _with_spared_ends(block, x_BSD, stacked, cfg)
         x_BSD, said = _loop(block, x_BSD, stacked, cfg)
     else:
         listed = stacked if isinstance(stacked, list) else param_tree.unstack(stacked)
         kept = []
         for index, layer in enumerate(listed):
-            remade = layers.rematerialised(partial(block, index % cfg.period), cfg.remat, in_loop=False)
+            own = recipes.of_block(cfg, index, len(listed))
+            one_block = block if own is cfg else partial(block, cfg=own)
+            remade = layers.rematerialised(partial(one_block, index % cfg.period), own, in_loop=False)
             # Without the barrier XLA's CPU compiler recomputes the residual stream inside later fusions.
             x_BSD, one = jax.lax.optimization_barrier(remade(x_BSD, layer, index))
             kept.append(one)
@@ -138,7 +143,22 @@ def through(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> t
     return x_BSD, said
 
 
-def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
+def _with_spared_ends(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tuple[jax.Array, Any]:
+    """Return what `_loop` does, in a loop for the first blocks, which the recipe spares, one for others, and the last.
+
+    Of each stack, which may hold every second layer, a loop takes as large a share.
+    """
+    depth, ends = param_tree.num_layers(stacked), cfg.matmul_spared_blocks
+    said = []
+    for first, last in ((0, ends), (ends, depth - ends), (depth - ends, depth)):
+        own = recipes.of_block(cfg, first, depth)
+        part = jax.tree.map(lambda w: w[first * len(w) // depth : last * len(w) // depth], stacked)  # noqa: B023
+        x_BSD, one = _loop(partial(block, cfg=own), x_BSD, part, own, first)
+        said.append(one)
+    return x_BSD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *said)
+
+
+def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig, start: int = 0) -> tuple[jax.Array, Any]:
     num_layers, period = param_tree.num_layers(stacked), cfg.period
 
     def nth(place: int, x, group, first):
@@ -146,7 +166,7 @@ def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tup
         layer = group if period == 1 else param_tree.layer(group, place)
         return block(place, x, layer, first + place)
 
-    blocks_of_period = [layers.rematerialised(partial(nth, i), cfg.remat, in_loop=True) for i in range(period)]
+    blocks_of_period = [layers.rematerialised(partial(nth, i), cfg, in_loop=True) for i in range(period)]
 
     def step(x, group_and_first):
         kept = []
@@ -159,7 +179,7 @@ def _loop(block: Block, x_BSD: jax.Array, stacked: Any, cfg: ModelConfig) -> tup
     if period > 1:
         count = num_layers // period
         groups = jax.tree.map(partial(_in_groups, count=count), stacked)
-    x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(0, num_layers, period)))
+    x_BSD, said = jax.lax.scan(step, x_BSD, (groups, jnp.arange(start, start + num_layers, period)))
     return x_BSD, jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), said)
 
 

@@ -26,6 +26,7 @@ from bigjax.errors import UserError
 from bigjax.interop import hf
 from bigjax.interop.hf.config import export_config, import_config
 from bigjax.interop.hf.verify import PLAIN, VerificationError
+from bigjax.preflight.equivalence import bounds
 from bigjax.preflight.equivalence.compare import Check, Difference, Reference, judged
 from bigjax.preflight.equivalence.observation import named_pieces, whole
 from bigjax.tasks import Task, named_task, names_of
@@ -172,7 +173,7 @@ def compare(expected: Reference, folder: str | Path | None = None) -> Check:
     """
     folder = None if folder is None else Path(folder)
     started = time.monotonic()
-    check = Check(NAME, expected.cfg.model.dtype, "same")
+    check = Check(NAME, bounds.precision(expected.cfg), "same")
     with tempfile.TemporaryDirectory(prefix="bigjax-against-") as name:
         scratch = Path(name)
         if folder is None:

@@ -15,15 +15,25 @@ Legend: B batch, S sequence, D model, F mlp, H heads, K head dim, V vocab, L lay
 """
 
 from dataclasses import dataclass
-from math import expm1, log, sqrt
+from math import expm1, log, pi, sqrt
 
 from bigjax.config import Config
+from bigjax.config.recipes import RECIPES
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 """Largest relative error of one rounding to nearest: half the distance from 1 to the next number."""
 
 FALSE_ALARM = 1e-6
 """Probability that the rounding of a sound tensor exceeds its bound."""
+
+FORMATS = {"int8": 2.0**-8, "float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}
+"""The same of the formats of products in low precision (`config.recipes`). That of an integer is relative to the
+largest of the numbers that share a scale, half a step of 1 / 127.5; that of others to the number itself."""
+
+QUANTISED_PER_LAYER = 4
+"""Activations on a path through one block that are rounded to the format of a recipe: what queries, keys and values
+are made of, the mixed values, and what goes into each half of the MLP. Gradients of as many results are, backwards.
+Matrices have the same bits on every mesh, and so the same rounding."""
 
 LAMBDA = sqrt(2 * log(2 / FALSE_ALARM))
 """5.39."""
@@ -36,6 +46,16 @@ activation (3), down, bias, residual sum (3)."""
 NEWTON_SCHULZ_SLOPE = 3.4445**5
 """Muon applies 3.4445 x - 4.775 x^3 + 2.0315 x^5 five times (Jordan et al. 2024); its slope on [0, 1] is at most the
 first coefficient, so a relative error grows at most so much."""
+
+
+def precision(cfg: Config) -> str:
+    """Return in words in what a config computes: its dtype, and the recipe of its products if it has one."""
+    return cfg.model.dtype if cfg.model.matmul == "default" else f"{cfg.model.dtype}, {cfg.model.matmul} products"
+
+
+def exact(cfg: Config) -> dict[str, str]:
+    """Return the fields of the same model whose bounds are tightest: in float32, and scaled but not rounded."""
+    return {"dtype": "float32"} | ({} if cfg.model.matmul == "default" else {"matmul": "scaled"})
 
 
 def gamma(n: float, u: float) -> float:
@@ -53,7 +73,8 @@ class Bounds:
         cancel within a row (the bias of the keys, which softmax does not see): the rounding of what they are made of.
       update: allowed difference of an update, relative to the update, given equal gradients.
       storing: allowed difference of a stored sum, relative to it.
-      terms, stored: roundings counted in float32 (terms of sums) and in the compute dtype (stored results).
+      terms, stored, quantised: roundings counted in float32 (terms of sums), in the compute dtype (stored results) and
+        in the formats of a recipe.
     """
 
     relative: float
@@ -62,6 +83,7 @@ class Bounds:
     storing: float
     terms: int
     stored: int
+    quantised: int = 0
 
 
 def bounds(cfg: Config, num_parameters: int, num_devices: int, repeats: int) -> Bounds:
@@ -81,6 +103,9 @@ def bounds(cfg: Config, num_parameters: int, num_devices: int, repeats: int) -> 
         crossing = (4 * layers + 1) * num_devices
         stored = 2 * (STORED_PER_LAYER * layers + 4) + crossing + repeats
         relative += gamma(stored, u)
+    quantised = _quantised(cfg)
+    relative += sum(gamma(n, own) for own, n in quantised.items())
+    u = max(u, *quantised, 0.0)
     iterated = cfg.optim.name == "muon"
     # Three products of matrices in each of Muon's five iterations, none longer than the widest dimension.
     steps = num_parameters + (15 * max(cfg.model.d_model, cfg.model.d_ff) if iterated else 0)
@@ -91,7 +116,30 @@ def bounds(cfg: Config, num_parameters: int, num_devices: int, repeats: int) -> 
         storing=2 * u32,
         terms=terms,
         stored=stored,
+        quantised=sum(quantised.values()),
     )
+
+
+def _quantised(cfg: Config) -> dict[float, int]:
+    """Return how many roundings to the formats of a recipe are on the longest path, by their unit roundoff.
+
+    The largest of n normal numbers is sqrt(2 log n) deviations, or sqrt(pi log n) times their mean size: integers are
+    as much coarser, for the widest sum of a block.
+    """
+    model, recipe = cfg.model, RECIPES[cfg.model.matmul]
+    layers = model.num_layers + 2 * model.num_decoder_layers
+    coarser = sqrt(pi * log(max(model.d_model, model.d_ff, model.num_heads * model.head_dim)))
+    found: dict[float, int] = {}
+    for formats, at, n in (
+        (recipe.forward, 0, QUANTISED_PER_LAYER * layers),
+        (recipe.input_gradient, 0, QUANTISED_PER_LAYER * layers),
+        (recipe.weight_gradient, 0, 1),
+        (recipe.weight_gradient, 1, 1),
+    ):
+        if formats and formats[at] in FORMATS:
+            u = FORMATS[formats[at]] * (coarser if formats[at] == "int8" else 1)
+            found[u] = found.get(u, 0) + n
+    return found
 
 
 def summed_terms(cfg: Config) -> int:

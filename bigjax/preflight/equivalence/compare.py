@@ -204,7 +204,7 @@ def compare(expected: Reference, mesh: MeshConfig) -> Check:
     """Run the reference's config on `mesh` and compare. What goes wrong on the mesh is in the result."""
     started, cfg = time.monotonic(), expected.cfg
     mesh = dataclasses.replace(mesh, allow_replicated=cfg.mesh.allow_replicated)
-    found = Check(mesh_name(mesh), cfg.model.dtype, "same")
+    found = Check(mesh_name(mesh), error_bounds.precision(cfg), "same")
     places = devices(mesh)
     try:
         stage = Stage(cfg, mesh, places)
@@ -288,7 +288,9 @@ class Report:
             "config": self.config,
             "passed": not self.exit_code,
             "shrunk": dataclasses.asdict(cfg.model) | {"seq_len": cfg.data.seq_len, "rows": len(self._rows)},
-            "bounds": {one.cfg.model.dtype: dataclasses.asdict(one.bounds) for one in reversed(self.references)},
+            "bounds": {
+                error_bounds.precision(one.cfg): dataclasses.asdict(one.bounds) for one in reversed(self.references)
+            },
             "false_alarm": error_bounds.FALSE_ALARM,
             "checks": [dataclasses.asdict(check) for check in self.checks],
         }
@@ -301,10 +303,11 @@ class Report:
 def small(cfg: Config) -> list[Config]:
     """Return the shrunk config in float32 and, if it computes in another dtype, in that one.
 
-    Float32 comes first: its bounds are tight. Those of bfloat16 only see errors of the order of the tensor.
+    Float32 comes first: its bounds are tight. Those of bfloat16 only see errors of the order of the tensor. By a recipe
+    in low precision, too, the first does all of the same but rounds nothing: what is scaled wrongly shows.
     """
     shrunk = shrink(cfg)
-    exact = replace(shrunk, model={"dtype": "float32"})
+    exact = replace(shrunk, model=error_bounds.exact(cfg))
     return [exact] if shrunk == exact else [exact, shrunk]
 
 

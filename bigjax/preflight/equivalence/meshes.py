@@ -25,7 +25,7 @@ MAX_DEVICES = 8
 
 def mesh_name(mesh: MeshConfig) -> str:
     """Return e.g. `data=2,fsdp=2,tensor=2,shard_sequence`, which `parse` reads."""
-    sizes = [f"{axis}={getattr(mesh, axis)}" for axis in AXES if getattr(mesh, axis) != 1] or ["data=1"]
+    sizes = [f"{axis}={mesh.sizes[axis]}" for axis in AXES if mesh.sizes[axis] != 1] or ["data=1"]
     exchange = [] if mesh.context_exchange == "auto" else [mesh.context_exchange]
     schedule = [
         f"{name}={getattr(mesh, name)}" for name in PIPELINE if getattr(mesh, name) != getattr(MeshConfig, name)
@@ -92,7 +92,7 @@ def pipelines(num_devices: int, sparse: bool = False) -> Iterator[MeshConfig]:
 
 def places(mesh: MeshConfig) -> int:
     """Return the number of devices of a mesh."""
-    return prod(getattr(mesh, axis) for axis in AXES)
+    return prod(mesh.sizes[axis] for axis in AXES)
 
 
 def devices(mesh: MeshConfig) -> list[Any]:

@@ -7,7 +7,7 @@ from math import gcd, prod
 from typing import Any
 
 from bigjax import config, sharding
-from bigjax.config import BATCH_AXES, Config
+from bigjax.config import BATCH_AXES, Config, recipes
 from bigjax.errors import UserError
 from bigjax.models.attention import backends as attention
 from bigjax.models.attention.kernels import unmet
@@ -101,6 +101,8 @@ def candidate(cfg: Config, changes: Changes, topology: Topology) -> Candidate:
         hbm_bytes=estimate.hbm_bytes,
         hbm_bytes_min=estimate.hbm_bytes_min,
         dtype=changed.model.dtype,
+        low_precision=recipes.peak_name(changed.model.matmul),
+        low_precision_flops=estimate.low_precision_flops,
     )
     return Candidate(changes, changed, estimate, found, _needed_bytes_per_chip(estimate, topology))
 

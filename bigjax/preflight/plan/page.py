@@ -97,7 +97,10 @@ def _sharding(report: dict[str, Any]) -> list[str]:
 def _work(report: dict[str, Any]) -> list[str]:
     lines = ["work per step", f"  model     {report['model_flops_per_step']:.4g} FLOPs: {report['flops_convention']}"]
     executed = f"{report['compiled_flops_per_step']:.4g} FLOPs, {report['recompute_ratio']:.3f} of the model's"
-    return [*lines, f"  executed  {executed} [{report['source']['flops']}]"]
+    lines.append(f"  executed  {executed} [{report['source']['flops']}]")
+    if low := report["low_precision_flops_per_step"]:
+        lines.append(f"  of them   {low:.4g} FLOPs in low precision [analytic]")
+    return lines
 
 
 def _traffic(report: dict[str, Any]) -> list[str]:

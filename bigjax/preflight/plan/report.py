@@ -15,7 +15,8 @@ without a compiler),
 `parameters` [{name, shape, logical_axes, mesh_axes, bytes_per_chip}], `silent_replication` [sentence, also about what
 is padded], `notes`;
 `params_total`, `params_non_embedding`, of a sparse model also `params_active`;
-`model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`;
+`model_flops_per_step`, `flops_convention`, `compiled_flops_per_step`, `recompute_ratio`,
+`low_precision_flops_per_step` (those in the format of the model's recipe for products, always analytic);
 `collectives` [{kind, mesh_axes, link, count, bytes_per_chip, overlapped_bytes_per_chip}],
 `sent_bytes_per_chip` (kind -> bytes), `async_share` (of them, sent under other work; null where nothing is sent);
 `hbm_bytes_accessed_per_chip` (null where nothing was compiled), `compiler_cycles_per_step` (the TPU compiler's own
@@ -37,7 +38,7 @@ from typing import Any
 import jax
 
 from bigjax import params as param_tree
-from bigjax.config import BATCH_AXES, MESH_AXES, strict
+from bigjax.config import BATCH_AXES, MESH_AXES, recipes, strict
 from bigjax.data.batches import ramp as batch_ramp
 from bigjax.preflight.plan import devices, links, roofline
 from bigjax.preflight.plan.analytic.estimate import Estimate
@@ -215,6 +216,8 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
             hbm_bytes=compiled.bytes_accessed if compiled else estimate.hbm_bytes,
             hbm_bytes_min=estimate.hbm_bytes_min,
             dtype=cfg.model.dtype,
+            low_precision=recipes.peak_name(cfg.model.matmul),
+            low_precision_flops=estimate.low_precision_flops,
             cycles=compiled.cost.cycles if compiled else None,
         )
     rows = []
@@ -228,6 +231,7 @@ def _work(program: Program, topology: Topology, estimate: Estimate, compiled: Co
         "flops_convention": f"6 N + 12 L H K S a {named_task(cfg).unit.removesuffix('s')} (Chowdhery et al. 2022, "
         "appendix B), no recomputation",
         "compiled_flops_per_step": executed * topology.num_devices,
+        "low_precision_flops_per_step": estimate.low_precision_flops * topology.num_devices,
         "recompute_ratio": executed * topology.num_devices / model,
         "collectives": rows,
         "sent_bytes_per_chip": {

@@ -32,6 +32,7 @@ class Work:
       ici_bytes, dcn_bytes: bytes sent on the fast and on the slow link.
       overlapped_share: the part of the sent bytes that the program sends while it computes, 0 to 1.
       dtype: of the matrix products.
+      low_precision: what the peak of those is called that are in another format; low_precision_flops: theirs, of all.
       cycles: what the compiler expects the program to take, kernels and waits not counted; None if it says nothing.
     """
 
@@ -43,6 +44,8 @@ class Work:
     dcn_bytes: float = 0.0
     overlapped_share: float = 1.0
     dtype: str = "bfloat16"
+    low_precision: str | None = None
+    low_precision_flops: float = 0.0
     cycles: int | None = None
 
 
@@ -82,7 +85,7 @@ def roofline(work: Work, topology: Topology, without: Collection[str] = ()) -> R
     longer than `ici` says. `without` names published runs to leave out of the calibration.
 
     Raises:
-      PlanError: the chip has no published peak for `work.dtype`.
+      PlanError: the chip has no published peak for `work.dtype`, or for `work.low_precision`.
     """
     seconds = least_seconds(work, topology)
     bound = max(seconds, key=lambda name: seconds[name])
@@ -127,8 +130,11 @@ def of_step(
 def least_seconds(work: Work, topology: Topology) -> dict[str, float]:
     """Return the least seconds that `compute`, `hbm`, `ici` and `dcn` each take for `work` on one device."""
     chip, share = topology.chip, 1 / topology.chip.devices_per_chip
+    compute = (work.compiled_flops - work.low_precision_flops) / chip.peak(work.dtype)
+    if work.low_precision:
+        compute += work.low_precision_flops / chip.peak(work.low_precision)
     return {
-        "compute": work.compiled_flops / (chip.peak(work.dtype) * share),
+        "compute": compute / share,
         "hbm": work.hbm_bytes_min / (chip.hbm_bytes_per_s * share),
         "ici": work.ici_bytes / (chip.ici_bytes_per_s * share),
         "dcn": work.dcn_bytes / (chip.dcn_bytes_per_s * share),

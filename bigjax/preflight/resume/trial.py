@@ -83,6 +83,8 @@ class Check:
 def small(cfg: Config, steps: int, kill_at: int, mesh: MeshConfig) -> list[Config]:
     """Return the config of the runs, in float32 and, if `cfg` computes in another dtype, in that one.
 
+    By a recipe for products, too, what is exact comes first (`bounds.exact`).
+
     It is `cfg` shrunk, with at least one checkpoint before `kill_at`.
 
     Raises:
@@ -106,7 +108,7 @@ def small(cfg: Config, steps: int, kill_at: int, mesh: MeshConfig) -> list[Confi
         mesh=_allowing(cfg, mesh),
         log=LogConfig(every_steps=1, tensorboard=False, plot=False),
     )
-    exact = replace(own, model={"dtype": "float32"})
+    exact = replace(own, model=error_bounds.exact(cfg))
     return [exact] if own == exact else [exact, own]
 
 
@@ -234,7 +236,7 @@ class Runs:
         return children.run(arguments, processes=processes, devices=places(mesh) // processes, logs=record.parent)
 
     def _failed(self, name: str, case: Case, status: Any, start: int, reason: str) -> Check:
-        mesh, dtype = mesh_name(case.mesh), self.cfg.model.dtype
+        mesh, dtype = mesh_name(case.mesh), error_bounds.precision(self.cfg)
         return Check(name, mesh, case.processes, dtype, status, start, reason.splitlines()[0])
 
     def _check(self, name: str, case: Case, start: int, judged: Iterable[Judgement]) -> Check:
@@ -248,7 +250,7 @@ class Runs:
             name=name,
             mesh=mesh_name(case.mesh),
             processes=case.processes,
-            dtype=self.cfg.model.dtype,
+            dtype=error_bounds.precision(self.cfg),
             status="differs" if differences else "same",
             start=start,
             differences=tuple(differences),

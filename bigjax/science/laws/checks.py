@@ -104,17 +104,20 @@ def hold_out_largest(points: Points, *, delta: float = 1e-3, bootstrap: int = 40
     )
 
 
-def hold_out_optimum(points: Points, *, bootstrap: int = 400, seed: int = 0) -> dict[str, Any]:
+def hold_out_optimum(points: Points, *, bootstrap: int = 400, seed: int = 0, **curve: Any) -> dict[str, Any]:
     """Fit isoFLOP curves of all but the largest budget, and compare with the minimum of the largest.
+
+    `curve` are the `interpolate` and `window` of `fit_isoflop`.
 
     Raises:
         FitError: fewer than 3 budgets have a minimum.
     """
-    full = fit_isoflop(points, bootstrap=0)
+    full = fit_isoflop(points, bootstrap=0, **curve)
     if len(full.flops) < 3:
         raise FitError("nothing can be held out: isoFLOP curves of at least 2 smaller budgets are needed")
     largest = points.flops < full.flops.max() / 1.1
-    (predicted,) = compute_optimal(fit_isoflop(points.take(largest), bootstrap=bootstrap, seed=seed), full.flops[-1])
+    smaller = fit_isoflop(points.take(largest), bootstrap=bootstrap, seed=seed, **curve)
+    (predicted,) = compute_optimal(smaller, full.flops[-1])
     found, ends = float(full.params[-1]), predicted.ci95["N"]
     return {
         "flops": float(full.flops[-1]),
@@ -187,7 +190,7 @@ def _refit(points: Points, fit: ParametricFit, factors: np.ndarray, delta: float
 
 
 def isoflop_bias(points: Points, fit: ParametricFit, frontier: FrontierFit) -> dict[str, float]:
-    """Return what parabolas get wrong where `fit` holds exactly: the fitted frontier over the true one at its points.
+    """Return what isoFLOP curves get wrong where `fit` holds exactly: the fitted frontier over the true one.
 
     The curves of the parametric law are no parabolas, so wide or lopsided isoFLOP curves move the minima
     (`size_at_least_flops` and `size_at_most_flops` are factors on N) and the exponent (a difference).
@@ -204,7 +207,8 @@ def isoflop_bias(points: Points, fit: ParametricFit, frontier: FrontierFit) -> d
         points.names,
         points.conventions,
     )
-    found, ends = fit_isoflop(exact, bootstrap=0), [float(frontier.flops.min()), float(frontier.flops.max())]
+    how = {"interpolate": frontier.interpolate, "window": frontier.window}
+    found, ends = fit_isoflop(exact, bootstrap=0, **how), [float(frontier.flops.min()), float(frontier.flops.max())]
     first, last = (a.N / b.N for a, b in zip(compute_optimal(found, ends), compute_optimal(fit, ends), strict=True))
     exponent = np.log(last / first) / np.log(ends[1] / ends[0])
     return {"N_exponent": float(exponent), "size_at_least_flops": first, "size_at_most_flops": last}

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bigjax.science.laws.adequacy import doubts
-from bigjax.science.laws.parametric import ParametricFit, fit_parametric
+from bigjax.science.laws.formula.law import Law
+from bigjax.science.laws.parametric import NAMES, ParametricFit, fit_parametric
 from bigjax.science.laws.robust import (
     CONVERGED,
     FitError,
@@ -32,7 +33,7 @@ class DataConstrainedFit:
         replicates: `(r, 2)` values of log R_D_star, log R_N_star.
     """
 
-    base: ParametricFit
+    base: ParametricFit | Law
     R_D_star: float
     R_N_star: float
     objective: float
@@ -42,6 +43,10 @@ class DataConstrainedFit:
     replicates: np.ndarray = field(repr=False)
 
     @property
+    def parameters(self) -> dict[str, float]:
+        return {"R_D_star": self.R_D_star, "R_N_star": self.R_N_star}
+
+    @property
     def ci95(self) -> dict[str, list[float] | None]:
         with np.errstate(over="ignore"):
             ends = map(interval, np.exp(self.replicates).T)
@@ -49,7 +54,7 @@ class DataConstrainedFit:
 
     def predict(self, params: np.ndarray, tokens: np.ndarray, unique_tokens: np.ndarray) -> np.ndarray:
         """Return the loss `(n,)` of models of `params` trained on `tokens`, `unique_tokens` of them distinct."""
-        model = _log_model(self.base.theta, params, tokens, unique_tokens)
+        model = _log_model(_theta(self.base), params, tokens, unique_tokens)
         return np.exp(model(np.log([self.R_D_star, self.R_N_star]))[0])
 
 
@@ -59,7 +64,7 @@ def fit_data_constrained(
     unique_tokens: np.ndarray,
     loss: np.ndarray,
     *,
-    base: ParametricFit | None = None,
+    base: ParametricFit | Law | None = None,
     delta: float = 1e-3,
     bootstrap: int = 400,
     seed: int = 0,
@@ -84,12 +89,11 @@ def fit_data_constrained(
     unique = np.minimum(unique, tokens)
     repeats = tokens > unique
     if base is None:
-        base = fit_parametric(*(column[~repeats] for column in (params, tokens, loss)), delta=delta, bootstrap=0)
-    if min(base.alpha, base.beta) <= 0:
-        raise FitError("the data-constrained law needs a base law whose exponents are above 0")
+        base = _base(params[~repeats], tokens[~repeats], loss[~repeats], delta)
+    theta = _theta(base)
     if repeats.sum() < 2:
         raise FitError(f"the data-constrained law needs at least 2 runs that repeat data, not {repeats.sum()}")
-    model, log_value, weights = _log_model(base.theta, params, tokens, unique), np.log(loss), np.ones(len(loss))
+    model, log_value, weights = _log_model(theta, params, tokens, unique), np.log(loss), np.ones(len(loss))
     best = minimise(model, log_value, weights, START_GRID, delta)
     cluster = clusters(params, tokens, unique)
     drawn = bootstrap_weights(cluster, bootstrap, seed)
@@ -110,6 +114,29 @@ def fit_data_constrained(
         warnings=tuple(warnings),
         replicates=spread(best.theta, raw, int(cluster.max()) + 1, 2),
     )
+
+
+def _base(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, delta: float) -> ParametricFit:
+    """Return the law of the runs that repeat nothing."""
+    try:
+        return fit_parametric(params, tokens, loss, delta=delta, bootstrap=0)
+    except FitError as error:
+        reason = f"the {len(loss)} runs that repeat nothing do not give one: {error}"
+        raise FitError(f"the data-constrained law needs a law of data seen once, and {reason}") from error
+
+
+def _theta(base: ParametricFit | Law) -> np.ndarray:
+    """Return log E, log A, log B, alpha, beta.
+
+    Raises:
+        FitError: the law has no such constants, or one is not above 0.
+    """
+    if not set(NAMES) <= set(base.parameters):
+        raise FitError(f"the law of data seen once needs {', '.join(NAMES)}, and has {', '.join(base.parameters)}")
+    values = [base.parameters[name] for name in NAMES]
+    if min(values) <= 0:
+        raise FitError("the data-constrained law needs a law of data seen once whose constants are above 0")
+    return np.array([*np.log(values[:3]), *values[3:]])
 
 
 def _log_model(base: np.ndarray, params: np.ndarray, tokens: np.ndarray, unique: np.ndarray) -> LogModel:

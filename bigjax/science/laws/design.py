@@ -6,7 +6,10 @@ from typing import Literal
 import numpy as np
 
 from bigjax.science.laws.compute_optimal import optimal_logs
+from bigjax.science.laws.formula.bounds import SAME_SIZE
+from bigjax.science.laws.formula.law import Law
 from bigjax.science.laws.parametric import NAMES, ParametricFit, log_loss_model
+from bigjax.science.laws.points import FlopModel
 from bigjax.science.laws.robust import FitError
 
 MAX_RUNS = 6
@@ -75,6 +78,57 @@ def design_next(
     return Design(tuple(chosen), criterion, target, *map(float, np.exp(half)), volume_factor=float(np.exp(shrinkage)))
 
 
+@dataclass(frozen=True)
+class TargetDesign:
+    """Runs that make the loss of a target known best; half widths of the law's 95 % interval there, in log loss."""
+
+    runs: tuple[ProposedRun, ...]
+    half_before: float
+    half_after: float
+
+
+def design_for(law: Law, N: float, D: float, budget: float) -> TargetDesign:
+    """Propose up to 6 runs, together of at most `budget` FLOPs, that shrink the interval of the loss at N and D most.
+
+    As `design_next`, with the loss of the target for the criterion; the same run twice is a second seed. What the law
+    knows so far is the covariance of its replicates, in logarithms of parameters above and not near 0.
+
+    Raises:
+        FitError: the budget is not above 0 or reaches the target, or the law has no replicates or no N and D.
+    """
+    model = law.flop_model
+    cost = model.coefficient * N**model.size_exponent * D
+    if not (np.isfinite(budget) and 0 < budget < cost):
+        raise FitError(f"the budget must be above 0 and below the {cost:.3g} FLOPs of the target, not {budget:g}")
+    formula = law.formula
+    if formula is None or set(law.variables) != {"N", "D"}:
+        raise FitError(f"runs can be chosen for a law of N and D, and that of {law.method} is none")
+    if len(law.replicates) < 20 or not np.isfinite(law.replicates).all():
+        raise FitError("runs can only be chosen for a law with bootstrap intervals, or a prior with --prior_sd")
+    values = np.array(list(law.parameters.values()))
+    # One that may be 0, as E, has no logarithm that varies as a normal number.
+    positive = (law.replicates.min(axis=0) > SAME_SIZE * law.replicates.max(axis=0)) & (values > 0)
+    covariance = np.cov(np.where(positive, np.log(np.where(positive, law.replicates, 1.0)), law.replicates).T)
+    noise = float(np.sqrt(np.mean(law.noise**2)))
+    if not noise > 0:
+        raise FitError("the law says nothing of the noise of a run: runs cannot be chosen")
+
+    def rows(sizes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        value, slopes = formula.derivatives({"N": sizes, "D": tokens, **law.parameters}, law.parameters)
+        columns = [np.broadcast_to(slopes[name], np.shape(value)) / value for name in law.parameters]
+        return np.stack(columns, axis=-1) * np.where(positive, values, 1.0)
+
+    direction = rows(np.array([N]), np.array([D]))[0]
+    designs = []
+    for count in range(1, MAX_RUNS + 1):
+        runs = _runs(model, budget / count)
+        jacobian = rows(*np.array([(run.N, run.D) for run in runs]).T)
+        designs.append(_greedy(covariance, jacobian / noise, direction, count, "c", runs))
+    after, chosen = min(designs, key=lambda found: direction @ found[0] @ direction)
+    halves = [1.96 * float(np.sqrt(direction @ matrix @ direction)) for matrix in (covariance, after)]
+    return TargetDesign(tuple(chosen), *halves)
+
+
 def _direction(fit: ParametricFit, log_target: float) -> np.ndarray:
     """Return the derivative `(5,)` of log N_opt at the target, by central differences."""
 
@@ -87,13 +141,19 @@ def _direction(fit: ParametricFit, log_target: float) -> np.ndarray:
 
 def _candidates(fit: ParametricFit, flops: float) -> tuple[np.ndarray, list[ProposedRun]]:
     """Return the Jacobian `(m, 5)` and the runs that spend `flops`, a tenth or a hundredth of it."""
-    model, runs = fit.flop_model, []
+    runs = _runs(fit.flop_model, flops)
+    logs = np.log([[run.N, run.D] for run in runs])
+    return log_loss_model(*logs.T)(fit.theta)[1], runs
+
+
+def _runs(model: FlopModel, flops: float) -> list[ProposedRun]:
+    """Return runs of many sizes that spend `flops`, a tenth or a hundredth of it."""
+    runs = []
     for work in (flops, flops / 10, flops / 100):
         for ratio in np.geomspace(2, 200, 41):
             size = (work / (model.coefficient * ratio)) ** (1 / (1 + model.size_exponent))
             runs.append(ProposedRun(float(size), float(ratio * size), float(work)))
-    logs = np.log([[run.N, run.D] for run in runs])
-    return log_loss_model(*logs.T)(fit.theta)[1], runs
+    return runs
 
 
 def _greedy(covariance, rows, direction, count, criterion, runs) -> tuple[np.ndarray, list[ProposedRun]]:

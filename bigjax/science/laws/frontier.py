@@ -1,6 +1,7 @@
 """What both fits of a compute-optimal frontier end in: power laws of N and D in the compute budget."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class FrontierFit:
         theta: `(4,)` log N_opt at the centre, N_exponent, log D_opt at the centre, D_exponent; replicates `(r, 4)`.
         flops, params, tokens, loss: `(k,)` the minima that the power laws go through.
         parabolas: `(k, 4)` mean log N and coefficients 1, z, z² of each isoFLOP curve; empty for an envelope.
+        interpolate, window: how the minima of isoFLOP curves were found, see `fit_isoflop`.
         objective: sum of squared residuals, of the parabolas (loss) or of the envelope's log N.
     """
 
@@ -39,6 +41,8 @@ class FrontierFit:
     warnings: tuple[str, ...]
     replicates: np.ndarray = field(repr=False)
     parabolas: np.ndarray = field(repr=False)
+    interpolate: Literal["parabola", "cubic", "akima"] = "parabola"
+    window: float | None = None
 
     @property
     def parameters(self) -> dict[str, float]:

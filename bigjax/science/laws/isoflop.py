@@ -1,12 +1,18 @@
 """The compute-optimal frontier from isoFLOP curves (Hoffmann et al. 2022, section 3.2)."""
 
+from typing import Any
+
 import numpy as np
 from scipy import stats
 
 from bigjax.science.laws.adequacy import SIGNIFICANT
 from bigjax.science.laws.frontier import BEYOND, FrontierFit, frontier_lines
+from bigjax.science.laws.interpolate import INTERPOLATORS, LEAST_SIZES, Interpolate, curve, minimum, parabola
 from bigjax.science.laws.points import Excluded, Points, budgets
 from bigjax.science.laws.robust import FitError, clusters, widened
+
+WINDOWS = (4.0, 2.0)
+"""Factors about the best size of a budget that are tried beside all sizes."""
 
 LOST = (
     "{share:.0%} of the bootstrap replicates have a budget whose curve has no minimum, most often that of {flops:.3g} "
@@ -14,8 +20,20 @@ LOST = (
 )
 
 
-def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, tolerance: float = 0.1) -> FrontierFit:
-    """Fit a parabola of the loss in log N to each compute budget, and power laws to the minima.
+def fit_isoflop(
+    points: Points,
+    *,
+    bootstrap: int = 400,
+    seed: int = 0,
+    tolerance: float = 0.1,
+    interpolate: Interpolate = "parabola",
+    window: float | None = None,
+) -> FrontierFit:
+    """Fit a curve of the loss in log N to each compute budget, and power laws to the minima.
+
+    The curve is a parabola (Hoffmann et al. 2022), a cubic by least squares, or Akima's through the means of each size
+    (Porian et al. 2024, appendix). `window` keeps the sizes within that factor of the best one of their budget. The
+    noise is that about parabolas, whichever the curve.
 
     Budgets are runs whose FLOPs agree within `tolerance`. One with fewer than 3 sizes, whose parabola opens downwards,
     or whose minimum lies outside of its sizes is left out, with its reason in `excluded`. Each budget has noise of
@@ -25,12 +43,14 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     Raises:
         FitError: fewer than 2 budgets remain.
     """
+    if window is not None:
+        points = points.take(within(points, budgets(points.flops, tolerance), window))
     index = budgets(points.flops, tolerance)
     used, excluded = [], []
     for budget in range(index.max() + 1):
         group = points.take(index == budget)
         name = f"budget of {np.median(group.flops):.3g} FLOPs ({len(group)} runs)"
-        if reason := _problem(group):
+        if reason := _problem(group, interpolate):
             excluded.append(Excluded(name, reason))
         else:
             used.append(np.flatnonzero(index == budget))
@@ -43,10 +63,15 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
     group = np.repeat(np.arange(len(used)), [len(rows) for rows in used])
     flops = np.array([np.median(points.flops[rows]) for rows in used])
     centre = float(np.log(flops).mean())
-    minima, parabolas = _minima(chosen, group, chosen.loss[None])
+    minima, parabolas = _minima(chosen, group, chosen.loss[None], interpolate)
     theta = frontier_lines(np.log(flops), minima[0, 0], minima[1, 0], centre)
     drawn, freedom, total = _redrawn(chosen, group, bootstrap, seed)
-    random, _ = _minima(chosen, group, drawn)
+    random, _ = _minima(chosen, group, drawn, interpolate)
+    if interpolate != "parabola":
+        # Losses are drawn about parabolas: what the other curve makes of these alone is no noise.
+        without = _minima(chosen, group, _curve(chosen, group, parabolas[0])[None], interpolate)[0]
+        shift = minima - without
+        random += np.where((np.abs(random) < BEYOND) & (np.abs(shift) < BEYOND / 2), shift, 0.0)
     effective = _effective_freedom(random[0], freedom, np.log(flops)) if total > 0 else 0.0
     lost = (np.abs(random) >= BEYOND).any(axis=0)
     # One size beyond all others moves the line one way; of several, each pulls its own.
@@ -59,13 +84,19 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
         warnings = [f"{count + total} distinct points for {count} coefficients of parabolas: no intervals"]
     warnings += _doubts(chosen, group, parabolas[0])
     mean, *coefficients = parabolas[0]
+    lowest = np.array(
+        [
+            curve(np.log(rows.params), rows.loss, rows.weight, interpolate, at[None])[0]
+            for rows, at in zip((chosen.take(group == k) for k in range(len(used))), minima[0, 0], strict=True)
+        ]
+    )
     return FrontierFit(
         centre=centre,
         theta=theta,
         flops=flops,
         params=np.exp(minima[0, 0]),
         tokens=np.exp(minima[1, 0]),
-        loss=coefficients[0] - coefficients[1] ** 2 / (4 * coefficients[2]),
+        loss=lowest,
         objective=float(chosen.weight @ (chosen.loss - _curve(chosen, group, parabolas[0])) ** 2),
         n_points=len(chosen),
         converged=True,
@@ -74,7 +105,40 @@ def fit_isoflop(points: Points, *, bootstrap: int = 400, seed: int = 0, toleranc
         warnings=tuple(warnings),
         replicates=widened(theta, raw, effective),
         parabolas=np.stack([mean, *coefficients], axis=1),
+        interpolate=interpolate,
+        window=window,
     )
+
+
+def compare_curves(points: Points, window: float | None = None) -> list[dict[str, Any]]:
+    """Return the exponent of N and the best size at the largest budget for each curve and window, without intervals."""
+    rows: list[dict[str, Any]] = []
+    for factor in dict.fromkeys((None, *WINDOWS, window)):
+        for how in INTERPOLATORS:
+            row: dict[str, Any] = {"interpolate": how, "window": factor}
+            try:
+                fit = fit_isoflop(points, bootstrap=0, interpolate=how, window=factor)
+            except FitError as error:
+                rows.append(row | {"skipped": str(error)})
+                continue
+            found = {"N_exponent": fit.parameters["N_exponent"], "C": float(fit.flops[-1]), "N": float(fit.params[-1])}
+            rows.append(row | found | {"budgets": len(fit.flops)})
+    return rows
+
+
+def within(points: Points, index: np.ndarray, window: float) -> np.ndarray:
+    """Return which points `(n,)` have a size within the factor of that with the least mean loss of their budget."""
+    if not window > 1:
+        raise FitError(f"the window of isoFLOP curves is a factor above 1, not {window:g}")
+    kept = np.zeros(len(points), bool)
+    for budget in range(index.max() + 1):
+        rows = np.flatnonzero(index == budget)
+        sizes, of_size = np.unique(points.params[rows], return_inverse=True)
+        weight = points.weight[rows]
+        means = np.bincount(of_size, weight * points.loss[rows]) / np.bincount(of_size, weight)
+        best = sizes[means.argmin()]
+        kept[rows] = np.abs(np.log(points.params[rows] / best)) <= np.log(window) * (1 + 1e-9)
+    return kept
 
 
 def _redrawn(points: Points, group: np.ndarray, bootstrap: int, seed: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -130,27 +194,21 @@ def _effective_freedom(minima: np.ndarray, freedom: np.ndarray, log_flops: np.nd
     return float(share.sum() ** 2 / (share**2 / freedom).sum())
 
 
-def _problem(group: Points) -> str | None:
+def _problem(group: Points, interpolate: Interpolate) -> str | None:
     """Return why a budget has no usable minimum, or None."""
     sizes = len(np.unique(group.params))
-    if sizes < 3:
-        return f"a parabola needs at least 3 sizes, not {sizes}"
+    if sizes < LEAST_SIZES[interpolate]:
+        named = {"parabola": "a parabola", "cubic": "a cubic", "akima": "Akima's curve"}[interpolate]
+        return f"{named} needs at least {LEAST_SIZES[interpolate]} sizes, not {sizes}"
     z = np.log(group.params) - np.log(group.params).mean()
     if np.ptp(group.loss) < 1e-12 * group.loss.max():
         return "its losses are all the same"
-    _, slope, curvature = _parabola(z, group.loss[None], group.weight)[0]
-    if curvature <= 0:
+    if interpolate == "parabola" and parabola(z, group.loss[None], group.weight)[0, 2] <= 0:
         return "its parabola opens downwards"
-    if not z.min() <= -slope / (2 * curvature) <= z.max():
+    found = minimum(z, group.loss[None], group.weight, interpolate)[0]
+    if not z.min() <= found <= z.max():
         return "its minimum lies outside of the sizes tried"
     return None
-
-
-def _parabola(z: np.ndarray, losses: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the coefficients `(r, 3)` of 1, z, z² by weighted least squares, for losses `(r, n)`."""
-    design = np.vander(z, 3, increasing=True)
-    weighted = design.T * weight
-    return np.linalg.solve(weighted @ design, weighted @ losses.T).T
 
 
 def _curve(points: Points, group: np.ndarray, parabolas: np.ndarray) -> np.ndarray:
@@ -174,23 +232,20 @@ def _doubts(points: Points, group: np.ndarray, parabolas: np.ndarray) -> list[st
     return [f"the curves explain nothing: of losses that do not depend on size {chance:.0%} would look as curved"]
 
 
-def _minima(points: Points, group: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _minima(
+    points: Points, group: np.ndarray, losses: np.ndarray, interpolate: Interpolate = "parabola"
+) -> tuple[np.ndarray, np.ndarray]:
     """Return log N and log D at the minima `(2, r, k)` for losses `(r, n)`, and the parabolas in log N `(r, 4, k)`.
 
-    A curve without a minimum, one that does not bend upwards, falls towards one that lies `BEYOND` all sizes.
-    The minimum in tokens has a parabola of its own: only for FLOPs of 6ND is it the mirror image of that in size.
+    The minimum in tokens has a curve of its own: only for FLOPs of 6ND is it the mirror image of that in size.
     """
     minima, parabolas = [], []
     for budget in range(group.max() + 1):
         rows = group == budget
-        found = []
-        for values in (np.log(points.params[rows]), np.log(points.tokens[rows])):
-            coefficients = _parabola(values - values.mean(), losses[:, rows], points.weight[rows])
-            slope, curvature = coefficients[:, 1], coefficients[:, 2]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                minimum = values.mean() - slope / (2 * np.maximum(curvature, 0.0))
-            found.append(np.clip(minimum, -BEYOND, BEYOND))
-            if len(found) == 1:
-                parabolas.append(np.insert(coefficients, 0, values.mean(), axis=1))
-        minima.append(found)
+        values, weight = np.log(points.params[rows]), points.weight[rows]
+        coefficients = parabola(values - values.mean(), losses[:, rows], weight)
+        parabolas.append(np.insert(coefficients, 0, values.mean(), axis=1))
+        minima.append(
+            [minimum(each, losses[:, rows], weight, interpolate) for each in (values, np.log(points.tokens[rows]))]
+        )
     return np.moveaxis(np.array(minima), 0, -1), np.moveaxis(np.array(parabolas), 0, -1)

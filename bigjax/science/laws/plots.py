@@ -6,9 +6,15 @@ from typing import Any
 import numpy as np
 
 from bigjax.science.laws.compute_optimal import compute_optimal
+from bigjax.science.laws.diagnostics import pictures
+from bigjax.science.laws.diagnostics.residuals import HIGH
+from bigjax.science.laws.formula.fit import FormulaFit
 from bigjax.science.laws.frontier import FrontierFit
+from bigjax.science.laws.interpolate import curve
+from bigjax.science.laws.isoflop import within
+from bigjax.science.laws.parametric import ParametricFit
 from bigjax.science.laws.points import Points
-from bigjax.science.laws.report import Study
+from bigjax.science.laws.study import Study
 
 ACCENT, SECOND, GREY = "#c0392b", "#1f4e79", "0.55"
 
@@ -16,19 +22,21 @@ ACCENT, SECOND, GREY = "#c0392b", "#1f4e79", "0.55"
 def plot_study(study: Study, folder: str | Path) -> list[str]:
     """Draw what the study has into `folder`, each picture as PNG and SVG, and return their names."""
     folder = Path(folder)
-    pictures = {"frontier": _frontier}
+    drawn = {"frontier": _frontier}
     if study.isoflop:
-        pictures["isoflop"] = _isoflop
+        drawn["isoflop"] = _isoflop
     if study.parametric:
         # A law without an optimum has levels that are no contours around anything.
-        pictures |= {"contours": _contours} if study.optimal.get("parametric") else {}
-        pictures["residuals"] = _residuals
-    for name, draw in pictures.items():
-        figure = _figure((9.6, 4.4) if name in ("isoflop", "residuals") else (7.2, 4.8))
+        drawn |= {"contours": _contours} if study.optimal.get("parametric") else {}
+        drawn["residuals"] = _residuals
+    if study.diagnosed:
+        drawn["diagnostics"] = _diagnostics
+    for name, draw in drawn.items():
+        figure = _figure((9.6, 4.4) if name in ("isoflop", "residuals", "diagnostics") else (7.2, 4.8))
         draw(figure, study)
         figure.savefig(folder / f"{name}.png")
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    return list(pictures)
+    return list(drawn)
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -67,9 +75,9 @@ def _frontier(figure: Any, study: Study) -> None:
     points, axes = study.points, figure.subplots()
     colours = _colours(points.params, "viridis")
     model = points.flop_model()
-    for size, curve in zip(points.params, points.curves, strict=False):
-        work = model.coefficient * size**model.size_exponent * curve.tokens
-        axes.plot(work, curve.loss, color=colours.to_rgba(size), linewidth=0.7, alpha=0.6)
+    for size, of_run in zip(points.params, points.curves, strict=False):
+        work = model.coefficient * size**model.size_exponent * of_run.tokens
+        axes.plot(work, of_run.loss, color=colours.to_rgba(size), linewidth=0.7, alpha=0.6)
     axes.scatter(
         points.flops,
         points.loss,
@@ -116,7 +124,7 @@ def _frontier(figure: Any, study: Study) -> None:
     left, right = axes.get_xlim()
     axes.set_xlim(min(left, points.flops.min() / 1.5), max(right, points.flops.max() * 1.5))
     _plain_log_ticks(axes.yaxis)
-    curves = np.concatenate([points.loss, *(curve.loss[len(curve.loss) // 10 :] for curve in points.curves)])
+    curves = np.concatenate([points.loss, *(each.loss[len(each.loss) // 10 :] for each in points.curves)])
     low = min(points.loss.min(), study.parametric.E if study.parametric else np.inf)
     axes.set_ylim(low * 0.985, curves.max() * 1.03)
     _axes(axes, xlabel="training compute C (FLOPs)", ylabel="loss (nats per token)", title="Loss against compute")
@@ -131,13 +139,16 @@ def _isoflop(figure: Any, study: Study) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     colours = _colours(fit.flops, "plasma")
     nearest = np.abs(np.log(points.flops)[:, None] - np.log(fit.flops)).argmin(axis=1)
-    for index, (flops, (mean, *coefficients)) in enumerate(zip(fit.flops, fit.parabolas, strict=True)):
+    for index, flops in enumerate(fit.flops):
         rows = (nearest == index) & (np.abs(np.log(points.flops / flops)) < 0.1)
         colour = colours.to_rgba(flops)
         tried = np.log(points.params[rows])
         log_size = np.linspace(tried.min() - 0.16, tried.max() + 0.16, 60)
-        parabola = np.polynomial.polynomial.polyval(log_size - mean, coefficients)
-        left.plot(np.exp(log_size), parabola, color=colour, linewidth=1.2, alpha=0.8)
+        used = points.take(rows)
+        if fit.window is not None:
+            used = used.take(within(used, np.zeros(len(used), int), fit.window))
+        through = curve(np.log(used.params), used.loss, used.weight, fit.interpolate, log_size)
+        left.plot(np.exp(log_size), through, color=colour, linewidth=1.2, alpha=0.8)
         left.plot(points.params[rows], points.loss[rows], "o", color=colour, markersize=4.2, markeredgewidth=0)
         left.plot(
             fit.params[index], fit.loss[index], "*", color=colour, markersize=13, markeredgecolor="black", zorder=4
@@ -256,6 +267,22 @@ def _residuals(figure: Any, study: Study) -> None:
     left.legend(frameon=False, fontsize=8)
     figure.suptitle("Residuals of the parametric law")
     figure.colorbar(colours, ax=right, label="parameters N", pad=0.02)
+
+
+def _diagnostics(figure: Any, study: Study) -> None:
+    """Residuals of one's own law, or of the parametric one, against each column, and its leverages."""
+    method = study.diagnosed
+    assert method is not None
+    fit, found = study.fits()[method], study.checks[f"diagnostics_{method}"]
+    assert isinstance(fit, ParametricFit | FormulaFit)
+    hat = {row["point"]: row["leverage"] for row in found["leverage"]}
+    points = study.points
+    columns = {"N": points.params, "D": points.tokens, "C": points.flops}
+    if isinstance(fit, FormulaFit):
+        columns |= {name: points.columns()[name] for name in fit.variables}
+    limit = HIGH * len(fit.parameters) / len(points)
+    pictures.draw(figure, fit.residuals, columns, np.array([hat[name] for name in points.names]), limit)
+    figure.suptitle(f"Residuals and leverage: {method}")
 
 
 def _plain_log_ticks(axis: Any) -> None:

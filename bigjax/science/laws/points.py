@@ -1,7 +1,7 @@
 """The points a law is fitted to: finished runs, by what was counted, and why some are left out."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -92,7 +92,8 @@ class Points:
     """Final losses of `n` runs, by parameters, tokens and FLOPs `(n,)`, with seeds as separate points.
 
     `curves` holds the loss curve of each, if known; `excluded` what was left out before; `notes` what a reader should
-    know of how they were counted.
+    know of how they were counted; `extra` further columns `(n,)`, NaN where a run has no value: `unique_tokens`,
+    `accuracy`, and what a law names.
     """
 
     params: np.ndarray
@@ -105,6 +106,7 @@ class Points:
     excluded: tuple[Excluded, ...] = ()
     curves: tuple[Curve, ...] = ()
     notes: tuple[str, ...] = ()
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -119,7 +121,15 @@ class Points:
             excluded=self.excluded,
             curves=tuple(self.curves[i] for i in index) if self.curves else (),
             notes=self.notes,
+            extra={name: values[index] for name, values in self.extra.items()},
         )
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Return the columns by the names that they have in a law: N, D, C, U unique tokens, and those of `extra`."""
+        found = {"N": self.params, "D": self.tokens, "C": self.flops}
+        if "unique_tokens" in self.extra:
+            found["U"] = self.extra["unique_tokens"]
+        return {**self.extra, **found}
 
     def flop_model(self) -> FlopModel:
         """Return how FLOPs follow from N and D; recorded ones by least squares of log(C / D) on log N.
@@ -154,6 +164,7 @@ def make_points(
     excluded: Sequence[Excluded] = (),
     curves: Sequence[Curve] = (),
     notes: Sequence[str] = (),
+    extra: Mapping[str, Sequence[float] | np.ndarray] | None = None,
 ) -> Points:
     """Return points without those that diverged, whose loss is not finite or whose weight is 0; these are `excluded`.
 
@@ -193,7 +204,17 @@ def make_points(
         reasons = f": {left_out[0].point}, for one, {left_out[0].reason}" if left_out else ""
         raise FitError(f"no point is left to fit out of {len(left_out)}{reasons}")
     all_points = Points(
-        params, tokens, loss, work, weights, names, conventions, tuple(left_out), tuple(curves), tuple(notes)
+        params,
+        tokens,
+        loss,
+        work,
+        weights,
+        names,
+        conventions,
+        tuple(left_out),
+        tuple(curves),
+        tuple(notes),
+        {name: np.asarray(values, float) for name, values in (extra or {}).items()},
     )
     return all_points.take(np.array(kept))
 

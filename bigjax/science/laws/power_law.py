@@ -1,6 +1,6 @@
 """Power laws of one quantity in another, with and without a term that never goes away."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
@@ -26,7 +26,8 @@ from bigjax.science.laws.robust import (
 class PowerLawFit:
     """`y = coefficient * x^exponent + irreducible`; `ci95` by name; `objective` as the method defines it.
 
-    `warnings` say what is doubtful: a fit that has `converged` may still explain nothing.
+    `warnings` say what is doubtful: a fit that has `converged` may still explain nothing. `replicates` `(r, 3)` hold
+    log irreducible, the log of the rest where log x is `centre`, and the exponent.
     """
 
     coefficient: float
@@ -38,6 +39,20 @@ class PowerLawFit:
     converged: bool
     replicates: np.ndarray = field(repr=False)
     warnings: tuple[str, ...] = ()
+    centre: float = 0.0
+
+    @property
+    def plain(self) -> np.ndarray:
+        """The replicates as `(r, 3)` values of coefficient, exponent and irreducible."""
+        if not len(self.replicates):
+            return np.empty((0, 3))
+        constant, level, slope = self.replicates.T
+        with np.errstate(over="ignore"):
+            return np.stack([np.exp(level - slope * self.centre), slope, np.exp(constant)], axis=1)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("coefficient", "exponent", "irreducible")}
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return y at `x`."""
@@ -111,19 +126,13 @@ def _fit_irreducible(
     start_of_each = np.tile(lifted(best.theta, log_y, SEEN_SHARE), (bootstrap, 1))
     raw, gradients = minimise_many(model, log_y, drawn, start_of_each, delta)
     replicates = spread_irreducible(best.theta, raw, int(cluster.max()) + 1, 3, log_y)
-    with np.errstate(over="ignore"):
-        names = {
-            "coefficient": np.exp(replicates[:, 1] - replicates[:, 2] * centre),
-            "exponent": replicates[:, 2],
-            "irreducible": np.exp(replicates[:, 0]),
-        }
     constant, level, slope = map(float, best.theta)
     residuals = log_y - model(best.theta)[0]
-    return PowerLawFit(
+    found = PowerLawFit(
         coefficient=float(np.exp(level - slope * centre)),
         exponent=slope,
         irreducible=float(np.exp(constant)),
-        ci95={name: interval(values) for name, values in names.items()},
+        ci95={},
         objective=best.objective,
         n_points=len(y),
         converged=best.converged and bool(np.mean(gradients <= CONVERGED) >= 0.95 if bootstrap else True),
@@ -132,6 +141,10 @@ def _fit_irreducible(
             *adequacy.doubts(log_y, residuals, weights, 3),
             *adequacy.better_curve(x, y, residuals, weights, irreducible=True),
         ),
+        centre=float(centre),
+    )
+    return replace(
+        found, ci95={name: interval(values) for name, values in zip(found.parameters, found.plain.T, strict=True)}
     )
 
 

@@ -1,123 +1,19 @@
-"""A study of scaling laws: every fit asked for, its checks, and all of it as JSON and as a table."""
+"""A study of scaling laws as JSON and as a table."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from bigjax.science.laws.checks import (
-    Extrapolation,
-    fit_points,
-    hold_out_largest,
-    hold_out_optimum,
-    isoflop_bias,
-    leave_one_budget_out,
-    sensitivity,
-)
-from bigjax.science.laws.compute_optimal import Optimum, compute_optimal
-from bigjax.science.laws.design import Design, design_next
-from bigjax.science.laws.envelope import fit_envelope
+from bigjax.science.laws.data_constrained import DataConstrainedFit
+from bigjax.science.laws.diagnostics.held_out import verdict
+from bigjax.science.laws.diagnostics.residuals import sentences
+from bigjax.science.laws.downstream import LINKS, DownstreamFit
+from bigjax.science.laws.formula.fit import FormulaFit
 from bigjax.science.laws.frontier import FrontierFit
-from bigjax.science.laws.isoflop import fit_isoflop
 from bigjax.science.laws.parametric import ParametricFit
-from bigjax.science.laws.points import Points
-from bigjax.science.laws.robust import FitError
-
-METHODS = ("parametric", "isoflop", "envelope")
-
-FLOPS_OFF = 0.1
-"""How far recorded FLOPs may be from a power of N times D without a word: budgets are as wide."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """Fits of the same points; `skipped` says for each method, and each check, why there is none."""
-
-    points: Points
-    parametric: ParametricFit | None = None
-    isoflop: FrontierFit | None = None
-    envelope: FrontierFit | None = None
-    optimal: dict[str, list[Optimum]] = field(default_factory=dict)
-    extrapolation: Extrapolation | None = None
-    checks: dict[str, Any] = field(default_factory=dict)
-    design: Design | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def fits(self) -> dict[str, ParametricFit | FrontierFit]:
-        """Return the fits by method."""
-        found = {"parametric": self.parametric, "isoflop": self.isoflop, "envelope": self.envelope}
-        return {method: fit for method, fit in found.items() if fit is not None}
-
-
-def study(
-    points: Points,
-    methods: Sequence[str],
-    *,
-    delta: float = 1e-3,
-    bootstrap: int = 400,
-    seed: int = 0,
-    flops: Sequence[float] = (),
-    next_budget: float | None = None,
-) -> Study:
-    """Fit `points` by each method, with checks, optima at `flops` and, with `next_budget`, the runs to make next.
-
-    Raises:
-        FitError: the only method asked for, or every one of several, is impossible.
-    """
-    model = points.flop_model()  # nothing is fitted, or written, where FLOPs make no sense
-    off = np.abs(model.coefficient * points.params**model.size_exponent * points.tokens / points.flops - 1).max()
-    if off > FLOPS_OFF:
-        note = f"optima take FLOPs as {model.describe()}, from which the recorded ones are up to {off:.0%} away"
-        points = replace(points, notes=(*points.notes, note))
-    how = {"bootstrap": bootstrap, "seed": seed}
-    skipped: dict[str, str] = {}
-
-    def attempt(name: str, work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except FitError as error:
-            skipped[name] = str(error)
-            return None
-
-    work: dict[str, Callable[[], Any]] = {
-        "parametric": lambda: fit_points(points, delta=delta, **how),
-        "isoflop": lambda: fit_isoflop(points, **how),
-        "envelope": lambda: fit_envelope(points, **how),
-    }
-    fits = {method: attempt(method, work[method]) for method in methods}
-    if all(fit is None for fit in fits.values()):
-        reasons = "; ".join(skipped.values())
-        raise FitError(reasons if len(methods) == 1 else f"no law can be fitted: {reasons}")
-    law, curves, checks = fits.get("parametric"), fits.get("isoflop"), {}
-    extrapolation = design = None
-    if law:
-        extrapolation = attempt("holdout.parametric", lambda: hold_out_largest(points, delta=delta, **how))
-        checks["leave_one_budget_out"] = leave_one_budget_out(points, law)
-        checks["sensitivity"] = sensitivity(points, law)
-    if curves:
-        checks["holdout_isoflop"] = attempt("holdout.isoflop", lambda: hold_out_optimum(points, **how))
-    if law and curves:
-        checks["isoflop_bias"] = attempt("isoflop.curvature_bias", lambda: isoflop_bias(points, law, curves))
-    if next_budget is not None:
-        if law is None:
-            raise FitError("the next runs are chosen for the parametric law, which was not fitted")
-        design = design_next(law, next_budget)
-    budgets = list(flops) or decades(points)
-    optimal = {
-        method: attempt(f"optimal.{method}", lambda fit=fit: compute_optimal(fit, budgets)) or []
-        for method, fit in fits.items()
-        if fit
-    }
-    return Study(
-        points, **fits, optimal=optimal, extrapolation=extrapolation, checks=checks, design=design, skipped=skipped
-    )
-
-
-def decades(points: Points) -> list[float]:
-    """Return the powers of ten from the smallest budget to a hundred times the largest."""
-    first, last = np.floor(np.log10(points.flops.min()) + 0.01), np.ceil(np.log10(points.flops.max()) - 0.01) + 2
-    return [float(f"1e{int(power)}") for power in np.arange(first, last + 1)]
+from bigjax.science.laws.study import Fit, Study
 
 
 def to_json(found: Study) -> dict[str, Any]:
@@ -129,8 +25,16 @@ def to_json(found: Study) -> dict[str, Any]:
     if found.parametric:
         methods["parametric"]["leave_one_budget_out"] = found.checks["leave_one_budget_out"]
         methods["parametric"]["sensitivity"] = found.checks["sensitivity"]
+    for method in ("parametric", "formula"):
+        if diagnosed := found.checks.get(f"diagnostics_{method}"):
+            methods[method]["diagnostics"] = diagnosed
+    if "formula" in methods:
+        methods["formula"]["leave_one_budget_out"] = found.checks["leave_one_budget_out_formula"]
     if found.checks.get("isoflop_bias"):
         methods["isoflop"]["curvature_bias"] = found.checks["isoflop_bias"]
+    if found.checks.get("curves"):
+        methods["isoflop"] |= {"interpolate": found.choices.interpolate, "window": found.choices.window}
+        methods["isoflop"]["curves"] = found.checks["curves"]
     holdout = {
         "parametric": found.extrapolation.summary() if found.extrapolation else None,
         "isoflop": found.checks.get("holdout_isoflop"),
@@ -142,12 +46,13 @@ def to_json(found: Study) -> dict[str, Any]:
         "conventions": conventions,
         "optimal": {method: [asdict(row) for row in rows] for method, rows in found.optimal.items() if rows},
         "holdout": {method: result for method, result in holdout.items() if result is not None},
+        "comparison": found.checks.get("comparison"),
         "next_runs": asdict(found.design) if found.design else None,
         "skipped": found.skipped,
     }
 
 
-def _fit_json(fit: ParametricFit | FrontierFit) -> dict[str, Any]:
+def _fit_json(fit: Fit) -> dict[str, Any]:
     common = {
         **fit.parameters,
         "ci95": fit.ci95,
@@ -155,8 +60,16 @@ def _fit_json(fit: ParametricFit | FrontierFit) -> dict[str, Any]:
         "n_points": fit.n_points,
         "converged": fit.converged,
         "warnings": list(fit.warnings),
-        "bootstrap_replicates": len(fit.replicates),
+        "bootstrap_replicates": len(fit.fit.replicates if isinstance(fit, DownstreamFit) else fit.replicates),
     }
+    if isinstance(fit, FormulaFit):
+        names = {"law": fit.formula.text, "variables": list(fit.variables), "tied": dict(fit.ties)}
+        how = {"error": fit.error, "loss": fit.loss, "starts_agree": fit.starts_agree}
+        return common | names | how | {"n_distinct": fit.n_clusters}
+    if isinstance(fit, DownstreamFit):
+        return common | {"link": fit.link, "law": LINKS[fit.link], "losses": list(fit.loss_range)}
+    if isinstance(fit, DataConstrainedFit):
+        return common | {"base": fit.base.parameters}
     if isinstance(fit, ParametricFit):
         return common | {
             "n_distinct": fit.n_clusters,
@@ -164,6 +77,8 @@ def _fit_json(fit: ParametricFit | FrontierFit) -> dict[str, Any]:
             "replicates_converged": fit.replicates_converged,
             "rms_log_residual": float(np.sqrt(np.mean(fit.residuals**2))),
         }
+    if not isinstance(fit, FrontierFit):
+        return common
     common["excluded"] = [asdict(point) for point in fit.excluded]
     if len(fit.parabolas):
         columns = zip(*(map(float, c) for c in (fit.flops, fit.params, fit.tokens, fit.loss)), strict=True)
@@ -184,7 +99,7 @@ def to_markdown(found: Study) -> str:
     for method, fit in found.fits().items():
         rows = [(name, f"{value:.5g}", _range(fit.ci95[name])) for name, value in fit.parameters.items()]
         note = "" if fit.converged else ", NOT CONVERGED"
-        text.append(f"{method}: {fit.n_points} points, objective {fit.objective:.4g}{note}")
+        text.append(f"{method}{_of(found, method)}: {fit.n_points} points, objective {fit.objective:.4g}{note}")
         text.append(_table(("parameter", "estimate", "95 % interval"), rows))
         text += [f"warning: {warning}" for warning in fit.warnings]
     for method, optima in found.optimal.items():
@@ -204,6 +119,26 @@ def to_markdown(found: Study) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def _of(found: Study, method: str) -> str:
+    """Return what a method's name does not say of its law."""
+    fit, choices = found.fits()[method], found.choices
+    if isinstance(fit, FormulaFit):
+        tied = "".join(f", {name} = {other}" for name, other in fit.ties.items())
+        error = "log loss" if fit.error == "log" else "loss"
+        kind = "Huber loss" if fit.loss == "huber" else "squares"
+        columns, names = ", ".join(fit.variables), ", ".join(fit.parameters)
+        return f" {fit.formula.text}{tied} (columns {columns}; parameters {names}; {kind} of errors of {error})"
+    if isinstance(fit, DownstreamFit):
+        return f" accuracy = {LINKS[fit.link]}, L the loss"
+    if isinstance(fit, DataConstrainedFit):
+        constants = ", ".join(f"{name} = {value:.5g}" for name, value in fit.base.parameters.items())
+        known = "given" if choices.base is not None else "fitted to the runs that repeat nothing, taken as known"
+        return f" (law of data seen once, {known}: {constants})"
+    if method == "power":
+        return f" loss = irreducible + coefficient * {choices.x}**exponent"
+    return ""
+
+
 def _findings(found: Study):
     """Yield a line for each check, each proposed run, and each thing that was left out."""
     if held := found.extrapolation:
@@ -221,11 +156,27 @@ def _findings(found: Study):
             f"held out: isoFLOP curves of the smaller budgets predict the best size at {held['flops']:.3g} FLOPs as "
             f"{held['predicted_N']:.3g} {_range(held['ci95'], 3)}; its own curve says {held['N']:.3g}"
         )
+    if rows := found.checks.get("curves"):
+        yield from _curves(rows)
     if bias := found.checks.get("isoflop_bias"):
+        curves = {"parabola": "parabolas", "cubic": "cubics", "akima": "Akima curves"}[found.choices.interpolate]
         yield (
-            f"curvature: were the parametric law exact, the parabolas would err by {bias['N_exponent']:+.4f} in the "
+            f"curvature: were the parametric law exact, the {curves} would err by {bias['N_exponent']:+.4f} in the "
             f"exponent and a factor of {bias['size_at_most_flops']:.3f} in the size at the largest budget"
         )
+    for method in ("parametric", "formula"):
+        if diagnosed := found.checks.get(f"diagnostics_{method}"):
+            parameters = len(found.fits()[method].parameters)
+            for sentence in sentences(diagnosed["trends"], diagnosed["leverage"], parameters):
+                yield f"{method} {sentence}"
+    if rows := [row for row in found.checks.get("leave_one_budget_out_formula", ()) if "skipped" not in row]:
+        worst = max(rows, key=lambda row: row["rms_relative_error"])
+        yield (
+            f"left out: fitted without each of {len(rows)} budgets in turn, the law errs most on that of "
+            f"{worst['flops']:.3g} FLOPs, by {worst['rms_relative_error']:.2%} (rms)"
+        )
+    if comparison := found.checks.get("comparison"):
+        yield verdict(comparison)
     if design := found.design:
         rows = [(f"{run.N:.3g}", f"{run.D:.3g}", f"{run.C:.3g}") for run in design.runs]
         yield (
@@ -242,6 +193,24 @@ def _findings(found: Study):
     reasons = dict.fromkeys(point.reason for point in listed)
     for reason in reasons:
         yield f"excluded {', '.join(dict.fromkeys(p.point for p in listed if p.reason == reason))}: {reason}"
+
+
+def _curves(rows: Sequence[dict[str, Any]]):
+    """Yield what the choice of isoFLOP curve and window changes."""
+    names = list(dict.fromkeys(row["interpolate"] for row in rows))
+    table = []
+    for window in dict.fromkeys(row["window"] for row in rows):
+        cells = ["all sizes" if window is None else f"within {window:g} times"]
+        for row in rows:
+            if row["window"] == window:
+                cells.append("none" if "skipped" in row else f"{row['N_exponent']:.4f}, {row['N']:.3g}")
+        table.append(cells)
+    found = [row["N_exponent"] for row in rows if "skipped" not in row]
+    yield (
+        f"curves: the exponent of N is {min(found):.4f} to {max(found):.4f} by curve and window about the best size, "
+        "here with the best N at the largest budget:"
+    )
+    yield _table(("sizes", *names), table)
 
 
 def _range(ends: list[float] | None, digits: int = 5) -> str:

@@ -3,12 +3,13 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bigjax.errors import brief
 from bigjax.run.folder import RunFolder, read_rows
 from bigjax.run.plots import smoothed
 from bigjax.science.laws.points import Conventions, Curve, Excluded, FlopCount, ParamCount, Points, make_points
@@ -16,7 +17,10 @@ from bigjax.science.laws.robust import FitError
 
 REQUIRED = ("params", "tokens", "loss")
 
-KNOWN = (*REQUIRED, "flops", "weight", "seed", "diverged")
+EXTRA = ("unique_tokens", "accuracy")
+"""Columns that only some laws need: the data-constrained, and the downstream one."""
+
+KNOWN = (*REQUIRED, "flops", "weight", "seed", "diverged", *EXTRA)
 """Columns of a CSV, in capitals or not. A seed says nothing more: runs of one size and length are seeds."""
 
 MOST_NAMES, MOST_LETTERS = 5, 30
@@ -38,11 +42,23 @@ MIN_EVALUATIONS = 3
 """Evaluations that every run must have for the loss curves to be those of held-out text."""
 
 
-def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, recompute: bool) -> Points:
-    """Return the rows of a CSV file with the columns `params,tokens,loss`, optionally `flops,weight,seed,diverged`.
+def read_csv(
+    path: str | Path,
+    *,
+    params: ParamCount,
+    flops: FlopCount | None,
+    recompute: bool,
+    columns: Mapping[str, str] | None = None,
+    also: Collection[str] = (),
+) -> Points:
+    """Return the rows of a CSV file with the columns `params,tokens,loss`, and others of `KNOWN` where it has them.
 
     Semicolons or tabs may stand for the commas, if they do in the header. `flops` None takes the column `flops` where
     there is one that is not empty, and 6ND otherwise; the `notes` say what was counted and which columns were not read.
+
+    Args:
+        columns: known name -> the name that the file has for it.
+        also: names of further columns to read where the file has them, such as those of a law.
 
     Raises:
         FitError: the file cannot be read, a column is missing or there twice, a row has more cells than the header, or
@@ -55,7 +71,7 @@ def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, r
             separator = max(",;\t", key=file.readline().count)
             file.seek(0)
             reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
-            header = [_known(name.strip()) for name in next(reader, ())]
+            header = _renamed([name.strip() for name in next(reader, ())], columns or {}, path)
             for cells in reader:
                 if any(cells):
                     names.append(f"{path.name}:{reader.line_num}")
@@ -69,8 +85,9 @@ def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, r
     needed = (*REQUIRED, "flops") if flops == "recorded" else REQUIRED
     if missing := [name for name in needed if name not in header]:
         lacking = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        raise FitError(f"{path} lacks the {lacking}: it has {', '.join(header) or 'none'}")
-    if twice := [name for name in (*needed, "weight", "diverged") if header.count(name) > 1]:
+        has = f"it has {_some(header) or 'none'}; --columns={missing[0]}=NAME says how the file calls it"
+        raise FitError(f"{path} lacks the {lacking}: {has}")
+    if twice := [name for name in (*needed, "weight", "diverged", *EXTRA, *also) if header.count(name) > 1]:
         raise FitError(f"{path} has the column {twice[0]} {header.count(twice[0])} times: which one counts?")
     if not rows:
         raise FitError(f"{path} has no rows")
@@ -88,7 +105,14 @@ def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, r
         )
     elif "flops" in header and asked == "6ND":
         notes.append("the column flops is not used: --flops=6ND computes FLOPs from params and tokens")
-    if unread := [name for name in header if name and name not in KNOWN]:
+    extra = {name: column(name) for name in dict.fromkeys((*EXTRA, *also)) if name in header}
+    repeats = [unique < seen for unique, seen in zip(extra.get("unique_tokens", ()), tokens, strict=False)]
+    if any(repeats):
+        notes.append(
+            f"{sum(repeats)} of {len(repeats)} runs repeat data: only the data-constrained law, and one that names U, "
+            "know of it"
+        )
+    if unread := [name for name in header if name and name not in (*KNOWN, *also)]:
         notes.append(f"columns that are not read: {_some(unread)}")
     return make_points(
         size,
@@ -100,7 +124,25 @@ def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, r
         names=names,
         conventions=Conventions(params, flops, recompute, loss="as given in the file", source=path.name),
         notes=notes,
+        extra=extra,
     )
+
+
+def _renamed(header: list[str], columns: Mapping[str, str], path: Path) -> list[str]:
+    """Return the header as `KNOWN` spells it, after the names that `columns` gives.
+
+    Raises:
+        FitError: a name is not known, or the file has no such column.
+    """
+    for name, given in columns.items():
+        if name not in KNOWN:
+            raise FitError(f"--columns names {brief(name, 60)}, which is none of {', '.join(KNOWN)}")
+        if given not in header:
+            raise FitError(f"--columns={name}={brief(given, 60)}: {path} has no such column, but {_some(header)}")
+    given = {column: name for name, column in columns.items()}
+    # A column that another one stands for is not read.
+    replaced = {name: f"{name} of the file" for name in columns}
+    return [given.get(name) or replaced.get(_known(name), _known(name)) for name in header]
 
 
 def _known(name: str) -> str:

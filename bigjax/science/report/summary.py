@@ -16,9 +16,9 @@ import numpy as np
 
 from bigjax.config import shipped
 from bigjax.errors import UserError
-from bigjax.science.laws.report import METHODS, Study, study
 from bigjax.science.laws.robust import FitError
 from bigjax.science.laws.sources import read_runs
+from bigjax.science.laws.study import METHODS, Study, study
 from bigjax.science.report import ablation
 from bigjax.science.report import runs as report_runs
 from bigjax.science.report.runs import Run

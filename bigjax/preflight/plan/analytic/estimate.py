@@ -29,6 +29,7 @@ class Estimate:
       peak: that moment: `loss`, `backward` (of one layer), `accumulate` (gradients of microbatches) or `update`.
       model_flops: FLOPs of the model by the convention of `science.flops`, an even share for each device.
       compiled_flops: FLOPs of the matrix products executed, with what is recomputed and what causality throws away.
+      low_precision_flops: those of them in the format of the model's recipe for products.
       hbm_bytes: bytes read and written, were every matrix product's operands and results to pass through memory once.
       hbm_bytes_min: a lower bound: the state, the gradients and the saved activations, each moved once.
       collectives: what the device sends, as `preflight.traffic` counts it.
@@ -42,6 +43,7 @@ class Estimate:
     peak: str
     model_flops: float
     compiled_flops: float
+    low_precision_flops: float
     hbm_bytes: float
     hbm_bytes_min: float
     collectives: list[Collective]
@@ -77,6 +79,7 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
         peak=peak.moment,
         model_flops=model_flops / prod(mesh_sizes.values()),
         compiled_flops=analytic_flops.compiled_flops(mine),
+        low_precision_flops=analytic_flops.low_precision_flops(mine),
         hbm_bytes=_moved_bytes(mine, params, optimizer),
         hbm_bytes_min=float(2 * params + optimizer + saved),
         collectives=analytic_traffic.collectives(mine),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from bigjax.config import recipes
 from bigjax.params import ParamSpec
 from bigjax.preflight.plan.analytic.share import Share
 
@@ -29,6 +30,27 @@ def _stack(stack: Share) -> float:
         return products
     # A stage in the bubble of a pipeline computes, too, though nobody looks at it.
     return stack.ticks * (products + stack.num_layers * _attention(stack))
+
+
+def low_precision_flops(share: Share) -> float:
+    """Return those of `compiled_flops` whose operands are in the format of the model's recipe.
+
+    Gradients of the matrices of experts without a capacity are not (`models.parts.products.grouped`).
+    """
+    model = share.cfg.model
+    if recipes.peak_name(model.matmul) is None:
+        return 0.0
+    return share.cfg.train.microbatches * sum(stack.ticks * _low_precision(stack) for stack in share.stacks)
+
+
+def _low_precision(stack: Share) -> float:
+    model, recipe = stack.cfg.model, recipes.RECIPES[stack.cfg.model.matmul]
+    matrices = {name: spec for name, spec in stack.specs.items() if spec.kind == "matrix" and not spec.float32}
+    exact = {} if model.moe.capacity_factor else {name: spec for name, spec in matrices.items() if "/moe/" in name}
+    again = {name: spec for name, spec in matrices.items() if _is_recomputed(name, stack)}
+    products = recipe.products * _product(stack, matrices) + (recipe.forward is not None) * _product(stack, again)
+    products -= (recipe.weight_gradient is not None) * _product(stack, exact)
+    return products * (1 - 2 * model.matmul_spared_blocks / stack.num_layers)
 
 
 def _product(stack: Share, specs: Mapping[str, ParamSpec]) -> float:

@@ -23,6 +23,9 @@ from bigjax.train import optimizers
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1}
 """Arrays of a parameter's size that an optimizer keeps; Adafactor and Muon depend on the parameter."""
 
+MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number that an optimizer keeps."""
+
 ADAFACTOR_LEAST_SIZE = 128
 """Optax factors second moments where the two largest axes have at least this size (Shazeer & Stern 2018)."""
 
@@ -74,7 +77,7 @@ def optimizer_bytes(share: Share) -> int:
     else:
         moments = MOMENTS[name] if name in MOMENTS else _moments(share)
         elements = round(moments * sum(share.stored(spec) for spec in share.specs.values()))
-    return 4 * elements + average
+    return MOMENT_BYTES[share.cfg.optim.moments_dtype] * elements + average
 
 
 def _moments(share: Share) -> float:

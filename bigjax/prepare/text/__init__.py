@@ -1,0 +1,1 @@
+"""Steps on text, one file each: repair, extraction, language, quality filters, duplicates, decontamination, masking."""
