@@ -109,7 +109,9 @@ def open_folder(cfg: Config, folder: RunFolder, layout: Layout, text: TextData) 
 def _content(cfg: Config, sizes: dict[str, int]) -> str:
     if named_task(cfg).unit == "rows":
         return f"{sizes['documents']:,} rows"
-    return f"{sizes['tokens']:,} tokens, {sizes['bytes']:,} bytes, {sizes['documents']:,} documents"
+    # Of stored tokens nobody may know how many bytes of text and how many documents they were.
+    beside = [f"{sizes[name]:,} {name}" for name in ("bytes", "documents") if sizes[name]]
+    return ", ".join([f"{sizes['tokens']:,} tokens", *beside])
 
 
 def banner(

@@ -35,6 +35,7 @@ from absl import flags
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.run import identity
+from bigjax.run.folder import RunFolder
 from bigjax.train import rollback
 
 from . import cli, plan
@@ -70,21 +71,22 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> int:
     """Validate the command line, then run."""
     cfg = cli.load_config(flag_values.config)
-    workdir = Path(flag_values.workdir or cli.default_workdir(sys.argv))
+    folder = RunFolder(flag_values.workdir or cli.default_workdir(sys.argv))
     profile = cli.parse_range("profile", flag_values.profile)
     if profile and not 1 <= profile[0] <= profile[-1] <= cfg.train.steps:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     if not flag_values.plan:
-        print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+        known = identity.fingerprint(cfg, folder.contents(cfg))
+        print(f"bigjax: run {known} in {folder.path}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
     if flag_values.plan:
         return plan.here(cfg, str(cli.config_of(sys.argv)))
-    return run(cfg, workdir, profile)
+    return run(cfg, folder, profile)
 
 
 def unwatched(step: int, batch: Any, state: Any) -> None:
@@ -92,7 +94,9 @@ def unwatched(step: int, batch: Any, state: Any) -> None:
 
 
 @rollback.repeat_after_rollback
-def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witness: Witness = unwatched) -> int:
+def run(
+    cfg: Config, workdir: str | Path | RunFolder, profile: range | None = None, *, witness: Witness = unwatched
+) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; trace the steps `profile`; return the exit status."""
     # Only here: importing JAX takes seconds, and a user first wants to read what is going to run.
     import jax
@@ -100,7 +104,7 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
     from bigjax import data, models, sharding
     from bigjax.checkpoint import Checkpoints, LenientSaves
     from bigjax.evaluate import scoring
-    from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, heartbeat, lock, say
+    from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, heartbeat, lock, say
     from bigjax.train import continuation, guard, optimizers, step
 
     from . import begin, finish
@@ -108,11 +112,11 @@ def run(cfg: Config, workdir: str | Path, profile: range | None = None, *, witne
     # ---- Mesh, model, data -----------------------------------------------------------------------------------------
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
-    pulse = heartbeat.pulse(workdir)  # which phase this process is in, for those that wait for it
+    folder = workdir if isinstance(workdir, RunFolder) else RunFolder(workdir)
+    pulse = heartbeat.pulse(folder.path)  # which phase this process is in, for those that wait for it
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
-    folder = RunFolder(Path(workdir))
     if begin.is_complete(cfg, folder):
         return 0
     pulse.phase("data")

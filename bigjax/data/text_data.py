@@ -12,6 +12,7 @@ from bigjax.data.batches.order import build_order
 from bigjax.data.batches.stream import TrainStream
 from bigjax.data.errors import DataError
 from bigjax.data.rows.packed import PackedText, Rows
+from bigjax.data.rows.stored import StoredText
 from bigjax.data.sources import duplicates
 from bigjax.data.sources.opening import Split, SplitSource, open_source, split_sources
 from bigjax.data.tokens.cache import cache_folder
@@ -144,8 +145,8 @@ def for_text(cfg: Config, tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _found_elsewhere(sides: list[SplitSource]) -> list[SplitSource]:
-    """Return the sides of texts that are not made up, of which copies are no wonder."""
-    return [side for side in sides if not side.source.spec.startswith("copy:")]
+    """Return the sides of texts; copies of what is made up are no wonder, and tokens are no texts."""
+    return [side for side in sides if not side.source.spec.startswith("copy:") and side.source.corpus is None]
 
 
 def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer: Tokenizer) -> EvalSet:
@@ -166,11 +167,13 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
 
 def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int) -> EvalSet:
     """Return the evaluation set of some sources; only where all of a text is predicted do its bytes count."""
-    texts = [source for source in sources if isinstance(source, PackedText)]
+    texts = [source for source in sources if isinstance(source, PackedText | StoredText)]
     if len(texts) < len(sources):
         return EvalSet(sources, rows, batch_size)
     contiguous = all(source.contiguous for source in texts)
-    return EvalSet(tuple(source.scored() for source in texts), rows, batch_size, contiguous)
+    # Of tokens from elsewhere it may not be known what each stands for.
+    known = all(not isinstance(source, StoredText) or source.table is not None for source in texts)
+    return EvalSet(tuple(source.scored() if known else source for source in texts), rows, batch_size, contiguous)
 
 
 def _some(specs: tuple[str, ...]) -> str:

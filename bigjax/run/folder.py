@@ -35,6 +35,16 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "_seen", [])
+
+    def contents(self, config: Config) -> identity.Contents:
+        """Return `identity.contents_of` a config, looked up once for all that this object is asked."""
+        seen: list[tuple[Config, identity.Contents]] = self.__dict__["_seen"]
+        for known, found in seen:
+            if known == config:
+                return found
+        seen.append((config, identity.contents_of(config)))
+        return seen[-1][1]
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
@@ -157,7 +167,7 @@ class RunFolder:
         stored, before = self._load()
         if before is None:  # it has no files, or an earlier version did not write down what they hold
             return strict.fingerprint(stored) == strict.fingerprint(config)
-        return self.fingerprint == identity.fingerprint(config)
+        return self.fingerprint == identity.fingerprint(config, self.contents(config))
 
     @property
     def fingerprint(self) -> str:
@@ -207,7 +217,7 @@ class RunFolder:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            text = identity.contents_of(config)
+            text = self.contents(config)
         except DataError:  # of a point of a sweep, which will say so when it runs
             text = {}
         record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
@@ -281,7 +291,7 @@ class RunFolder:
     def _changed(self, config: Config, changing: Collection[str]) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the fields that differ from the stored config, all of which may."""
         stored, before = self._load()
-        differences, now = strict.diff(stored, config), identity.contents_of(config)
+        differences, now = strict.diff(stored, config), self.contents(config)
         known = now if before is None else before  # an earlier version did not write it down
         maths = [found for found in differences if not found.plumbing and found.path not in changing]
         values = {leaf.path: leaf.value for leaf in strict.leaves(config)}

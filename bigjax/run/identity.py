@@ -52,7 +52,8 @@ def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
 
     if _is_own(spec, FORMS):  # known by its code: to open it would read all of it
         return _entry(named.own_hashes(spec))
-    return _entry(open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir)).files)
+    source = open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir))
+    return {"sha256": source.digest, "files": source.files} if source.corpus is not None else _entry(source.files)
 
 
 def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:

@@ -1,0 +1,224 @@
+"""A corpus: many shards of tokens as one stream of ids, of which any part can be read at any time.
+
+What is in memory is a few numbers a shard; of the ids nothing but what is asked for.
+"""
+
+import glob
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from bigjax.data.errors import DataError
+from bigjax.data.stored import manifest
+from bigjax.data.stored.layouts import index_of
+from bigjax.data.stored.megatron import Index
+
+OPEN_FILES = 128
+"""Shards that are kept open."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Shards one after the other, all of one layout.
+
+    Attributes:
+      folders: those that the shards lie in. folder: (shards,) which of them each does. names: (shards,) bytes.
+      ends: (shards + 1,) number of ids before each shard, and of all.
+      documents: (shards,) number of documents, 0 where no index says. text_bytes: UTF-8 bytes of their text, 0 where nobody knows.
+      kind, dtype, start: as in a `Layout`. claims: the tokenizers that the shards say they are of.
+      max_id: the largest id. largest: the name of the shard that has it.
+      digests: (shards,) sha256 of each, in 64 bytes. digest: sha256 of those, by which the corpus is known.
+    """
+
+    folders: tuple[str, ...]
+    folder: np.ndarray
+    names: np.ndarray
+    ends: np.ndarray
+    documents: np.ndarray
+    text_bytes: int
+    kind: str
+    dtype: np.dtype
+    start: int
+    claims: tuple[str, ...]
+    max_id: int
+    largest: str
+    digests: np.ndarray
+    digest: str
+    _open: "OpenShards" = field(default_factory=lambda: OpenShards(OPEN_FILES), repr=False)
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return int(self.ends[-1])
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return len(self.names)
+
+    def path(self, shard: int) -> Path:
+        """Return where a shard lies."""
+        return Path(self.folders[self.folder[shard]], self.names[shard].decode())
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yield name and sha256 of each shard."""
+        for name, digest in zip(self.names, self.digests, strict=True):
+            yield name.decode(), digest.decode()
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Return the ids at places [first, last), (last - first,).
+
+        Raises:
+          DataError: a shard is gone, or shorter than it was.
+        """
+        parts = [self._of_shard(*piece) for piece in self._pieces(first, last)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, self.dtype), *parts])
+
+    def document_starts(self, first: int, last: int) -> np.ndarray:
+        """Return the places in [first, last) at which a document starts by the index, ascending, int64."""
+        found = [np.zeros(0, np.int64)]
+        for shard, begin, end in self._pieces(first, last):
+            index = self._open.index(index_of(self.path(shard)))
+            found.append(index.starts(begin, end) + int(self.ends[shard]))
+        return np.concatenate(found)
+
+    def count_documents(self, first: int, last: int) -> int:
+        """Return how many documents start in [first, last) by the index."""
+        if not self.indexed:
+            return 0
+        begin = int(np.searchsorted(self.ends, first))
+        end = int(np.searchsorted(self.ends, last, side="right")) - 1
+        if begin > end:  # all in one shard
+            return len(self.document_starts(first, last))
+        edges = ((first, int(self.ends[begin])), (int(self.ends[end]), last))
+        return int(self.documents[begin:end].sum()) + sum(len(self.document_starts(*edge)) for edge in edges)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether an index says where documents start."""
+        return self.kind == "megatron"
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the shards of a part of the stream, with the part of each."""
+        shard = int(np.searchsorted(self.ends, first, side="right")) - 1
+        while first < last:
+            before, after = self.ends[shard : shard + 2].tolist()
+            if after > first:
+                yield shard, first - before, min(last, after) - before
+            first, shard = max(first, after), shard + 1
+
+    def _of_shard(self, shard: int, begin: int, end: int) -> np.ndarray:
+        path, size = self.path(shard), self.dtype.itemsize
+        content = self._open.read(path, self.start + begin * size, (end - begin) * size)
+        if len(content) != (end - begin) * size:
+            raise DataError(f"{path} is shorter than when the run started: put it back")
+        return np.frombuffer(content, self.dtype)
+
+
+class OpenShards:
+    """Files that are read in turn, of which the last used are kept open; for several threads."""
+
+    def __init__(self, limit: int):
+        self._limit, self._lock = limit, threading.Lock()
+        self._files: OrderedDict[Path, BinaryIO] = OrderedDict()
+        self._indices: OrderedDict[Path, Index] = OrderedDict()
+
+    def read(self, path: Path, start: int, length: int) -> bytes:
+        """Return bytes of a file, fewer where it ends before.
+
+        Raises:
+          DataError: it cannot be read.
+        """
+        try:
+            with self._lock:
+                file = self._files.pop(path, None) or path.open("rb", buffering=0)
+                self._files[path] = file
+                if len(self._files) > self._limit:
+                    self._files.popitem(last=False)[1].close()
+                return os.pread(file.fileno(), length, start)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+    def index(self, path: Path) -> Index:
+        """Return the index of a shard."""
+        with self._lock:
+            index = self._indices.pop(path, None) or Index(path)
+            self._indices[path] = index
+            if len(self._indices) > self._limit:
+                self._indices.popitem(last=False)
+            return index
+
+
+def find_shards(pattern: str) -> list[str]:
+    """Return the files that match a glob (`~` and `**` allowed), sorted.
+
+    Raises:
+      DataError: nothing matches, or a file is none of `.bin`.
+    """
+    expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
+    if Path(expanded).is_dir():
+        raise DataError(
+            f"tokens:{pattern} is a folder: name the shards in it, as in 'tokens:{pattern.rstrip('/')}/*.bin'"
+        )
+    found = sorted([expanded] if Path(expanded).is_file() else glob.glob(expanded, recursive=True))  # noqa: PTH207
+    if not found:
+        raise DataError(f"no file matches {pattern!r} (working folder: {Path.cwd()})")
+    if wrong := next((name for name in found if not name.endswith(".bin")), None):
+        raise DataError(f"tokens:{pattern} matches {wrong}, which is no .bin: name the shards alone, as in '*.bin'")
+    return found
+
+
+def open_corpus(pattern: str, root: Path | None = None, told: manifest.Progress | None = None) -> Corpus:
+    """Open the shards that match a glob; those that no manifest knows are read, once.
+
+    Args:
+      root: cache folder. told: is told of bytes that are read.
+
+    Raises:
+      DataError: nothing matches, a shard has changed or makes no sense, or two are of another layout.
+    """
+    names = find_shards(pattern)
+    folders: list[str] = []
+    entries: list[manifest.Entry] = []
+    where: list[int] = []
+    for folder, inside in groupby(names, key=os.path.dirname):
+        bare = [os.path.basename(name) for name in inside]  # noqa: PTH119 - of a hundred thousand, Paths take a second
+        entries += manifest.entries_of(Path(folder), bare, root, told)
+        where += [len(folders)] * len(bare)
+        folders.append(folder)
+    return _joined(folders, where, [os.path.basename(name) for name in names], entries)  # noqa: PTH119
+
+
+def _joined(folders: Sequence[str], where: list[int], names: list[str], entries: list[manifest.Entry]) -> Corpus:
+    first = entries[0].layout
+    for number, entry in enumerate(entries):
+        if (entry.layout.kind, entry.layout.dtype) != (first.kind, first.dtype):
+            raise DataError(
+                f"{names[number]} has {entry.layout.dtype} ids in the layout {entry.layout.kind}, but {names[0]} has "
+                f"{first.dtype} in {first.kind}: name them as two sources"
+            )
+    largest = max(range(len(entries)), key=lambda number: entries[number].max_id)
+    digests = np.array([entry.sha256.encode() for entry in entries], "S64")
+    return Corpus(
+        tuple(folders),
+        np.array(where, np.int32),
+        np.array([name.encode() for name in names]),
+        np.concatenate([[0], np.cumsum([entry.layout.tokens for entry in entries], dtype=np.int64)]),
+        np.array([entry.layout.documents for entry in entries], np.int64),
+        sum(entry.text_bytes for entry in entries) if all(entry.text_bytes for entry in entries) else 0,
+        first.kind,
+        np.dtype(first.dtype).newbyteorder("<"),
+        first.start,
+        tuple(sorted({entry.layout.claims for entry in entries} - {""})),
+        entries[largest].max_id,
+        names[largest],
+        digests,
+        hashlib.sha256(digests.tobytes()).hexdigest(),
+    )
