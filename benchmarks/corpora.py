@@ -27,13 +27,11 @@ def sparse_corpus(folder: Path, shards: int, tokens: int) -> None:
     for number in range(shards):
         with (folder / f"{number:06}.bin").open("wb") as file:
             file.truncate(2 * tokens)
-    first = folder / "000000.bin"
-    entry = manifest.read_shard(first)
-    names = [f"{number:06}.bin" for number in range(shards)]
-    found = manifest.stamps(folder, names)
-    manifest.write(
-        folder / manifest.NAME, {name: entry._replace(stamp=stamp) for name, stamp in zip(names, found, strict=True)}
-    )
+    names = np.array([f"{number:06}.bin".encode() for number in range(shards)])
+    rows = np.repeat(manifest.read_shard(folder / "000000.bin"), shards)
+    for column, values in zip(manifest.STAMP, manifest.stamps(folder, names).T, strict=True):
+        rows[column] = values
+    manifest.write(folder / manifest.NAME, names, rows)
 
 
 def config_of(folder: Path) -> Config:

@@ -152,4 +152,4 @@ LOOKED_AHEAD = 2**20
 
 def claim_of(tokenizer: Tokenizer) -> str:
     """Return how shards say which tokenizer they were made with."""
-    return f"{MADE_BY}{tokenizer.digest}"
+    return f"{MADE_BY}{tokenizer.digest[:24]}"

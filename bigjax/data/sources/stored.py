@@ -53,7 +53,7 @@ def check_apart(spec: str, held_out: Corpus | None, trained_on: Sequence[tuple[s
     for other, corpus in trained_on if held_out is not None else ():
         if corpus is None or held_out is None:
             continue
-        shared = np.flatnonzero(np.isin(held_out.digests, corpus.digests))
+        shared = np.flatnonzero(np.isin(held_out.digests.view("S32"), corpus.digests.view("S32")))
         if len(shared):
             raise DataError(
                 f"data.eval_sources: {held_out.path(int(shared[0]))} of {spec!r} has the same bytes as a shard of "

@@ -48,12 +48,9 @@ def _write(paths: Sequence[Path], folder: Path) -> None:
             break
         except _Wide:
             continue
-    entries = dict(zip(names, manifest.read_shards([folder / name for name in names]), strict=True))
-    said = ", ".join(sorted(claims))
-    manifest.write(
-        folder / manifest.NAME,
-        {name: entry._replace(layout=entry.layout._replace(claims=said)) for name, entry in entries.items()},
-    )
+    rows = np.array(list(manifest.read_shards([folder / name for name in names])))
+    rows["claims"] = ", ".join(sorted(claims)).encode()[:32]
+    manifest.write(folder / manifest.NAME, np.array([name.encode() for name in names]), rows)
 
 
 def _shard(folder: Path, number: int, path: Path, dtype: np.dtype) -> str:
@@ -96,7 +93,7 @@ def claimed(path: Path) -> str:
     if suffix(path) != ".parquet":
         return ""
     with _parquet_file(path) as file:
-        return (file.schema_arrow.metadata or {}).get(b"tokenizer", b"").decode(errors="replace")[:200]
+        return (file.schema_arrow.metadata or {}).get(b"tokenizer", b"").decode(errors="replace")
 
 
 def _parquet_file(path: Path) -> Any:

@@ -35,7 +35,7 @@ class Corpus:
       documents: (shards,) number of documents, 0 where no index says. text_bytes: UTF-8 bytes of their text, 0 where nobody knows.
       kind, dtype, start: as in a `Layout`. claims: the tokenizers that the shards say they are of.
       max_id: the largest id. largest: the name of the shard that has it.
-      digests: (shards,) sha256 of each, in 64 bytes. digest: sha256 of those, by which the corpus is known.
+      digests: (shards,) sha256 of each, in 32 bytes. digest: sha256 of those, by which the corpus is known.
     """
 
     folders: tuple[str, ...]
@@ -70,7 +70,7 @@ class Corpus:
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield name and sha256 of each shard."""
         for name, digest in zip(self.names, self.digests, strict=True):
-            yield name.decode(), digest.decode()
+            yield name.decode(), digest.tobytes().hex()
 
     def read(self, first: int, last: int) -> np.ndarray:
         """Return the ids at places [first, last), (last - first,).
@@ -184,41 +184,40 @@ def open_corpus(pattern: str, root: Path | None = None, told: manifest.Progress 
     Raises:
       DataError: nothing matches, a shard has changed or makes no sense, or two are of another layout.
     """
-    names = find_shards(pattern)
-    folders: list[str] = []
-    entries: list[manifest.Entry] = []
-    where: list[int] = []
-    for folder, inside in groupby(names, key=os.path.dirname):
-        bare = [os.path.basename(name) for name in inside]  # noqa: PTH119 - of a hundred thousand, Paths take a second
-        entries += manifest.entries_of(Path(folder), bare, root, told)
-        where += [len(folders)] * len(bare)
+    found = find_shards(pattern)
+    folders, counts, names, rows = [], [], [], []
+    for folder, inside in groupby(found, key=os.path.dirname):
+        bare = np.array([os.path.basename(name).encode() for name in inside])  # noqa: PTH119 - Paths are slow for many
         folders.append(folder)
-    return _joined(folders, where, [os.path.basename(name) for name in names], entries)  # noqa: PTH119
+        counts.append(len(bare))
+        names.append(bare)
+        rows.append(manifest.rows_of(Path(folder), bare, root, told))
+    return _joined(folders, np.repeat(np.arange(len(folders)), counts), np.concatenate(names), np.concatenate(rows))
 
 
-def _joined(folders: Sequence[str], where: list[int], names: list[str], entries: list[manifest.Entry]) -> Corpus:
-    first = entries[0].layout
-    for number, entry in enumerate(entries):
-        if (entry.layout.kind, entry.layout.dtype) != (first.kind, first.dtype):
-            raise DataError(
-                f"{names[number]} has {entry.layout.dtype} ids in the layout {entry.layout.kind}, but {names[0]} has "
-                f"{first.dtype} in {first.kind}: name them as two sources"
-            )
-    largest = max(range(len(entries)), key=lambda number: entries[number].max_id)
-    digests = np.array([entry.sha256.encode() for entry in entries], "S64")
+def _joined(folders: Sequence[str], folder: np.ndarray, names: np.ndarray, rows: np.ndarray) -> Corpus:
+    first = rows[0]
+    other = np.flatnonzero((rows["kind"] != first["kind"]) | (rows["dtype"] != first["dtype"]))
+    if len(other):
+        kinds = [f"{row['dtype'].decode()} ids in the layout {row['kind'].decode()}" for row in (rows[other[0]], first)]
+        raise DataError(
+            f"{names[other[0]].decode()} has {kinds[0]}, but {names[0].decode()} has {kinds[1]}: name them as two sources"
+        )
+    largest = int(np.argmax(rows["max_id"]))
+    digests = np.ascontiguousarray(rows["sha256"])
     return Corpus(
         tuple(folders),
-        np.array(where, np.int32),
-        np.array([name.encode() for name in names]),
-        np.concatenate([[0], np.cumsum([entry.layout.tokens for entry in entries], dtype=np.int64)]),
-        np.array([entry.layout.documents for entry in entries], np.int64),
-        sum(entry.text_bytes for entry in entries) if all(entry.text_bytes for entry in entries) else 0,
-        first.kind,
-        np.dtype(first.dtype).newbyteorder("<"),
-        first.start,
-        tuple(sorted({entry.layout.claims for entry in entries} - {""})),
-        entries[largest].max_id,
-        names[largest],
+        folder.astype(np.int32),
+        names,
+        np.concatenate([[0], np.cumsum(rows["tokens"])]),
+        rows["documents"].copy(),
+        int(rows["text_bytes"].sum()) if rows["text_bytes"].all() else 0,
+        first["kind"].decode(),
+        np.dtype(first["dtype"].decode()).newbyteorder("<"),
+        int(first["start"]),
+        tuple(claim.decode() for claim in np.unique(rows["claims"]) if claim),
+        int(rows["max_id"][largest]),
+        names[largest].decode(),
         digests,
         hashlib.sha256(digests.tobytes()).hexdigest(),
     )

@@ -1,73 +1,64 @@
 """What the shards of a folder hold, written once beside them: sizes, times, digests, the largest id.
 
-`tokens-manifest.jsonl` has a line for each shard and a last one with the sha256 of those before. A start compares size
-and time of each shard with its line and reads nothing else, whatever the size. A shard of another time is read again: as
-long as its bytes are the same, it counts as the same. Where the folder cannot be written to, the manifest lies in the
-cache. `verify` reads every byte.
+`tokens-manifest.npy` is an array with a row for each shard, `ROW`, sorted by name, and the sha256 of its bytes after it.
+A start compares size and time of each shard with its row and reads nothing else, whatever the size. A shard of another
+time is read again: as long as its bytes are the same, it counts as the same. Where the folder cannot be written to, the
+manifest lies in the cache. `verify` reads every byte.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from bigjax.data.errors import DataError
-from bigjax.data.stored.layouts import Layout, index_of, layout_of
+from bigjax.data.stored.layouts import index_of, layout_of
 from bigjax.data.stored.megatron import Index
 
-NAME = "tokens-manifest.jsonl"
-FORMAT = 1
+NAME = "tokens-manifest.npy"
 CHUNK = 2**24
 """Bytes that are read at a time."""
 
+STAMP = ("size", "mtime_ns", "index_size", "index_mtime_ns")
+"""Size and time of a shard and of its index, -1 without one, by which a change shows."""
 
-class Stamp(NamedTuple):
-    """Size and time of a shard and of its index, -1 without one, by which a change shows."""
+LAYOUT = ("kind", "dtype", "start", "tokens", "documents", "claims")
 
-    size: int
-    mtime_ns: int
-    index_size: int
-    index_mtime_ns: int
-
-
-class Entry(NamedTuple):
-    """What a shard holds.
-
-    Attributes:
-      stamp: as it was when it was read. layout: what its bytes mean.
-      max_id: the largest id, -1 of none. sha256: of its bytes and, after them, those of its index.
-      text_bytes: UTF-8 bytes of the text that the tokens are of, 0 where nobody knows.
-    """
-
-    stamp: Stamp
-    layout: Layout
-    max_id: int
-    sha256: str
-    text_bytes: int = 0
-
-
-Entries = dict[str, Entry]
-"""By name in the folder."""
+ROW = np.dtype(
+    [
+        *((name, "<i8") for name in STAMP),
+        ("kind", "S8"),
+        ("dtype", "S8"),
+        ("start", "<i8"),
+        ("tokens", "<i8"),
+        ("documents", "<i8"),
+        ("claims", "S32"),
+        ("max_id", "<i8"),
+        ("text_bytes", "<i8"),
+        ("sha256", "V32"),
+    ]
+)
+"""A shard: its stamp; its `layouts.Layout`; the largest id, -1 of none; UTF-8 bytes of the text that it is of, 0 where
+nobody knows; the sha256 of its bytes and, after them, those of its index. Before it comes its name."""
 
 Progress = Callable[[int], None]
 """Is told of bytes that have been read."""
 
 
-def read_shard(path: Path, told: Progress | None = None) -> Entry:
-    """Return what a shard holds; reads every byte of it and of its index.
+def read_shard(path: Path, told: Progress | None = None) -> np.ndarray:
+    """Return the row of a shard, (); reads every byte of it and of its index.
 
     Raises:
       DataError: it makes no sense, an id is below 0, or it changed meanwhile.
     """
     before = stamp_of(path)
-    layout = layout_of(path, indexed=before.index_size >= 0)
+    indexed = before[2] >= 0
+    layout = layout_of(path, indexed)
     digest, largest, smallest = hashlib.sha256(), -1, 0
     dtype, rest, skip = np.dtype(layout.dtype).newbyteorder("<"), b"", layout.start
     with path.open("rb") as file:
@@ -84,15 +75,15 @@ def read_shard(path: Path, told: Progress | None = None) -> Entry:
                 told(len(content))
     if smallest < 0:
         raise DataError(f"{path} has the id {smallest}: ids are 0 or more; it is of another type, or no tokens")
-    if before.index_size >= 0:
+    if indexed:
         Index(index_of(path)).check()
         digest.update(index_of(path).read_bytes())
     if stamp_of(path) != before:
         raise DataError(f"{path} changed while it was read: run again when nothing writes to it")
-    return Entry(before, layout, largest, digest.hexdigest())
+    return np.array((*before, *layout, largest, 0, digest.digest()), ROW)
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: Path) -> tuple[int, int, int, int]:
     """Return size and time of a shard and its index now.
 
     Raises:
@@ -106,58 +97,73 @@ def stamp_of(path: Path) -> Stamp:
     with contextlib.suppress(FileNotFoundError):
         beside = index_of(path).stat()
         index = (beside.st_size, beside.st_mtime_ns)
-    return Stamp(found.st_size, found.st_mtime_ns, *index)
+    return found.st_size, found.st_mtime_ns, *index
 
 
-def stamps(folder: Path, names: Sequence[str]) -> list[Stamp]:
-    """Return the stamps of shards in a folder, which is listed once.
+def stamps(folder: Path, names: np.ndarray) -> np.ndarray:
+    """Return the stamps of shards in a folder, which is listed once, (shards, 4) int64.
+
+    Args:
+      names: (shards,) bytes, sorted.
 
     Raises:
       DataError: one of them is gone.
     """
-    found: dict[str, tuple[int, int]] = {}
-    suffixes = (".bin", ".idx")
+    found = np.full((len(names), 4), -1, np.int64)
+    columns = {".bin": 0, ".idx": 2}
+    places = {name.decode()[:-4]: number for number, name in enumerate(names)}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(suffixes):
+            column, place = columns.get(entry.name[-4:]), places.get(entry.name[:-4])
+            if column is not None and place is not None:
                 with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
                     state = entry.stat()
-                    found[entry.name] = (state.st_size, state.st_mtime_ns)
-    try:
-        return [Stamp(*found[name], *found.get(f"{name[:-4]}.idx", (-1, -1))) for name in names]
-    except KeyError as error:
-        raise DataError(f"{folder}/{error.args[0]} is gone: put it back") from None
+                    found[place, column : column + 2] = state.st_size, state.st_mtime_ns
+    if len(gone := np.flatnonzero(found[:, 0] < 0)):
+        raise DataError(f"{folder}/{names[gone[0]].decode()} is gone: put it back")
+    return found
 
 
-def entries_of(folder: Path, names: Sequence[str], root: Path | None, told: Progress | None = None) -> list[Entry]:
-    """Return what shards of one folder hold, by its manifest as far as that goes; what is missing there is read and added.
+def rows_of(folder: Path, names: np.ndarray, root: Path | None, told: Progress | None = None) -> np.ndarray:
+    """Return the rows of shards of one folder, by its manifest as far as that goes; others are read and added to it.
 
     Args:
-      root: cache folder, for a folder that cannot be written to.
+      names: (shards,) bytes, sorted. root: cache folder, for a folder that cannot be written to.
 
     Raises:
       DataError: a shard is not what the manifest says, is gone, or makes no sense; the manifest is damaged.
     """
-    places = [folder / NAME, *([_elsewhere(folder, root)] if root else [])]
-    place = next((place for place in places if place.is_file()), None)
-    known = load(place) if place else {}
+    place = _place(folder, root)
+    known, table = load(place) if place else (names[:0], np.zeros(0, ROW))
     now = stamps(folder, names)
-    stale = [
-        (name, stamp) for name, stamp in zip(names, now, strict=True) if name not in known or known[name].stamp != stamp
-    ]
-    for name, stamp in stale:
-        if name in known and known[name].stamp[::2] != stamp[::2]:
-            raise _changed(folder / name, f"its size was {known[name].stamp.size:,} and is {stamp.size:,}", place)
-    if not stale:
-        return [known[name] for name in names]
-    fresh = read_shards([folder / name for name, _ in stale], told)
-    for (name, _), entry in zip(stale, fresh, strict=True):
-        before = known.get(name)
-        if before and before.sha256 != entry.sha256:
-            raise _changed(folder / name, f"its sha256 was {before.sha256[:12]} and is {entry.sha256[:12]}", place)
-        known[name] = before._replace(stamp=entry.stamp) if before else entry
-    _write_somewhere(places, known)
-    return [known[name] for name in names]
+    at = np.minimum(np.searchsorted(known, names), max(len(known) - 1, 0))
+    there = known[at] == names if len(known) else np.zeros(len(names), bool)
+    rows = np.zeros(len(names), ROW)
+    rows[there] = table[at[there]]
+    fresh = ~there
+    for column, name in enumerate(STAMP):
+        other = there & (rows[name] != now[:, column])
+        if name.endswith("size") and other.any():
+            first = int(np.flatnonzero(other)[0])
+            was, size = f"{rows[name][first]:,}", f"{now[first, column]:,}"
+            raise _changed(
+                folder / names[first].decode(), f"its {name.replace('_', ' ')} was {was} and is {size}", place
+            )
+        fresh |= other
+    if not fresh.any():
+        return rows
+    for number, row in zip(
+        np.flatnonzero(fresh), read_shards([folder / name.decode() for name in names[fresh]], told), strict=True
+    ):
+        if there[number]:
+            was, found = (each["sha256"].tobytes().hex()[:12] for each in (rows[number], row))
+            if was != found:
+                raise _changed(folder / names[number].decode(), f"its sha256 was {was} and is {found}", place)
+            row["claims"], row["text_bytes"] = rows[number]["claims"], rows[number]["text_bytes"]
+        rows[number] = row
+    kept = ~np.isin(known, names)
+    _write_somewhere(folder, root, np.concatenate([known[kept], names]), np.concatenate([table[kept], rows]))
+    return rows
 
 
 def _changed(path: Path, what: str, place: Path | None) -> DataError:
@@ -167,91 +173,95 @@ def _changed(path: Path, what: str, place: Path | None) -> DataError:
     )
 
 
-def _elsewhere(folder: Path, root: Path) -> Path:
+def _places(folder: Path, root: Path | None) -> list[Path]:
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    return root / "manifests" / f"{name}.jsonl"
+    return [folder / NAME, *([root / "manifests" / f"{name}.npy"] if root else [])]
 
 
-def _write_somewhere(places: Iterable[Path], entries: Mapping[str, Entry]) -> None:
+def _place(folder: Path, root: Path | None) -> Path | None:
+    return next((place for place in _places(folder, root) if place.is_file()), None)
+
+
+def _write_somewhere(folder: Path, root: Path | None, names: np.ndarray, rows: np.ndarray) -> None:
     """Write a manifest where it can be; where it cannot be anywhere, each start reads the shards again."""
-    for place in places:
+    for place in _places(folder, root):
         with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            write(place, entries)
+            write(place, names, rows)
             return
 
 
-def read_shards(paths: Sequence[Path], told: Progress | None = None) -> list[Entry]:
+def read_shards(paths: Sequence[Path], told: Progress | None = None) -> Iterable[np.ndarray]:
     """Read shards as `read_shard`, on all cores."""
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 1), "shards") as pool:
         return list(pool.map(lambda path: read_shard(path, told), paths))
 
 
-def verify(folder: Path, names: Sequence[str], root: Path | None, told: Progress | None = None) -> list[str]:
+def verify(folder: Path, names: np.ndarray, root: Path | None, told: Progress | None = None) -> list[str]:
     """Read every byte of shards; return a sentence for each that is not what the manifest says.
 
     Raises:
       DataError: there is no manifest, or it is damaged.
     """
-    places = [folder / NAME, *([_elsewhere(folder, root)] if root else [])]
-    place = next((place for place in places if place.is_file()), None)
+    place = _place(folder, root)
     if place is None:
-        raise DataError(f"{folder} has no {NAME}: a start of a run, or bigjax tokenize, writes it")
-    known, problems = load(place), []
-    for name in names:
-        if name not in known:
-            problems.append(f"{folder / name}: not in the manifest")
-            continue
+        raise DataError(f"{folder} has no {NAME}: the first start of a run on it, or bigjax tokenize, writes one")
+    known, table = load(place)
+    rows, problems = dict(zip(known.tolist(), table, strict=True)), []
+    for name in names.tolist():
+        path = folder / name.decode()
         try:
-            found = read_shard(folder / name, told)
+            if name not in rows:
+                raise DataError(f"{path} is not in the manifest")
+            was, now = (row["sha256"].tobytes().hex()[:12] for row in (rows[name], read_shard(path, told)))
+            if was != now:
+                raise DataError(f"{path} has changed: its sha256 was {was} and is {now}")
         except DataError as error:
             problems.append(str(error))
-            continue
-        if found.sha256 != known[name].sha256:
-            problems.append(f"{folder / name}: sha256 was {known[name].sha256[:12]} and is {found.sha256[:12]}")
     return problems
 
 
-def write(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Write a manifest, whole or not at all."""
-    digest, temporary = hashlib.sha256(), path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def write(path: Path, names: np.ndarray, rows: np.ndarray) -> None:
+    """Write a manifest, whole or not at all.
+
+    Args:
+      names: (shards,) bytes. rows: (shards,) of `ROW`.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    order = np.argsort(names, kind="stable")
+    table = np.zeros(len(names), [("name", names.dtype), *ROW.descr])
+    table["name"] = names[order]
+    for column in ROW.names or ():
+        table[column] = rows[column][order]
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for name in sorted(entries):
-                entry = entries[name]
-                line = {"name": name, **entry.stamp._asdict(), **entry.layout._asdict(), "max_id": entry.max_id}
-                said = json.dumps(line | {"text_bytes": entry.text_bytes, "sha256": entry.sha256}) + "\n"
-                digest.update(said.encode())
-                file.write(said)
-            file.write(json.dumps({"format": FORMAT, "shards": len(entries), "manifest": digest.hexdigest()}) + "\n")
+        with temporary.open("wb") as file:
+            np.save(file, table, allow_pickle=False)
+        digest = hashlib.sha256(temporary.read_bytes()).digest()
+        with temporary.open("ab") as file:
+            file.write(digest)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Entries:
-    """Return the entries of a manifest.
+def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the names of a manifest, (shards,) bytes, and its rows, (shards,) of `ROW`.
 
     Raises:
       DataError: it is damaged.
     """
     try:
-        content = path.read_bytes()
-        end = content.rstrip(b"\n").rfind(b"\n") + 1
-        last = json.loads(content[end:])
-        if last["format"] != FORMAT or last["manifest"] != hashlib.sha256(content[:end]).hexdigest():
-            raise ValueError("its digest is another")
-        return {line["name"]: _entry(line) for line in map(json.loads, content[:end].splitlines())}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}"
+        with path.open("rb") as file:
+            content = file.read()
+            if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+                raise ValueError("another digest")
+            file.seek(0)
+            table = np.load(file, allow_pickle=False)
+        columns = list(ROW.names or ())
+        rows = np.zeros(len(table), ROW)
+        for column in columns:
+            rows[column] = table[column]
+        return table["name"].copy(), rows
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
         raise DataError(f"the manifest {path} is damaged ({reason}): delete it, and it is written anew") from None
-
-
-def _entry(line: dict[str, Any]) -> Entry:
-    stamp = Stamp(*(int(line[name]) for name in Stamp._fields))
-    layout = Layout(*(kind(line[name]) for name, kind in zip(Layout._fields, _KINDS, strict=True)))
-    np.dtype(layout.dtype)
-    return Entry(stamp, layout, int(line["max_id"]), str(line["sha256"]), int(line["text_bytes"]))
-
-
-_KINDS = (str, str, int, int, int, str)
