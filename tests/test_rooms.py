@@ -27,6 +27,7 @@ ROOMS = (
     "mesh",
     "config",
     "params",
+    "paths",
     "errors",
     "version",
     "lazy",
