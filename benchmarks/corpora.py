@@ -18,7 +18,7 @@ import numpy as np
 
 from bigjax import data
 from bigjax.config import Config, strict
-from bigjax.data.stored import manifest
+from bigjax.data.stored import manifest, places
 from bigjax.run import identity
 
 
@@ -28,8 +28,8 @@ def sparse_corpus(folder: Path, shards: int, tokens: int) -> None:
         with (folder / f"{number:06}.bin").open("wb") as file:
             file.truncate(2 * tokens)
     names = np.array([f"{number:06}.bin".encode() for number in range(shards)])
-    rows = np.repeat(manifest.read_shard(folder / "000000.bin"), shards)
-    for column, values in zip(manifest.STAMP, manifest.stamps(folder, names).T, strict=True):
+    rows = np.repeat(manifest.read_shard(folder / "000000.bin", folder), shards)
+    for column, values in zip(manifest.STAMP, places.stamps(folder, names).T, strict=True):
         rows[column] = values
     manifest.write(folder / manifest.NAME, names, rows)
 

@@ -119,8 +119,8 @@ def stored_rows(cfg: Config, side: SplitSource, tokenizer: Tokenizer) -> StoredT
     assert corpus is not None
     if corpus.max_id >= tokenizer.vocab_size:
         raise DataError(
-            f"{spec!r} has the id {corpus.max_id} in {corpus.largest}, but data.tokenizer={cfg.data.tokenizer!r} has only "
-            f"{tokenizer.vocab_size} ids: name the tokenizer that the tokens were made with"
+            f"{spec!r} has the id {corpus.max_id} in {corpus.largest}, but data.tokenizer={cfg.data.tokenizer!r} has "
+            f"only {tokenizer.vocab_size} ids: name the tokenizer that the tokens were made with"
         )
     if other := [claim for claim in corpus.claims if claim.startswith(MADE_BY) and claim != claim_of(tokenizer)]:
         raise DataError(
@@ -135,8 +135,8 @@ def stored_rows(cfg: Config, side: SplitSource, tokenizer: Tokenizer) -> StoredT
     first, last = (cut, len(corpus)) if side.split == "eval" and side.rule != "all" else (0, cut)
     if last - first < 2:
         raise DataError(
-            f"{spec!r} has {last - first} tokens for {'training' if side.split == 'train' else 'evaluation'}: name more "
-            "shards, or set data.eval_sources to others and data.holdout=0"
+            f"{spec!r} has {last - first} tokens for {'training' if side.split == 'train' else 'evaluation'}: name "
+            "more shards, or set data.eval_sources to others and data.holdout=0"
         )
     data, table = cfg.data, tokenizer.token_bytes
     how = (data.seq_len, data.document_mask, data.order == "contiguous", tokenizer.eos_id)

@@ -62,6 +62,7 @@ class StoredText:
         starts = self.first + rows.astype(np.int64) * self.seq_len
         lengths = np.clip(self.last - starts, 0, self.seq_len + 1)
         stream_BT = np.zeros((len(rows), self.seq_len + 1), np.int32)
+        self.corpus.ahead(list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True)))
         for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
             if length:
                 stream_BT[row, :length] = self.corpus.read(start, start + length)

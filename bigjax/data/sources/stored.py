@@ -22,9 +22,9 @@ def open_tokens(pattern: str, root: Path | None) -> Corpus:
     Raises:
       DataError: nothing matches, or a file is not what it should be.
     """
+    root = root or cache_folder(None)
     if not converted.suffix(pattern):
         return open_corpus(pattern, root)
-    root = root or cache_folder(None)
     files, _ = readers.find_files(pattern)
     if wrong := next((path for path in files if not converted.suffix(path)), None):
         raise DataError(f"tokens:{pattern} matches {wrong}, which is none of {', '.join(converted.SUFFIXES)}")
@@ -42,8 +42,8 @@ def no_documents(spec: str) -> Iterator[Any]:
       DataError: always.
     """
     raise DataError(
-        f"{spec!r} holds tokens, not texts: set train.objective='causal_lm', and data.tokenizer to the one that they were "
-        "made with, as hf:PATH"
+        f"{spec!r} holds tokens, not texts: set train.objective='causal_lm', and data.tokenizer to the one that they "
+        "were made with, as hf:PATH"
     )
     yield
 

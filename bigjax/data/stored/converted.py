@@ -26,7 +26,7 @@ class _Wide(Exception):
 
 
 def convert(paths: Sequence[Path], digests: Sequence[str], root: Path) -> Path:
-    """Return the folder of shards that hold the documents of files, in order, from the cache below `root` if it is there.
+    """Return the folder of shards with the documents of files, in order, from the cache below `root` if it is there.
 
     Args:
       digests: sha256 of each file.
@@ -48,7 +48,7 @@ def _write(paths: Sequence[Path], folder: Path) -> None:
             break
         except _Wide:
             continue
-    rows = np.array(list(manifest.read_shards([folder / name for name in names])))
+    rows = np.array(list(manifest.read_shards([folder / name for name in names], folder)))
     rows["claims"] = ", ".join(sorted(claims)).encode()[:32]
     manifest.write(folder / manifest.NAME, np.array([name.encode() for name in names]), rows)
 
@@ -133,13 +133,14 @@ def _parquet(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _array_record(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     from array_record.python.array_record_module import ArrayRecordReader
     from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_generated_pb2 as proto
+    from tensorflow_datasets.proto import tf_example_generated_pb2
 
+    example: Any = vars(tf_example_generated_pb2)["Example"]  # made when it is imported
     try:
         reader = ArrayRecordReader(str(path))
         for number in range(reader.num_records()):
             place = f"{path}, record {number}"
-            feature = proto.Example.FromString(reader.read()).features.feature
+            feature = example.FromString(reader.read()).features.feature
             if COLUMN not in feature or feature[COLUMN].WhichOneof("kind") != "int64_list":
                 there = ", ".join(sorted(feature)[:10]) or "none"
                 raise DataError(f"{place}: no {COLUMN} of whole numbers, only {there[:200]}")

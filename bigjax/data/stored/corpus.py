@@ -3,26 +3,21 @@
 What is in memory is a few numbers a shard; of the ids nothing but what is asked for.
 """
 
-import glob
 import hashlib
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from bigjax.data.errors import DataError
 from bigjax.data.stored import manifest
 from bigjax.data.stored.layouts import index_of
-from bigjax.data.stored.megatron import Index
-
-OPEN_FILES = 128
-"""Shards that are kept open."""
+from bigjax.data.stored.places import find_shards
+from bigjax.data.stored.reading import Reader
+from bigjax.paths import AnyPath, as_path
 
 
 @dataclass(frozen=True)
@@ -32,9 +27,11 @@ class Corpus:
     Attributes:
       folders: those that the shards lie in. folder: (shards,) which of them each does. names: (shards,) bytes.
       ends: (shards + 1,) number of ids before each shard, and of all.
-      documents: (shards,) number of documents, 0 where no index says. text_bytes: UTF-8 bytes of their text, 0 where nobody knows.
+      documents: (shards,) number of documents, 0 where no index says.
+      text_bytes: UTF-8 bytes of their text, 0 where nobody knows.
       kind, dtype, start: as in a `Layout`. claims: the tokenizers that the shards say they are of.
       max_id: the largest id. largest: the name of the shard that has it.
+      reader: reads the shards.
       digests: (shards,) sha256 of each, in 32 bytes. digest: sha256 of those, by which the corpus is known.
     """
 
@@ -52,7 +49,7 @@ class Corpus:
     largest: str
     digests: np.ndarray
     digest: str
-    _open: "OpenShards" = field(default_factory=lambda: OpenShards(OPEN_FILES), repr=False)
+    reader: Reader
 
     def __len__(self) -> int:
         """Number of ids."""
@@ -63,9 +60,9 @@ class Corpus:
         """Number of shards."""
         return len(self.names)
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> AnyPath:
         """Return where a shard lies."""
-        return Path(self.folders[self.folder[shard]], self.names[shard].decode())
+        return as_path(self.folders[self.folder[shard]]) / self.names[shard].decode()
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield name and sha256 of each shard."""
@@ -81,11 +78,18 @@ class Corpus:
         parts = [self._of_shard(*piece) for piece in self._pieces(first, last)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, self.dtype), *parts])
 
+    def ahead(self, parts: Sequence[tuple[int, int]]) -> None:
+        """Have parts [first, last) of the stream that lie in an object store be fetched: they are about to be read."""
+        size = self.dtype.itemsize
+        for first, last in parts:
+            pieces = self._pieces(first, last)
+            self.reader.ahead((self.path(shard), self.start + a * size, (b - a) * size) for shard, a, b in pieces)
+
     def document_starts(self, first: int, last: int) -> np.ndarray:
         """Return the places in [first, last) at which a document starts by the index, ascending, int64."""
         found = [np.zeros(0, np.int64)]
         for shard, begin, end in self._pieces(first, last):
-            index = self._open.index(index_of(self.path(shard)))
+            index = self.reader.index(index_of(self.path(shard)))
             found.append(index.starts(begin, end) + int(self.ends[shard]))
         return np.concatenate(found)
 
@@ -116,66 +120,13 @@ class Corpus:
 
     def _of_shard(self, shard: int, begin: int, end: int) -> np.ndarray:
         path, size = self.path(shard), self.dtype.itemsize
-        content = self._open.read(path, self.start + begin * size, (end - begin) * size)
+        content = self.reader.read(path, self.start + begin * size, (end - begin) * size)
         if len(content) != (end - begin) * size:
             raise DataError(f"{path} is shorter than when the run started: put it back")
         return np.frombuffer(content, self.dtype)
 
 
-class OpenShards:
-    """Files that are read in turn, of which the last used are kept open; for several threads."""
-
-    def __init__(self, limit: int):
-        self._limit, self._lock = limit, threading.Lock()
-        self._files: OrderedDict[Path, BinaryIO] = OrderedDict()
-        self._indices: OrderedDict[Path, Index] = OrderedDict()
-
-    def read(self, path: Path, start: int, length: int) -> bytes:
-        """Return bytes of a file, fewer where it ends before.
-
-        Raises:
-          DataError: it cannot be read.
-        """
-        try:
-            with self._lock:
-                file = self._files.pop(path, None) or path.open("rb", buffering=0)
-                self._files[path] = file
-                if len(self._files) > self._limit:
-                    self._files.popitem(last=False)[1].close()
-                return os.pread(file.fileno(), length, start)
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from None
-
-    def index(self, path: Path) -> Index:
-        """Return the index of a shard."""
-        with self._lock:
-            index = self._indices.pop(path, None) or Index(path)
-            self._indices[path] = index
-            if len(self._indices) > self._limit:
-                self._indices.popitem(last=False)
-            return index
-
-
-def find_shards(pattern: str) -> list[str]:
-    """Return the files that match a glob (`~` and `**` allowed), sorted.
-
-    Raises:
-      DataError: nothing matches, or a file is none of `.bin`.
-    """
-    expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
-    if Path(expanded).is_dir():
-        raise DataError(
-            f"tokens:{pattern} is a folder: name the shards in it, as in 'tokens:{pattern.rstrip('/')}/*.bin'"
-        )
-    found = sorted([expanded] if Path(expanded).is_file() else glob.glob(expanded, recursive=True))  # noqa: PTH207
-    if not found:
-        raise DataError(f"no file matches {pattern!r} (working folder: {Path.cwd()})")
-    if wrong := next((name for name in found if not name.endswith(".bin")), None):
-        raise DataError(f"tokens:{pattern} matches {wrong}, which is no .bin: name the shards alone, as in '*.bin'")
-    return found
-
-
-def open_corpus(pattern: str, root: Path | None = None, told: manifest.Progress | None = None) -> Corpus:
+def open_corpus(pattern: str, root: Path, told: manifest.Progress | None = None) -> Corpus:
     """Open the shards that match a glob; those that no manifest knows are read, once.
 
     Args:
@@ -191,18 +142,18 @@ def open_corpus(pattern: str, root: Path | None = None, told: manifest.Progress 
         folders.append(folder)
         counts.append(len(bare))
         names.append(bare)
-        rows.append(manifest.rows_of(Path(folder), bare, root, told))
-    return _joined(folders, np.repeat(np.arange(len(folders)), counts), np.concatenate(names), np.concatenate(rows))
+        rows.append(manifest.rows_of(as_path(folder), bare, root, told))
+    where = np.repeat(np.arange(len(folders)), counts)
+    return _joined(folders, where, np.concatenate(names), np.concatenate(rows), Reader(root))
 
 
-def _joined(folders: Sequence[str], folder: np.ndarray, names: np.ndarray, rows: np.ndarray) -> Corpus:
+def _joined(folders: Sequence[str], folder: np.ndarray, names: np.ndarray, rows: np.ndarray, reader: Reader) -> Corpus:
     first = rows[0]
     other = np.flatnonzero((rows["kind"] != first["kind"]) | (rows["dtype"] != first["dtype"]))
     if len(other):
-        kinds = [f"{row['dtype'].decode()} ids in the layout {row['kind'].decode()}" for row in (rows[other[0]], first)]
-        raise DataError(
-            f"{names[other[0]].decode()} has {kinds[0]}, but {names[0].decode()} has {kinds[1]}: name them as two sources"
-        )
+        said = [names.tolist()[number].decode() for number in (other[0], 0)]
+        kinds = [f"{row['dtype'].decode()} ids in {row['kind'].decode()}'s layout" for row in (rows[other[0]], first)]
+        raise DataError(f"{said[0]} has {kinds[0]}, but {said[1]} has {kinds[1]}: name them as two sources")
     largest = int(np.argmax(rows["max_id"]))
     digests = np.ascontiguousarray(rows["sha256"])
     return Corpus(
@@ -220,4 +171,5 @@ def _joined(folders: Sequence[str], folder: np.ndarray, names: np.ndarray, rows:
         names[largest].decode(),
         digests,
         hashlib.sha256(digests.tobytes()).hexdigest(),
+        reader,
     )

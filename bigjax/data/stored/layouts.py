@@ -4,17 +4,17 @@
 - `llm.c`: 256 int32 come first, a number that says the type of the ids, a version, and how many ids follow;
 - `raw`: uint16 ids from the first byte to the last, as nanoGPT writes them.
 
-Only Megatron's index says where documents start. In the others a document starts at the end-of-text id in llm.c's, which
-writes it first, and after it in nanoGPT's, which writes it last.
+Only Megatron's index says where documents start. In the others a document starts at the end-of-text id, which llm.c
+writes first, or after it, as nanoGPT writes it last.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from bigjax.data.errors import DataError
 from bigjax.data.stored.megatron import Index
+from bigjax.paths import AnyPath
 
 LLM_C_HEADER = 256 * 4
 LLM_C = {20240520: ("uint16", 1, "gpt-2"), 20240801: ("uint32", 7, "llama-3")}
@@ -40,27 +40,26 @@ class Layout(NamedTuple):
     claims: str
 
 
-def index_of(path: Path) -> Path:
+def index_of(path: AnyPath) -> AnyPath:
     """Return where the index of a shard would lie."""
     return path.with_suffix(".idx")
 
 
-def layout_of(path: Path, indexed: bool | None = None) -> Layout:
+def layout_of(path: AnyPath, index: Index | None) -> Layout:
     """Return the layout of a `.bin`; reads its first bytes alone.
 
     Args:
-      indexed: whether there is an index beside it; None looks.
+      index: that which lies beside it, if one does.
 
     Raises:
       DataError: it is cut short, or its index or header says another size.
     """
     size = path.stat().st_size
-    if index_of(path).is_file() if indexed is None else indexed:
-        index = Index(index_of(path))
+    if index is not None:
         if size != index.tokens * index.dtype.itemsize:
             raise DataError(
-                f"{path} has {size:,} bytes, but its index says {index.tokens * index.dtype.itemsize:,}: one of them is "
-                "cut short or not of the other; make both again"
+                f"{path} has {size:,} bytes, but its index says {index.tokens * index.dtype.itemsize:,}: one of them "
+                "is cut short or not of the other; make both again"
             )
         return Layout("megatron", index.dtype.name, 0, index.tokens, index.documents, "")
     with path.open("rb") as file:
@@ -86,7 +85,7 @@ def layout_of(path: Path, indexed: bool | None = None) -> Layout:
     return Layout("raw", "uint16", 0, size // 2, 0, "")
 
 
-def _check_width(path: Path) -> None:
+def _check_width(path: AnyPath) -> None:
     """Raise DataError if ids without a header look like 32 bits each: then every other one of 16 would be 0."""
     with path.open("rb") as file:
         ids = np.frombuffer(file.read(2 * LOOKED_AT), "<u2")

@@ -1,6 +1,6 @@
 """What the shards of a folder hold, written once beside them: sizes, times, digests, the largest id.
 
-`tokens-manifest.npy` is an array with a row for each shard, `ROW`, sorted by name, and the sha256 of its bytes after it.
+`tokens-manifest.npy` is an array with a row for each shard, `ROW`, sorted by name, and then the sha256 of its bytes.
 A start compares size and time of each shard with its row and reads nothing else, whatever the size. A shard of another
 time is read again: as long as its bytes are the same, it counts as the same. Where the folder cannot be written to, the
 manifest lies in the cache. `verify` reads every byte.
@@ -8,6 +8,7 @@ manifest lies in the cache. `verify` reads every byte.
 
 import contextlib
 import hashlib
+import io
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,8 @@ import numpy as np
 from bigjax.data.errors import DataError
 from bigjax.data.stored.layouts import index_of, layout_of
 from bigjax.data.stored.megatron import Index
+from bigjax.data.stored.places import stamp_of, stamps
+from bigjax.paths import AnyPath, RemotePath, fetched
 
 NAME = "tokens-manifest.npy"
 CHUNK = 2**24
@@ -50,7 +53,7 @@ Progress = Callable[[int], None]
 """Is told of bytes that have been read."""
 
 
-def read_shard(path: Path, told: Progress | None = None) -> np.ndarray:
+def read_shard(path: AnyPath, root: Path, told: Progress | None = None) -> np.ndarray:
     """Return the row of a shard, (); reads every byte of it and of its index.
 
     Raises:
@@ -58,7 +61,8 @@ def read_shard(path: Path, told: Progress | None = None) -> np.ndarray:
     """
     before = stamp_of(path)
     indexed = before[2] >= 0
-    layout = layout_of(path, indexed)
+    index = Index(fetched(index_of(path), root)) if indexed else None
+    layout = layout_of(path, index)
     digest, largest, smallest = hashlib.sha256(), -1, 0
     dtype, rest, skip = np.dtype(layout.dtype).newbyteorder("<"), b"", layout.start
     with path.open("rb") as file:
@@ -75,56 +79,15 @@ def read_shard(path: Path, told: Progress | None = None) -> np.ndarray:
                 told(len(content))
     if smallest < 0:
         raise DataError(f"{path} has the id {smallest}: ids are 0 or more; it is of another type, or no tokens")
-    if indexed:
-        Index(index_of(path)).check()
-        digest.update(index_of(path).read_bytes())
+    if index is not None:
+        index.check()
+        digest.update(index.path.read_bytes())
     if stamp_of(path) != before:
         raise DataError(f"{path} changed while it was read: run again when nothing writes to it")
     return np.array((*before, *layout, largest, 0, digest.digest()), ROW)
 
 
-def stamp_of(path: Path) -> tuple[int, int, int, int]:
-    """Return size and time of a shard and its index now.
-
-    Raises:
-      DataError: there is no such file, or it cannot be looked at.
-    """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    index = (-1, -1)
-    with contextlib.suppress(FileNotFoundError):
-        beside = index_of(path).stat()
-        index = (beside.st_size, beside.st_mtime_ns)
-    return found.st_size, found.st_mtime_ns, *index
-
-
-def stamps(folder: Path, names: np.ndarray) -> np.ndarray:
-    """Return the stamps of shards in a folder, which is listed once, (shards, 4) int64.
-
-    Args:
-      names: (shards,) bytes, sorted.
-
-    Raises:
-      DataError: one of them is gone.
-    """
-    found = np.full((len(names), 4), -1, np.int64)
-    columns = {".bin": 0, ".idx": 2}
-    places = {name.decode()[:-4]: number for number, name in enumerate(names)}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            column, place = columns.get(entry.name[-4:]), places.get(entry.name[:-4])
-            if column is not None and place is not None:
-                with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
-                    state = entry.stat()
-                    found[place, column : column + 2] = state.st_size, state.st_mtime_ns
-    if len(gone := np.flatnonzero(found[:, 0] < 0)):
-        raise DataError(f"{folder}/{names[gone[0]].decode()} is gone: put it back")
-    return found
-
-
-def rows_of(folder: Path, names: np.ndarray, root: Path | None, told: Progress | None = None) -> np.ndarray:
+def rows_of(folder: AnyPath, names: np.ndarray, root: Path, told: Progress | None = None) -> np.ndarray:
     """Return the rows of shards of one folder, by its manifest as far as that goes; others are read and added to it.
 
     Args:
@@ -153,7 +116,7 @@ def rows_of(folder: Path, names: np.ndarray, root: Path | None, told: Progress |
     if not fresh.any():
         return rows
     for number, row in zip(
-        np.flatnonzero(fresh), read_shards([folder / name.decode() for name in names[fresh]], told), strict=True
+        np.flatnonzero(fresh), read_shards([folder / name.decode() for name in names[fresh]], root, told), strict=True
     ):
         if there[number]:
             was, found = (each["sha256"].tobytes().hex()[:12] for each in (rows[number], row))
@@ -166,23 +129,23 @@ def rows_of(folder: Path, names: np.ndarray, root: Path | None, told: Progress |
     return rows
 
 
-def _changed(path: Path, what: str, place: Path | None) -> DataError:
+def _changed(path: AnyPath, what: str, place: AnyPath | None) -> DataError:
     return DataError(
         f"{path} has changed since its manifest was written: {what}; put the file back, or delete {place} to take it "
         "as another corpus"
     )
 
 
-def _places(folder: Path, root: Path | None) -> list[Path]:
+def _places(folder: AnyPath, root: Path) -> list[AnyPath]:
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    return [folder / NAME, *([root / "manifests" / f"{name}.npy"] if root else [])]
+    return [folder / NAME, root / "manifests" / f"{name}.npy"]
 
 
-def _place(folder: Path, root: Path | None) -> Path | None:
+def _place(folder: AnyPath, root: Path) -> AnyPath | None:
     return next((place for place in _places(folder, root) if place.is_file()), None)
 
 
-def _write_somewhere(folder: Path, root: Path | None, names: np.ndarray, rows: np.ndarray) -> None:
+def _write_somewhere(folder: AnyPath, root: Path, names: np.ndarray, rows: np.ndarray) -> None:
     """Write a manifest where it can be; where it cannot be anywhere, each start reads the shards again."""
     for place in _places(folder, root):
         with contextlib.suppress(OSError):
@@ -191,13 +154,13 @@ def _write_somewhere(folder: Path, root: Path | None, names: np.ndarray, rows: n
             return
 
 
-def read_shards(paths: Sequence[Path], told: Progress | None = None) -> Iterable[np.ndarray]:
+def read_shards(paths: Sequence[AnyPath], root: Path, told: Progress | None = None) -> Iterable[np.ndarray]:
     """Read shards as `read_shard`, on all cores."""
     with ThreadPoolExecutor(max(os.cpu_count() or 1, 1), "shards") as pool:
-        return list(pool.map(lambda path: read_shard(path, told), paths))
+        return list(pool.map(lambda path: read_shard(path, root, told), paths))
 
 
-def verify(folder: Path, names: np.ndarray, root: Path | None, told: Progress | None = None) -> list[str]:
+def verify(folder: AnyPath, names: np.ndarray, root: Path, told: Progress | None = None) -> list[str]:
     """Read every byte of shards; return a sentence for each that is not what the manifest says.
 
     Raises:
@@ -213,7 +176,7 @@ def verify(folder: Path, names: np.ndarray, root: Path | None, told: Progress | 
         try:
             if name not in rows:
                 raise DataError(f"{path} is not in the manifest")
-            was, now = (row["sha256"].tobytes().hex()[:12] for row in (rows[name], read_shard(path, told)))
+            was, now = (row["sha256"].tobytes().hex()[:12] for row in (rows[name], read_shard(path, root, told)))
             if was != now:
                 raise DataError(f"{path} has changed: its sha256 was {was} and is {now}")
         except DataError as error:
@@ -221,42 +184,43 @@ def verify(folder: Path, names: np.ndarray, root: Path | None, told: Progress | 
     return problems
 
 
-def write(path: Path, names: np.ndarray, rows: np.ndarray) -> None:
+def write(path: AnyPath, names: np.ndarray, rows: np.ndarray) -> None:
     """Write a manifest, whole or not at all.
 
     Args:
       names: (shards,) bytes. rows: (shards,) of `ROW`.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     order = np.argsort(names, kind="stable")
     table = np.zeros(len(names), [("name", names.dtype), *ROW.descr])
     table["name"] = names[order]
     for column in ROW.names or ():
         table[column] = rows[column][order]
+    held = io.BytesIO()
+    np.save(held, table, allow_pickle=False)
+    content = held.getvalue() + hashlib.sha256(held.getbuffer()).digest()
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)  # an object appears whole
+        return
+    # Processes that start at the same time may all write it, each the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
-            np.save(file, table, allow_pickle=False)
-        digest = hashlib.sha256(temporary.read_bytes()).digest()
-        with temporary.open("ab") as file:
-            file.write(digest)
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def load(path: AnyPath) -> tuple[np.ndarray, np.ndarray]:
     """Return the names of a manifest, (shards,) bytes, and its rows, (shards,) of `ROW`.
 
     Raises:
       DataError: it is damaged.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read()
-            if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-                raise ValueError("another digest")
-            file.seek(0)
-            table = np.load(file, allow_pickle=False)
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+            raise ValueError("another digest")
+        table = np.load(io.BytesIO(content), allow_pickle=False)
         columns = list(ROW.names or ())
         rows = np.zeros(len(table), ROW)
         for column in columns:

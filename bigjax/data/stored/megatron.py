@@ -2,9 +2,9 @@
 
 The index holds, little-endian: the 9 bytes `MMIDIDX\\0\\0`; the version, uint64 1; a code for the type of the ids,
 uint8; the number of sequences and the length of the list of documents, both uint64; the length of each sequence in ids,
-int32; the byte at which it starts, int64; and the documents, int64: document d is the sequences from entry d up to entry
-d + 1. Multimodal ones add a mode for each sequence, int8, which is not read here. The source is `IndexedDataset` of
-megatron.core.
+int32; the byte at which it starts, int64; and the documents, int64: document d is the sequences from entry d up to
+entry d + 1. Multimodal ones add a mode for each sequence, int8, which is not read here. The source is `IndexedDataset`
+of megatron.core.
 """
 
 import array
