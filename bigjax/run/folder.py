@@ -247,6 +247,14 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.code} cannot be written to: {error.strerror}") from error
 
+    def recorded_contents(self) -> identity.Contents | None:
+        """Return what the files of the run's text held when it started; None where nobody wrote that down.
+
+        Raises:
+            UserError: as `load_config`.
+        """
+        return self._load()[1]
+
     def load_config(self) -> Config:
         """Return the config of the run.
 

@@ -1,5 +1,6 @@
 """Stored tokens: shards of other tools, read as what they are and cut as the tokens of a text would be."""
 
+import itertools
 import struct
 
 import numpy as np
@@ -59,7 +60,7 @@ def read_megatron(path):
     ends = struct.unpack_from(f"<{documents}q", index, 34 + 12 * sequences)
     assert len(index) == 34 + 12 * sequences + 8 * documents
     parts = [np.frombuffer(content, dtype, length, at) for at, length in zip(pointers, lengths, strict=True)]
-    return [np.concatenate(parts[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [np.concatenate(parts[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def assert_rows(text, tokens, offsets, document_mask=True):

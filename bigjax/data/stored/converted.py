@@ -54,7 +54,7 @@ def _write(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _shard(folder: Path, number: int, path: Path, dtype: np.dtype) -> str:
-    name, limit = f"{number:06}.bin", np.iinfo(dtype).max
+    name, limit, count = f"{number:06}.bin", np.iinfo(dtype).max, 0
     with megatron.Writer(folder / name, dtype) as writer:
         for place, ids in documents(path):
             if len(ids) and (int(ids.min()) < 0 or int(ids.max()) > limit):
@@ -62,6 +62,9 @@ def _shard(folder: Path, number: int, path: Path, dtype: np.dtype) -> str:
                     raise _Wide
                 raise DataError(f"{place}: {COLUMN} has the id {_outside(ids, limit)}, and ids go from 0 to {limit:,}")
             writer.add(ids)
+            count += 1
+    if not count:
+        raise DataError(f"{path} holds no row, or is no {suffix(path)[1:]} file: leave it out")
     return name
 
 

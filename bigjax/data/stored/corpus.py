@@ -126,6 +126,12 @@ class Corpus:
         return np.frombuffer(content, self.dtype)
 
 
+def grouped(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder of some files, which are sorted, with the names of those in it."""
+    for folder, inside in groupby(names, key=os.path.dirname):
+        yield folder, [name[len(folder) + 1 :] if folder else name for name in inside]
+
+
 def open_corpus(pattern: str, root: Path, told: manifest.Progress | None = None) -> Corpus:
     """Open the shards that match a glob; those that no manifest knows are read, once.
 
@@ -135,10 +141,9 @@ def open_corpus(pattern: str, root: Path, told: manifest.Progress | None = None)
     Raises:
       DataError: nothing matches, a shard has changed or makes no sense, or two are of another layout.
     """
-    found = find_shards(pattern)
     folders, counts, names, rows = [], [], [], []
-    for folder, inside in groupby(found, key=os.path.dirname):
-        bare = np.array([os.path.basename(name).encode() for name in inside])  # noqa: PTH119 - Paths are slow for many
+    for folder, inside in grouped(find_shards(pattern)):
+        bare = np.array([name.encode() for name in inside])
         folders.append(folder)
         counts.append(len(bare))
         names.append(bare)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+
 from bigjax.data.errors import DataError
 from bigjax.data.stored.megatron import Index
 from bigjax.errors import UserError
