@@ -71,15 +71,15 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> int:
     """Validate the command line, then run."""
     cfg = cli.load_config(flag_values.config)
-    folder = RunFolder(flag_values.workdir or cli.default_workdir(sys.argv))
+    contents = identity.Once()
+    folder = RunFolder(flag_values.workdir or cli.default_workdir(sys.argv), contents)
     profile = cli.parse_range("profile", flag_values.profile)
     if profile and not 1 <= profile[0] <= profile[-1] <= cfg.train.steps:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     if not flag_values.plan:
-        known = identity.fingerprint(cfg, folder.contents(cfg))
-        print(f"bigjax: run {known} in {folder.path}", file=sys.stderr, flush=True)
+        print(f"bigjax: run {identity.fingerprint(cfg, contents(cfg))} in {folder.path}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
@@ -112,7 +112,7 @@ def run(
     # ---- Mesh, model, data -----------------------------------------------------------------------------------------
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
-    folder = workdir if isinstance(workdir, RunFolder) else RunFolder(workdir)
+    folder = workdir if isinstance(workdir, RunFolder) else RunFolder(workdir, identity.Once())
     pulse = heartbeat.pulse(folder.path)  # which phase this process is in, for those that wait for it
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
@@ -146,7 +146,10 @@ def run(
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
         speed = begin.throughput(cfg, model)
         rate, watchman = optimizers.looked_up(schedule), guard.Guard(cfg, folder, text, say)
-        evaluate, saves = scoring.evaluator(cfg, model, layout, text.eval), LenientSaves(checkpoints, say)
+        evaluate, saves = (
+            scoring.evaluator(cfg, model, layout, text.eval, text.eval_apart),
+            LenientSaves(checkpoints, say),
+        )
         with (
             MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
             text.train.batches(start) as batches,

@@ -32,8 +32,18 @@ class DataConfig:
     """What is trained on, in the forms listed above."""
     weights: tuple[float, ...] = ()
     """The share of each source in a batch, in any unit; empty means in proportion to their sizes."""
+    later_weights: tuple[str, ...] = ()
+    """Shares from a step on, as `WHEN: WEIGHT WEIGHT ...` with a step or, of the run, a percentage: `50%: 1 3`."""
+    weight_change: Literal["stages", "linear"] = "stages"
+    """Whether shares change at once where `later_weights` says, or evenly towards it."""
+    epochs: tuple[float, ...] = ()
+    """How often each source is read while others are read as often as they say; in the place of `weights`."""
+    max_epochs: tuple[float, ...] = ()
+    """How often each source is read at most, 0 for any number; after that the others go on without it."""
     eval_sources: tuple[str, ...] = ()
     """What the loss is measured on; empty means a part of `sources` that is held out."""
+    eval_each: bool = plumbing(False)
+    """Whether the loss is also measured on what is held out of each source alone, as `eval/SOURCE/loss`."""
     holdout: float = bounded(0.05, minimum=0, below=1)
     """The share of documents that is held out where there are no `eval_sources`."""
     text_key: str = "text"

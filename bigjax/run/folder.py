@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -33,18 +33,9 @@ class RunFolder:
 
     path: Path
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, contents: Callable[[Config], identity.Contents] = identity.contents_of):
         object.__setattr__(self, "path", Path(path))
-        object.__setattr__(self, "_seen", [])
-
-    def contents(self, config: Config) -> identity.Contents:
-        """Return `identity.contents_of` a config, looked up once for all that this object is asked."""
-        seen: list[tuple[Config, identity.Contents]] = self.__dict__["_seen"]
-        for known, found in seen:
-            if known == config:
-                return found
-        seen.append((config, identity.contents_of(config)))
-        return seen[-1][1]
+        object.__setattr__(self, "_contents", contents)
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
@@ -167,7 +158,7 @@ class RunFolder:
         stored, before = self._load()
         if before is None:  # it has no files, or an earlier version did not write down what they hold
             return strict.fingerprint(stored) == strict.fingerprint(config)
-        return self.fingerprint == identity.fingerprint(config, self.contents(config))
+        return self.fingerprint == identity.fingerprint(config, self.__dict__["_contents"](config))
 
     @property
     def fingerprint(self) -> str:
@@ -217,7 +208,7 @@ class RunFolder:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            text = self.contents(config)
+            text = self.__dict__["_contents"](config)
         except DataError:  # of a point of a sweep, which will say so when it runs
             text = {}
         record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
@@ -246,14 +237,6 @@ class RunFolder:
                 (self.code / f"{module}.py").write_bytes(file.read_bytes())
         except OSError as error:
             raise UserError(f"{self.code} cannot be written to: {error.strerror}") from error
-
-    def recorded_contents(self) -> identity.Contents | None:
-        """Return what the files of the run's text held when it started; None where nobody wrote that down.
-
-        Raises:
-            UserError: as `load_config`.
-        """
-        return self._load()[1]
 
     def load_config(self) -> Config:
         """Return the config of the run.
@@ -299,7 +282,7 @@ class RunFolder:
     def _changed(self, config: Config, changing: Collection[str]) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the fields that differ from the stored config, all of which may."""
         stored, before = self._load()
-        differences, now = strict.diff(stored, config), self.contents(config)
+        differences, now = strict.diff(stored, config), self.__dict__["_contents"](config)
         known = now if before is None else before  # an earlier version did not write it down
         maths = [found for found in differences if not found.plumbing and found.path not in changing]
         values = {leaf.path: leaf.value for leaf in strict.leaves(config)}

@@ -40,6 +40,21 @@ def contents_of(cfg: Config) -> Contents:
     return {path: entries for path, entries in found.items() if any(entries)}
 
 
+class Once:
+    """`contents_of`, looked up once for each config, as a start asks it again and again."""
+
+    def __init__(self):
+        self._seen: list[tuple[Config, Contents]] = []
+
+    def __call__(self, cfg: Config) -> Contents:
+        """Return what the files held when this was first asked."""
+        for known, found in self._seen:
+            if known == cfg:
+                return found
+        self._seen.append((cfg, contents_of(cfg)))
+        return self._seen[-1][1]
+
+
 def _code(name: str) -> dict[str, Any]:
     return {"sha256": named.digest(name), "files": named.own_hashes(name)}
 

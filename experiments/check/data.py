@@ -5,6 +5,7 @@ trusts nothing. With --sources, shards of tokens that no run has read yet.
 
 Exit status: 0 all is as it was; 1 a bug; 2 there is nothing to check; 4 something has changed or is damaged."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 
@@ -47,9 +48,12 @@ def _of_run(workdir: str) -> Iterator[str]:
     from bigjax.config import replace
     from bigjax.run import identity
     from bigjax.run.folder import RunFolder
+    from bigjax.run.json_files import reading
 
     folder = RunFolder.existing(workdir)
-    cfg, recorded = folder.load_config(), folder.recorded_contents()
+    cfg = folder.load_config()
+    with reading(folder.config):
+        recorded = json.loads(folder.config.read_text()).get("text")
     if not recorded:
         raise UserError(f"{folder.path} records no file of its data: it is made, or packaged with bigjax")
     for spec in (*cfg.data.sources, *cfg.data.eval_sources):
