@@ -11,6 +11,7 @@ from bigjax.data.rows.packed import Rows
 from bigjax.data.rows.pairs import Ends
 from bigjax.data.rows.stored import StoredText
 from bigjax.data.sources.opening import Document, SplitSource
+from bigjax.data.stored.layouts import MADE_BY, claim_of
 from bigjax.data.tokens.bpe import build_tokenizer
 from bigjax.data.tokens.shards import Shard, Side, tokenize
 from bigjax.data.tokens.special import special_ids
@@ -122,10 +123,10 @@ def stored_rows(cfg: Config, side: SplitSource, tokenizer: Tokenizer) -> StoredT
             f"{spec!r} has the id {corpus.max_id} in {corpus.largest}, but data.tokenizer={cfg.data.tokenizer!r} has "
             f"only {tokenizer.vocab_size} ids: name the tokenizer that the tokens were made with"
         )
-    if other := [claim for claim in corpus.claims if claim.startswith(MADE_BY) and claim != claim_of(tokenizer)]:
+    if other := [claim for claim in corpus.claims if claim.startswith(MADE_BY) and claim != claim_of(tokenizer.digest)]:
         raise DataError(
             f"{spec!r} was made with another tokenizer ({other[0][:23]}) than data.tokenizer={cfg.data.tokenizer!r} "
-            f"({claim_of(tokenizer)[:23]}): name that one"
+            f"({claim_of(tokenizer.digest)[:23]}): name that one"
         )
     cut = len(corpus)
     if side.rule.startswith("tail:"):
@@ -143,13 +144,5 @@ def stored_rows(cfg: Config, side: SplitSource, tokenizer: Tokenizer) -> StoredT
     return StoredText(spec, corpus, first, last, *how, table)
 
 
-MADE_BY = "sha256:"
-"""What a claim starts with that names a tokenizer by its digest."""
-
 LOOKED_AHEAD = 2**20
 """Tokens after a cut among which a document's start is looked for."""
-
-
-def claim_of(tokenizer: Tokenizer) -> str:
-    """Return how shards say which tokenizer they were made with."""
-    return f"{MADE_BY}{tokenizer.digest[:24]}"

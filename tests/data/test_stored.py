@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,8 @@ from bigjax.data import DataError
 from bigjax.data.rows.packing import pack_rows
 from bigjax.data.stored import manifest, megatron
 from bigjax.data.stored.corpus import open_corpus
-from bigjax.paths import as_path
+from bigjax.data.stored.reading import Reader
+from bigjax.paths import RemotePath, as_path
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.integers(1, 250, RNG.integers(1, 60)) for _ in range(120)]
@@ -212,3 +214,32 @@ def test_other_tasks_say_that_they_read_texts(tmp_path):
     cfg = strict.from_dict(Config, mapping | {"train": {"global_batch_size": 8, "objective": "masked_lm"}})
     with pytest.raises(DataError, match=r"holds tokens, not texts: set train\.objective='causal_lm'"):
         data.build(cfg, slice(0, 8))
+
+
+class Slow(RemotePath):
+    """An object whose blocks arrive when `gate` opens; `asked` has what was asked for."""
+
+    gate, asked = threading.Event(), []
+
+    def read_bytes(self, start=None, end=None):
+        self.asked.append((start, end))
+        assert self.gate.wait(30)
+        return super().read_bytes(start, end)
+
+
+def test_blocks_of_objects_are_fetched_together_and_kept_under_a_bound(tmp_path):
+    content = bytes(range(250)) * 4
+    path = Slow("memory://blocks/a.bin")
+    path.write_bytes(content)
+    reader = Reader(tmp_path, block=64, kept=640)
+    reader.ahead([(path, 1000, 0, 500), (path, 1000, 990, 10)])
+    for _ in range(1000):  # all are asked for before one has come
+        if len(path.asked) == 9:
+            break
+        threading.Event().wait(0.01)
+    assert sorted(path.asked) == [(64 * i, 64 * i + 64) for i in range(8)] + [(960, 1000)]
+    path.gate.set()
+    assert reader.read(path, 1000, 3, 490) == content[3:493] and len(path.asked) == 9
+    assert reader.read(path, 1000, 640, 360) == content[640:] and len(path.asked) == 15
+    assert reader.read(path, 1000, 0, 64) == content[:64] and len(path.asked) == 16  # it had made room
+    assert reader.read(path, 1000, 900, 200) == content[900:]

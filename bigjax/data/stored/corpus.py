@@ -83,7 +83,9 @@ class Corpus:
         size = self.dtype.itemsize
         for first, last in parts:
             pieces = self._pieces(first, last)
-            self.reader.ahead((self.path(shard), self.start + a * size, (b - a) * size) for shard, a, b in pieces)
+            self.reader.ahead(
+                (self.path(shard), self._bytes(shard), self.start + a * size, (b - a) * size) for shard, a, b in pieces
+            )
 
     def document_starts(self, first: int, last: int) -> np.ndarray:
         """Return the places in [first, last) at which a document starts by the index, ascending, int64."""
@@ -118,9 +120,12 @@ class Corpus:
                 yield shard, first - before, min(last, after) - before
             first, shard = max(first, after), shard + 1
 
+    def _bytes(self, shard: int) -> int:
+        return self.start + int(self.ends[shard + 1] - self.ends[shard]) * self.dtype.itemsize
+
     def _of_shard(self, shard: int, begin: int, end: int) -> np.ndarray:
         path, size = self.path(shard), self.dtype.itemsize
-        content = self.reader.read(path, self.start + begin * size, (end - begin) * size)
+        content = self.reader.read(path, self._bytes(shard), self.start + begin * size, (end - begin) * size)
         if len(content) != (end - begin) * size:
             raise DataError(f"{path} is shorter than when the run started: put it back")
         return np.frombuffer(content, self.dtype)

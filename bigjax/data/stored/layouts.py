@@ -94,3 +94,12 @@ def _check_width(path: AnyPath) -> None:
             f"{path} has no header, so its ids would be uint16, but every other one is 0, as in uint32: write them as "
             "uint16, or in the format of Megatron or llm.c"
         )
+
+
+MADE_BY = "sha256:"
+"""What a claim starts with that names a tokenizer by its digest."""
+
+
+def claim_of(digest: str) -> str:
+    """Return how shards say which tokenizer, of this digest, they were made with."""
+    return f"{MADE_BY}{digest[:24]}"

@@ -24,8 +24,8 @@ FETCHERS = 32
 KEPT = 2**28
 """Bytes of blocks that are kept."""
 
-Part = tuple[AnyPath, int, int]
-"""A file, the byte that a part of it starts at, and its length."""
+Part = tuple[AnyPath, int, int, int]
+"""A file, its size, the byte that a part of it starts at, and the length of that."""
 
 
 class Reader:
@@ -49,15 +49,15 @@ class Reader:
         for file in self.__dict__.get("_files", {}).values():
             os.close(file)
 
-    def read(self, path: AnyPath, start: int, length: int) -> bytes:
-        """Return bytes of a file, fewer where it ends before.
+    def read(self, path: AnyPath, size: int, start: int, length: int) -> bytes:
+        """Return bytes of a file of some size, fewer where it ends before.
 
         Raises:
           DataError: it cannot be read.
         """
         try:
             if isinstance(path, RemotePath):
-                return self._remote(path, start, length)
+                return self._remote(path, size, start, length)
             with self._lock:
                 file = self._files.pop(path, None)
                 self._files[path] = file = os.open(path, os.O_RDONLY) if file is None else file
@@ -71,10 +71,10 @@ class Reader:
 
     def ahead(self, parts: Iterable[Part]) -> None:
         """Have parts of files in an object store be fetched, as they are about to be read."""
-        for path, start, length in parts:
+        for path, size, start, length in parts:
             if isinstance(path, RemotePath) and length:
                 for number in range(start // self._block, (start + length - 1) // self._block + 1):
-                    self._fetch(path, number)
+                    self._fetch(path, size, number)
 
     def index(self, path: AnyPath) -> Index:
         """Return the index of a shard."""
@@ -85,27 +85,26 @@ class Reader:
                 self._indices.popitem(last=False)
             return index
 
-    def _remote(self, path: RemotePath, start: int, length: int) -> bytes:
+    def _remote(self, path: RemotePath, size: int, start: int, length: int) -> bytes:
         first, last = start // self._block, (start + max(length, 1) - 1) // self._block
-        waiting = [self._fetch(path, number) for number in range(first, last + 1)]
+        waiting = [self._fetch(path, size, number) for number in range(first, last + 1)]
         content = b"".join(each.result() for each in waiting)
         begin = start - first * self._block
         return content[begin : begin + length]
 
-    def _fetch(self, path: RemotePath, number: int) -> "Future[bytes]":
+    def _fetch(self, path: RemotePath, size: int, number: int) -> "Future[bytes]":
         key = (path, number)
         with self._lock:
             self._pool = self._pool or ThreadPoolExecutor(FETCHERS, "blocks")
             found = self._blocks.pop(key, None)
             if found is None or (found.done() and found.exception() is not None):
-                found = self._pool.submit(_block, path, number, self._block)
+                found = self._pool.submit(_block, path, size, number, self._block)
             self._blocks[key] = found
             while len(self._blocks) > self._limit:
                 self._blocks.popitem(last=False)
             return found
 
 
-def _block(path: RemotePath, number: int, block: int) -> bytes:
-    size = path.stat().st_size
+def _block(path: RemotePath, size: int, number: int, block: int) -> bytes:
     start = number * block
     return path.read_bytes(start, min(start + block, size)) if start < size else b""
