@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-_KNOT = re.compile(r"\s*(?:(\d+(?:\.\d+)?)\s*%|(\d+))\s*:((?:\s+\d+(?:\.\d+)?(?:e[+-]?\d+)?)+)\s*", re.IGNORECASE)
+_WEIGHT = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_KNOT = re.compile(rf"\s*(?:(\d+(?:\.\d+)?)\s*%|(\d+))\s*:\s*({_WEIGHT}(?:\s*/\s*{_WEIGHT})*)\s*", re.IGNORECASE)
 
-FORM = "WHEN: WEIGHT WEIGHT ..., as in '50%: 1 3' or '2000: 1 3'"
+FORM = "WHEN:WEIGHT/WEIGHT/..., as in '50%:1/3' or '2000:1/3'"
 
 
 class Knot(NamedTuple):
@@ -26,7 +27,7 @@ def knots(later: tuple[str, ...], steps: int) -> tuple[Knot, ...]:
     for entry in later:
         if match := _KNOT.fullmatch(entry):
             step = round(float(match[1]) / 100 * steps) if match[1] else int(match[2])
-            found.append(Knot(step, tuple(map(float, match[3].split()))))
+            found.append(Knot(step, tuple(map(float, match[3].split("/")))))
     return tuple(found)
 
 

@@ -94,7 +94,7 @@ def sources_of(stream, steps):
     return np.array([np.bincount(stream.order.locate(stream.batch(step).ids)[0], minlength=2) for step in steps])
 
 
-CHANGES = {"weights": (1.0, 3.0), "later_weights": ("25%: 1 1", "20: 3 1"), "max_epochs": (2.0, 0.0)}
+CHANGES = {"weights": (1.0, 3.0), "later_weights": ("25%:1/1", "20:3/1"), "max_epochs": (2.0, 0.0)}
 
 
 @pytest.mark.parametrize("change", ["stages", "linear"])
@@ -113,14 +113,14 @@ def test_a_run_is_the_same_for_any_start_and_any_processes(make, change):
     left.check(left.state(30))
     whole.leaving_out([12]).check(left.state(13))
     other = data.build(
-        make(**{**CHANGES, "later_weights": ("25%: 1 2", "20: 3 1")}, weight_change=change)[0], slice(0, 8)
+        make(**{**CHANGES, "later_weights": ("25%:1/2", "20:3/1")}, weight_change=change)[0], slice(0, 8)
     )
     with pytest.raises(DataError, match=r"mixture was '.* stages, sha256"):
         other.train.check(whole.state(30))
 
 
 def test_counts_of_a_run_are_those_asked_for(make):
-    cfg, _ = make(weights=(1.0, 3.0), later_weights=("25%: 1 1", "20: 3 1"))
+    cfg, _ = make(weights=(1.0, 3.0), later_weights=("25%:1/1", "20:3/1"))
     found = sources_of(data.build(cfg, slice(0, 8)).train, range(40))
     assert found[:10].sum(axis=0).tolist() == [20, 60]
     assert found[10:20].sum(axis=0).tolist() == [40, 40]
@@ -129,7 +129,7 @@ def test_counts_of_a_run_are_those_asked_for(make):
 
 def test_a_longer_run_goes_on_where_stages_are_steps(make):
     def stream(steps, when):
-        return data.build(make(steps=steps, weights=(1.0, 3.0), later_weights=(f"{when}: 1 1",))[0], slice(0, 8)).train
+        return data.build(make(steps=steps, weights=(1.0, 3.0), later_weights=(f"{when}:1/1",))[0], slice(0, 8)).train
 
     stream(80, "10").check(stream(40, "10").state(40))
     with pytest.raises(DataError, match="mixture was"):
@@ -159,12 +159,12 @@ def test_a_capped_source_is_left_out_and_the_end_of_all_is_said(make):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"later_weights": ("half: 1 1",)}, "'half: 1 1', which is not WHEN: WEIGHT WEIGHT"),
-        ({"later_weights": ("50%: 1",)}, "with 1 weights: give one for each of the 2 data.sources"),
-        ({"later_weights": ("50%: 0 0",)}, "but not all of them 0"),
-        ({"later_weights": ("30: 1 1", "20: 1 2")}, "which is step 20: name later and later steps"),
-        ({"later_weights": ("200%: 1 1",)}, "which is step 80: name later"),
-        ({"later_weights": ("10: -1 1",)}, "which is not WHEN"),
+        ({"later_weights": ("half:1/1",)}, "'half:1/1', which is not WHEN:WEIGHT/WEIGHT"),
+        ({"later_weights": ("50%:1",)}, "with 1 weights: give one for each of the 2 data.sources"),
+        ({"later_weights": ("50%:0/0",)}, "but not all of them 0"),
+        ({"later_weights": ("30:1/1", "20:1/2")}, "which is step 20: name later and later steps"),
+        ({"later_weights": ("200%:1/1",)}, "which is step 80: name later"),
+        ({"later_weights": ("10:-1/1",)}, "which is not WHEN"),
         ({"weight_change": "linear"}, "goes to data.later_weights, which is empty"),
         ({"weights": (1.0, 1.0), "epochs": (1.0, 2.0)}, "both say how much of each source"),
         ({"epochs": (1.0,)}, "data.epochs has 1 entries, but data.sources has 2"),
@@ -180,7 +180,7 @@ def test_what_cannot_be_is_one_sentence(make, fields, said):
 
 
 def test_percentages_and_steps():
-    assert knots(("12.5%: 1 2e-1", "300: 0 1"), 400) == (Knot(50, (1.0, 0.2)), Knot(300, (0.0, 1.0)))
+    assert knots(("12.5%:1/2e-1", "300:0/1"), 400) == (Knot(50, (1.0, 0.2)), Knot(300, (0.0, 1.0)))
 
 
 def test_names_of_sources_are_short_and_differ():
