@@ -1,12 +1,16 @@
-"""Corpora of any size: `python -m benchmarks.corpora start|tokenize|order` prints one line of JSON.
+"""Corpora of any size: `python -m benchmarks.corpora start|tokenize` prints one line of JSON.
 
 - `start`: what a run does about its data before the first step, on 10^12 tokens in 10^5 sparse shards with a manifest:
   seconds of each part, and how much more memory the process has than before, in MB; the same for 10^10 tokens in as
   many shards, and for 10^3 shards.
+- `tokenize`: `experiments.tokenize` with a byte-pair tokenizer on JSON lines of the packaged corpus, by one worker and
+  by one a core, in MB of text a second of wall time, and of CPU time, which other work on the machine changes less; and
+  what the library `tokenizers` makes of the same texts in one batch on as many cores, which writes nothing.
 """
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -18,7 +22,9 @@ import numpy as np
 
 from bigjax import data
 from bigjax.config import Config, strict
+from bigjax.data.sources import shakespeare
 from bigjax.data.stored import manifest, places
+from bigjax.data.tokens.bpe import train_bpe
 from bigjax.run import identity
 
 
@@ -72,13 +78,61 @@ def start_figures() -> dict[str, dict[str, float]]:
     return figures
 
 
+def tokenize_figures(copies: int) -> dict[str, float]:
+    """Time the command and the library on the same texts."""
+    texts = [part for _, text in shakespeare.works() for part in text.split("\n\n") if part.strip()] * copies
+    megabytes, cores = sum(len(text.encode()) for text in texts) / 1e6, len(os.sched_getaffinity(0))
+    figures: dict[str, float] = {"MB": megabytes, "cores": cores}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "bpe").mkdir()
+        train_bpe([text for _, text in shakespeare.works()], 8192, folder / "bpe")
+        (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        size = (folder / "texts.jsonl").stat().st_size / 1e6
+        how = [
+            f"--source=jsonl:{folder}/texts.jsonl",
+            f"--tokenizer=hf:{folder}/bpe",
+            f"--part_mb={size / (4 * cores)}",
+        ]
+        for workers in (1, cores):
+            command = [sys.executable, "-m", "experiments.tokenize", *how, f"--out={folder}/{workers}"]
+            _measure(figures, f"{workers} workers", [*command, f"--workers={workers}"], megabytes)
+        command = [sys.executable, "-m", "benchmarks.corpora", "library", f"--folder={folder}"]
+        _measure(figures, "library", command, megabytes)
+    return figures
+
+
+def _measure(figures: dict[str, float], name: str, command: list[str], megabytes: float) -> None:
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    figures |= {f"{name}, MB a wall second": megabytes / wall, f"{name}, MB a CPU second": megabytes / cpu}
+
+
+def library(folder: Path) -> None:
+    """Encode the texts in one batch, as `tokenize_figures` times it."""
+    from tokenizers import Tokenizer
+
+    with (folder / "texts.jsonl").open() as file:
+        texts = [json.loads(line)["text"] for line in file]
+    Tokenizer.from_file(str(folder / "bpe/tokenizer.json")).encode_batch_fast(texts, add_special_tokens=False)
+
+
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description="Measure corpora of any size; one line of JSON.")
-    parser.add_argument("what", choices=("start",))
+    parser.add_argument("what", choices=("start", "tokenize", "library"))
     parser.add_argument("--folder", help="of a corpus that is there: time one start on it")
+    parser.add_argument("--copies", type=int, default=20, help="of the packaged corpus of 5 MB, to be tokenised")
     given = parser.parse_args()
-    found = start_once(Path(given.folder)) if given.folder else start_figures()
+    if given.what == "library":
+        library(Path(given.folder))
+        return
+    if given.what == "tokenize":
+        found = tokenize_figures(given.copies)
+    else:
+        found = start_once(Path(given.folder)) if given.folder else start_figures()
     print(json.dumps(found))
 
 

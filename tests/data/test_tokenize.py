@@ -16,6 +16,7 @@ from bigjax.data.sources.opening import document_fraction, open_source
 from bigjax.data.stored.corpus import open_corpus
 from bigjax.data.tokens import parts
 from bigjax.data.tokens.tokenizers import ByteTokenizer, load_tokenizer
+from tests.commands import mounted
 from tests.data.test_stored import run_of
 
 COMMAND = [sys.executable, "-m", "experiments.tokenize"]
@@ -147,3 +148,16 @@ def test_two_machines_share_the_work_and_a_kill_costs_nothing_finished(corpus, t
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert {name: (out / name).stat().st_mtime_ns for name in shards} == shards
     assert not list(out.glob("*/.0*"))
+
+
+@pytest.mark.faults
+def test_a_full_disk_is_one_sentence(corpus, tmp_path):
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=128k", "none") as disk:
+        (disk / "other").write_bytes(bytes(2**16))
+        done = subprocess.run(command(corpus, disk / "out", "--part_mb=1"), capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and "No space left" in done.stderr, (
+            done.stderr
+        )
+        assert len(done.stderr.splitlines()) == 1
+        (disk / "other").unlink()
+        subprocess.run(command(corpus, disk / "out", "--part_mb=1"), check=True, capture_output=True)
