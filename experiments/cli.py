@@ -24,6 +24,7 @@ from bigjax.config import Config, shipped, strict
 from bigjax.config import fields as schema
 from bigjax.errors import UserError
 from bigjax.interop.hf.config import PREFIX
+from bigjax.paths import AnyPath, as_path
 from bigjax.run.folder import RunFolder
 
 from . import config_source, show_config
@@ -115,7 +116,7 @@ def config_of(argv: Sequence[str]) -> str | None:
     return _take_config(list(argv), Config)[1]
 
 
-def out_path(flag_values: flags.FlagValues) -> Path | None:
+def out_path(flag_values: flags.FlagValues) -> AnyPath | None:
     """Return the file that --out asks for, None if it was not given, after making the folders above it.
 
     Raises:
@@ -123,18 +124,19 @@ def out_path(flag_values: flags.FlagValues) -> Path | None:
     """
     if flag_values.out is None:
         return None
-    out = Path(flag_values.out)
+    out = as_path(flag_values.out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=out.parent).close()
+        if isinstance(out, Path):  # an object store is asked when there is something to write
+            tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
     return out
 
 
-def write_out(out: Path | None, value: Any) -> None:
+def write_out(out: AnyPath | None, value: Any) -> None:
     """Write the JSON that --out asks for, if it was given.
 
     Raises:
@@ -159,7 +161,7 @@ def default_workdir(argv: Sequence[str]) -> str:
     source = shipped.located(config_of(argv) or "")
     if source.startswith(PREFIX):
         return str(Path("runs", Path(source.removeprefix(PREFIX)).resolve().name))
-    if Path(source).is_dir():
+    if as_path(source).is_dir():
         return source
     file, _, argument = source.partition(":")
     return str(Path("runs", "-".join(filter(None, (Path(file).stem, Path(argument.removeprefix(PREFIX)).name)))))
@@ -185,7 +187,7 @@ def _workdir_of_run(argv: list[str]) -> str:
         raise UserError("--workdir=RUN is missing: the folder of the run")
     if values[-1].startswith(PREFIX):
         return values[-1]
-    return str(RunFolder.existing(Path(values[-1])).path)
+    return str(RunFolder.existing(values[-1]).path)
 
 
 def _main(run, doc, define_flags, examples, config, argv) -> int | None:

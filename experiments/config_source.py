@@ -22,6 +22,7 @@ from bigjax.config import fields as schema
 from bigjax.config import named as known
 from bigjax.errors import UserError, named
 from bigjax.interop.hf import config as hf_config
+from bigjax.paths import as_path
 from bigjax.run.folder import RunFolder
 
 from .config_package import package_of
@@ -52,8 +53,8 @@ def load(source: str) -> ConfigDict:
         )
     if folder := hf_config.folder_of(source):
         return strict.to_config_dict(_finetuning(source, folder))
-    if Path(found := shipped.located(source)).is_dir():
-        return strict.to_config_dict(RunFolder(Path(found)).load_config())
+    if (place := as_path(found := shipped.located(source))).is_dir():
+        return strict.to_config_dict(RunFolder(place).load_config())
     if found.endswith(".json"):
         return _load_preset(Path(found))
     file, _, argument = source.partition(":")

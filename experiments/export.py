@@ -11,11 +11,11 @@ Exit status: 0 exported; 1 a bug; 2 bad input, such as a model that no covered a
 computes something else from the folder.
 """
 
-from pathlib import Path
-
 from absl import flags
 
+from bigjax.data.tokens.beside import PATTERNS
 from bigjax.errors import UserError
+from bigjax.paths import RemotePath, as_path, fetched_folder, on_disk
 
 from . import cli
 
@@ -37,7 +37,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> None:
     """Export, and say what was found."""
     cfg = cli.load_config(flag_values.config)
-    out = Path(cli.required(flag_values, "out"))
+    out = as_path(cli.required(flag_values, "out"))
+    if isinstance(out, RemotePath) and out.exists():
+        raise UserError(f"--out={out} is not empty: choose another folder")
     if flag_values.max_shard_gb <= 0:
         raise UserError(f"--max_shard_gb={flag_values.max_shard_gb} must be above 0")
     from bigjax.run import runtime
@@ -49,18 +51,19 @@ def main(flag_values: flags.FlagValues) -> None:
     from . import trained
 
     origin = hf_origin.origin_of(flag_values.workdir)
-    hf.check_exportable(cfg.model, out, origin)
-    run = trained.load(flag_values.workdir, cfg)
-    report = hf.export_checkpoint(
-        run.weights,
-        cfg.model,
-        out,
-        dtype=flag_values.dtype,
-        tokenizer_from=run.folder.path,
-        started_from=origin,
-        classes=run.cfg.data.classes,
-        max_shard_bytes=int(flag_values.max_shard_gb * 1e9),
-    )
+    with on_disk(out) as place:
+        hf.check_exportable(cfg.model, place, origin)
+        run = trained.load(flag_values.workdir, cfg)
+        report = hf.export_checkpoint(
+            run.weights,
+            cfg.model,
+            place,
+            dtype=flag_values.dtype,
+            tokenizer_from=fetched_folder(run.folder.path, *PATTERNS),
+            started_from=origin,
+            classes=run.cfg.data.classes,
+            max_shard_bytes=int(flag_values.max_shard_gb * 1e9),
+        )
     print(
         f"{report['architecture']}, {report['parameters']:,} parameters, {report['dtype']}, of step {run.step}: {out}"
     )

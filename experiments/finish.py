@@ -14,6 +14,7 @@ from bigjax.evaluate import generation, writing
 from bigjax.models import Model
 from bigjax.run import Interrupt, MetricsWriter, RunFolder, metrics, plots, say
 from bigjax.run.json_files import reading
+from bigjax.run.rows import read_rows
 from bigjax.sharding import Layout
 from bigjax.tasks import named_task
 from bigjax.train import rollback
@@ -65,7 +66,7 @@ def write_scores(writer: MetricsWriter, folder: RunFolder, total_steps: int, sco
 
 def scored(folder: RunFolder, step: int) -> bool:
     """Return whether an earlier session, which ended before its result, has written the scores of `step`."""
-    return any(row["step"] == step and "eval/loss" in row for row in metrics.read_rows(folder.metrics))
+    return any(row["step"] == step and "eval/loss" in row for row in read_rows(folder.metrics))
 
 
 def write(
@@ -85,7 +86,7 @@ def write(
     if cfg.log.plot:
         plots.plot_loss(folder.metrics, folder.loss_plot)
     tokens, unit = text.train.rows_taken(cfg.train.steps) * cfg.data.seq_len, named_task(cfg).unit
-    rows = list(metrics.read_rows(folder.metrics))
+    rows = list(read_rows(folder.metrics))
     result = {
         "fingerprint": folder.fingerprint,
         "steps": cfg.train.steps,

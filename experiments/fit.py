@@ -5,11 +5,11 @@ columns params,tokens,loss and, where known, flops,weight,seed,diverged; runs of
 """
 
 import math
-from pathlib import Path
 
 from absl import flags
 
 from bigjax.errors import UserError
+from bigjax.paths import as_path, on_disk
 
 from . import cli
 
@@ -56,7 +56,7 @@ def main(flag_values: flags.FlagValues) -> None:
     """Write fit.json, fit.md and the pictures, and print the tables."""
     if (flag_values.runs is None) == (flag_values.csv is None):
         raise UserError("one of --runs=GLOB and --csv=FILE must be given")
-    out = Path(cli.required(flag_values, "out"))
+    out = as_path(cli.required(flag_values, "out"))
     flops = [_flops(text) for text in flag_values.optimal_at or ()]
     from bigjax.run.json_files import write_json, write_text
     from bigjax.science.laws import plots as fits_plots
@@ -64,7 +64,7 @@ def main(flag_values: flags.FlagValues) -> None:
     from bigjax.science.scaling_laws import read_csv, read_runs
 
     counted = {"params": flag_values.params, "flops": flag_values.flops, "recompute": flag_values.recompute}
-    points = read_runs(flag_values.runs, **counted) if flag_values.runs else read_csv(Path(flag_values.csv), **counted)
+    points = read_runs(flag_values.runs, **counted) if flag_values.runs else read_csv(flag_values.csv, **counted)
     found = fits_report.study(
         points,
         fits_report.METHODS if flag_values.method == "all" else (flag_values.method,),
@@ -76,10 +76,11 @@ def main(flag_values: flags.FlagValues) -> None:
     )
     table = fits_report.to_markdown(found)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "fit.json", fits_report.to_json(found))
-        write_text(out / "fit.md", table)
-        pictures = fits_plots.plot_study(found, out)
+        with on_disk(out) as place:
+            place.mkdir(parents=True, exist_ok=True)
+            write_json(place / "fit.json", fits_report.to_json(found))
+            write_text(place / "fit.md", table)
+            pictures = fits_plots.plot_study(found, place)
     except OSError as error:
         raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
     print(table)

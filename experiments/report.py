@@ -8,9 +8,10 @@ import shlex
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 from absl import flags
+
+from bigjax.paths import as_path, on_disk
 
 from . import cli, extras
 
@@ -39,7 +40,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(flag_values: flags.FlagValues) -> None:
     """Write the report once, or until no run goes on."""
-    pattern, out = cli.required(flag_values, "runs"), Path(cli.required(flag_values, "out"))
+    pattern, out = cli.required(flag_values, "runs"), as_path(cli.required(flag_values, "out"))
     extras.load("plotly", "report", "a report")
     from bigjax.science.report import runs as report_runs
     from bigjax.science.report import summary as report
@@ -61,8 +62,9 @@ def main(flag_values: flags.FlagValues) -> None:
         if last or now != before:
             made = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
             refresh = 0 if last else flag_values.watch_s
-            path = folder.write(found, out, command=command, made=made, refresh=refresh)
-            print(f"wrote {path}: {summary(found)}", flush=True)
+            with on_disk(out) as place:
+                page = folder.write(found, place, command=command, made=made, refresh=refresh)
+            print(f"wrote {out / page.name}: {summary(found)}", flush=True)
         if last:
             return
         before = now

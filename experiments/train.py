@@ -27,13 +27,13 @@ next older one is used; if all are damaged, that is bad input.
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath
 from bigjax.run import identity
 from bigjax.run.folder import RunFolder
 from bigjax.train import rollback
@@ -95,7 +95,7 @@ def unwatched(step: int, batch: Any, state: Any) -> None:
 
 @rollback.repeat_after_rollback
 def run(
-    cfg: Config, workdir: str | Path | RunFolder, profile: range | None = None, *, witness: Witness = unwatched
+    cfg: Config, workdir: str | AnyPath | RunFolder, profile: range | None = None, *, witness: Witness = unwatched
 ) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; trace the steps `profile`; return the exit status."""
     # Only here: importing JAX takes seconds, and a user first wants to read what is going to run.
@@ -146,16 +146,14 @@ def run(
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
         speed = begin.throughput(cfg, model)
         rate, watchman = optimizers.looked_up(schedule), guard.Guard(cfg, folder, text, say)
-        evaluate, saves = (
-            scoring.evaluator(cfg, model, layout, text.eval, text.eval_apart),
-            LenientSaves(checkpoints, say),
-        )
+        evaluate = scoring.evaluator(cfg, model, layout, text.eval, text.eval_apart)
         with (
             MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
             text.train.batches(start) as batches,
             Profile(folder, profile) as profiler,
             Interrupt() as interrupt,
         ):
+            saves = LenientSaves(checkpoints, say, writer.stored)
 
             def report(done: int, batch: data.Batch, values: dict[str, Any]) -> None:
                 """Read the metrics of a dispatched step, which waits for it; end this attempt if it diverged."""

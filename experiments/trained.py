@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from bigjax.interop.hf import config as hf_config
 from bigjax.interop.hf import labels as hf_labels
 from bigjax.models import Model
 from bigjax.params import names
+from bigjax.paths import AnyPath, as_path
 from bigjax.run.folder import RunFolder
 from bigjax.sharding import Layout
 from bigjax.tasks import named_task
@@ -75,9 +75,9 @@ def _classes(folder: RunFolder, step: int) -> tuple[str, ...]:
     return tuple(checkpoint_reading.read_data_state(folder.checkpoints, step).get("classes", ()))
 
 
-def folder_of(workdir: str) -> Path:
+def folder_of(workdir: str) -> AnyPath:
     """Return the path of a run folder, or of the Hugging Face folder that `hf:PATH` names."""
-    return hf_config.folder_of(workdir) or Path(workdir)
+    return hf_config.folder_of(workdir) or as_path(workdir)
 
 
 def initial_params(cfg: Config, abstract: dict, text: TextData) -> dict:
@@ -122,7 +122,7 @@ def _check_classes(cfg: Config, there: ModelConfig, classes: Sequence[str], text
         hf_labels.check_order(str(cfg.init_from), classes, ours, chosen=bool(cfg.data.classes))
 
 
-def _check_processor(cfg: Config, folder: Path, tokenizer: Processor) -> None:
+def _check_processor(cfg: Config, folder: AnyPath, tokenizer: Processor) -> None:
     if named_task(cfg).unit == "rows":
         if named_task(cfg).load_processor(folder).digest != tokenizer.digest:
             raise UserError(f"init_from={cfg.init_from!r} was trained on records of another scale: take its own data")

@@ -13,7 +13,7 @@ import pytest
 
 from bigjax.run.children import free_port
 from bigjax.run.lock import LOCK
-from bigjax.run.metrics import read_rows
+from bigjax.run.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = ("time_s", "perf/tokens_per_s", "perf/data_wait_s", "perf/mfu", "perf/measured_peak_flops")

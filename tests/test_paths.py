@@ -18,8 +18,9 @@ from bigjax.interop.hf import verify as hf_verify
 from bigjax.interop.hf.config import class_names, end_ids, import_config
 from bigjax.interop.hf.origin import keep, origin_of, start_of
 from bigjax.params import names
-from bigjax.run.folder import RunFolder, read_rows
+from bigjax.run.folder import RunFolder
 from bigjax.run.plots import plot_loss
+from bigjax.run.rows import read_rows
 from bigjax.science.laws.sources import read_csv
 from bigjax.science.sweeps.folder import SweepFolder
 from tests.interop.test_hf_weights import LLAMA, random_params

@@ -10,11 +10,12 @@ from bigjax.checkpoint.saving import Checkpoints
 class LenientSaves:
     """The saves of a run that goes on when one fails, as on a full or read-only disk; older checkpoints stay.
 
-    Every failure is one sentence to `tell`. Every process of the run calls every method, in the same order.
+    Every failure is one sentence to `tell`. `first` is done before each is complete. Every process of the run calls
+    every method, in the same order.
     """
 
-    def __init__(self, checkpoints: Checkpoints, tell: Callable[[str], None]):
-        self._checkpoints = checkpoints
+    def __init__(self, checkpoints: Checkpoints, tell: Callable[[str], None], first: Callable[[], None] | None = None):
+        self._checkpoints, self._first = checkpoints, first
         self._tell = tell
         self._step = 0
         self.failures = 0
@@ -29,7 +30,7 @@ class LenientSaves:
         """Note how the save before ended, then save as `Checkpoints.save` does; wait for that if it is the `last`."""
         self.wait()
         self._step, self.last_failed = step, False
-        self._attempt(lambda: self._checkpoints.save(step, state, data_state, identity))
+        self._attempt(lambda: self._checkpoints.save(step, state, data_state, identity, first=self._first))
         if last:
             self.wait()
 

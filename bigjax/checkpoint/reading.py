@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
+from bigjax.checkpoint import objects
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath, RemotePath, as_path
 
 State = TypeVar("State")
 Path_ = tuple[str, ...]
@@ -43,7 +45,7 @@ class CheckpointMismatch(UserError):
 class UnreadableCheckpoint(UserError):
     """The files of a checkpoint are those that its digests are of, but Orbax cannot read them."""
 
-    def __init__(self, path: Path, reason: str):
+    def __init__(self, path: AnyPath, reason: str):
         version = importlib.metadata.version("orbax-checkpoint")
         super().__init__(
             f"the checkpoint {path} cannot be read, though its digests agree: {reason}. Either another version of "
@@ -61,13 +63,17 @@ class Saved:
     identity: dict[str, Any]
 
 
-def read_metadata(path: str | Path) -> Saved:
+def read_metadata(path: str | AnyPath) -> Saved:
     """Return what the step folder `path` holds, without loading any array.
 
     Raises:
       UnreadableCheckpoint: Orbax cannot read it.
+      DamagedCheckpoint: it lies in an object store, and what is read of it is not what was saved.
     """
-    path = Path(path)
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        record = objects.described(path)
+        return Saved(objects.shapes(record), record["data_state"], record["identity"])
     from orbax.checkpoint import v1 as ocp
 
     found, logged = _read(path, lambda: ocp.checkpointables_metadata(str(path)))
@@ -81,26 +87,30 @@ def read_metadata(path: str | Path) -> Saved:
     return Saved(state, beside["data_state"], beside["identity"])
 
 
-def load_state(path: str | Path, abstract: State) -> State:
+def load_state(path: str | AnyPath, abstract: State) -> State:
     """Load a whole state. A field that is None takes nothing, so it may have been unknown when the state was saved.
 
     Raises:
       UnreadableCheckpoint: Orbax cannot read it.
+      DamagedCheckpoint: it lies in an object store, and what is read of it is not what was saved.
     """
-    path = Path(path)
+    path = as_path(path)
     names = [field.name for field in dataclasses.fields(abstract)] if dataclasses.is_dataclass(abstract) else []
     wanted = {name: getattr(abstract, name) for name in names if getattr(abstract, name) is not None}
     loaded: Any = load_part(path, wanted or abstract)
     return dataclasses.replace(cast(Any, abstract), **loaded) if wanted else loaded
 
 
-def load_part(path: str | Path, abstract: Any) -> Any:
+def load_part(path: str | AnyPath, abstract: Any) -> Any:
     """Load those arrays of the step folder `path` that `abstract` has, onto its shardings.
 
     Raises:
       UnreadableCheckpoint: Orbax cannot read them.
+      DamagedCheckpoint: as `read_metadata`.
     """
-    path = Path(path)
+    path = as_path(path)
+    if isinstance(path, RemotePath):
+        return objects.load(path, abstract)
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
@@ -109,13 +119,12 @@ def load_part(path: str | Path, abstract: Any) -> Any:
         return _read(path, lambda: ocp.load_checkpointables(str(path), {"state": abstract})["state"])[0]
 
 
-def read_data_state(folder: str | Path, step: int) -> dict[str, Any]:
+def read_data_state(folder: str | AnyPath, step: int) -> dict[str, Any]:
     """Return where the data stood at checkpoint `step`, without loading any array; no digest is compared."""
-    folder = Path(folder)
-    return read_metadata(Path(folder, str(step)).absolute()).data_state
+    return read_metadata(as_path(folder).absolute() / str(step)).data_state
 
 
-def _read(path: Path, call: Callable[[], Any]) -> tuple[Any, list[str]]:
+def _read(path: AnyPath, call: Callable[[], Any]) -> tuple[Any, list[str]]:
     """Return what `call` returns and what Orbax logs meanwhile, which nobody sees.
 
     Raises:
@@ -176,7 +185,7 @@ def _shortened(reason: str) -> str:
     return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}..."
 
 
-def require_match(path: str | Path, saved: Any, wanted: Any) -> None:
+def require_match(path: str | AnyPath, saved: Any, wanted: Any) -> None:
     """Raise CheckpointMismatch unless two trees have the same paths, shapes and dtypes."""
     lines = _differences(_arrays(saved), _arrays(wanted))
     if len(lines) > MAX_LINES:

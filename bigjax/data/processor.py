@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bigjax.data.errors import DataError
+from bigjax.paths import AnyPath, on_disk
 
 
 class Processor(Protocol):
@@ -20,14 +21,15 @@ class Processor(Protocol):
         ...
 
 
-def save_processor(processor: Processor, folder: str | Path) -> None:
+def save_processor(processor: Processor, folder: str | AnyPath) -> None:
     """Write a processor into a folder, such as a run's.
 
     Raises:
       DataError: it cannot be written, as on a full disk.
     """
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        processor.save(Path(folder))
+        with on_disk(folder) as place:
+            place.mkdir(parents=True, exist_ok=True)
+            processor.save(place)
     except OSError as error:
         raise DataError(f"the processor of records cannot be written to {folder}: {error.strerror}") from error

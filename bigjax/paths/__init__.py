@@ -6,20 +6,23 @@ pathlib lacks stands in `writing` (files that are whole or not there, files that
 `finding` (patterns, copies on the disk). Imports no JAX, and for paths on a disk no fsspec.
 """
 
-from bigjax.paths.finding import fetched, matching
+from bigjax.paths.finding import fetched, fetched_folder, matching
 from bigjax.paths.remote import AnyPath, RemotePath, as_path, is_remote
 from bigjax.paths.retries import StoreError
-from bigjax.paths.writing import create, remove_tree, write_whole
+from bigjax.paths.writing import Copied, create, on_disk, remove_tree, write_whole
 
 __all__ = (
     "AnyPath",
+    "Copied",
     "RemotePath",
     "StoreError",
     "as_path",
     "create",
     "fetched",
+    "fetched_folder",
     "is_remote",
     "matching",
+    "on_disk",
     "remove_tree",
     "write_whole",
 )

@@ -50,6 +50,10 @@ class Status:
     st_size: int
     st_mtime: float
 
+    @property
+    def st_mtime_ns(self) -> int:
+        return round(self.st_mtime * 1e9)
+
 
 @functools.total_ordering
 class RemotePath:

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from bigjax.paths.remote import AnyPath, RemotePath, as_path
@@ -54,3 +56,41 @@ def remove_tree(path: str | AnyPath) -> None:
     for found in path.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             found.unlink()
+
+
+@contextlib.contextmanager
+def on_disk(path: str | AnyPath) -> Iterator[Path]:
+    """Yield a path on the disk at which to make a file or a folder; for an object store, it is copied there at the end.
+
+    For what only writes to disks. What fails half way leaves nothing in the store.
+    """
+    path = as_path(path)
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name, path.name)
+        yield place
+        if place.is_dir():
+            Copied(place, path).copy()
+        elif place.exists():
+            path.write_bytes(place.read_bytes())
+
+
+class Copied:
+    """A folder on the disk, `here`, of which an object store gets what is new."""
+
+    def __init__(self, here: Path, there: RemotePath):
+        self.here, self._there = here, there
+        self._known: dict[Path, tuple[int, int]] = {}
+
+    def copy(self) -> None:
+        """Copy the files that are new or have changed, one request each."""
+        for file in sorted(self.here.rglob("*")):
+            if file.is_file() and self._known.get(file) != (seen := (file.stat().st_size, file.stat().st_mtime_ns)):
+                self._there.joinpath(*file.relative_to(self.here).parts).write_bytes(file.read_bytes())
+                self._known[file] = seen
+
+    def largest(self) -> int:
+        """Return the bytes of the newest file, by name."""
+        return max(((file.name, file.stat().st_size) for file in self.here.iterdir()), default=("", 0))[1]

@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,6 +18,7 @@ from typing import Any
 from bigjax.config import Config, replaced, strict
 from bigjax.data.errors import DataError
 from bigjax.errors import ConfigError, UserError, named
+from bigjax.paths import AnyPath, as_path
 from bigjax.run import identity
 from bigjax.run.json_files import reading, write_json
 from bigjax.run.lock import LOCK
@@ -31,14 +32,14 @@ PACKAGES = ("bigjax", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoi
 class RunFolder:
     """Paths in the folder of one run. Only process 0 writes; every JSON file is whole or absent."""
 
-    path: Path
+    path: AnyPath
 
-    def __init__(self, path: str | Path, contents: Callable[[Config], identity.Contents] = identity.contents_of):
-        object.__setattr__(self, "path", Path(path))
+    def __init__(self, path: str | AnyPath, contents: Callable[[Config], identity.Contents] = identity.contents_of):
+        object.__setattr__(self, "path", as_path(path))
         object.__setattr__(self, "_contents", contents)
 
     @classmethod
-    def existing(cls, path: str | Path) -> "RunFolder":
+    def existing(cls, path: str | AnyPath) -> "RunFolder":
         """Return the folder of a run that was started before.
 
         Raises:
@@ -50,77 +51,77 @@ class RunFolder:
         return found
 
     @property
-    def config(self) -> Path:
+    def config(self) -> AnyPath:
         """`{"config": the resolved config, "fingerprint": of its maths and its text, "text": what its files hold}`."""
         return self.path / "config.json"
 
     @property
-    def environment(self) -> Path:
+    def environment(self) -> AnyPath:
         """`{"sessions": [...]}`: where, when and with what the run was started, once for every start."""
         return self.path / "environment.json"
 
     @property
-    def data(self) -> Path:
+    def data(self) -> AnyPath:
         """What the run trains on and holds out: sizes, hashes and duplicates."""
         return self.path / "data.json"
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> AnyPath:
         """One JSON object a line; see `bigjax.run.metrics`."""
         return self.path / "metrics.jsonl"
 
     @property
-    def tensorboard(self) -> Path:
+    def tensorboard(self) -> AnyPath:
         """Event files."""
         return self.path / "tensorboard"
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> AnyPath:
         """One folder a step; see `bigjax.checkpoint`."""
         return self.path / "checkpoints"
 
     @property
-    def result(self) -> Path:
+    def result(self) -> AnyPath:
         """What a finished run found; its presence means that the run is finished."""
         return self.path / "result.json"
 
     @property
-    def loss_plot(self) -> Path:
+    def loss_plot(self) -> AnyPath:
         """A picture of the loss curve."""
         return self.path / "loss.png"
 
     @property
-    def forensics(self) -> Path:
+    def forensics(self) -> AnyPath:
         """One folder for every step that diverged; see `bigjax.train.forensics`."""
         return self.path / "forensics"
 
     @property
-    def outcome(self) -> Path:
+    def outcome(self) -> AnyPath:
         """`{"state", "exit_status", "reason"}`: how a run ended that a sweep could not finish."""
         return self.path / "outcome.json"
 
     @property
-    def output(self) -> Path:
+    def output(self) -> AnyPath:
         """What a run that a sweep started has printed."""
         return self.path / "output.log"
 
     @property
-    def left_out(self) -> Path:
+    def left_out(self) -> AnyPath:
         """The batches that rollbacks left out; see `bigjax.train.rollback`."""
         return self.path / "left_out.json"
 
     @property
-    def code(self) -> Path:
+    def code(self) -> AnyPath:
         """The user's own code that the config names, as it was: a file a module."""
         return self.path / "code"
 
     @property
-    def profile(self) -> Path:
+    def profile(self) -> AnyPath:
         """Traces of the steps chosen with --profile."""
         return self.path / "profile"
 
     @property
-    def tokenizer(self) -> Path:
+    def tokenizer(self) -> AnyPath:
         """The tokenizer the run trained with."""
         return self.path / "tokenizer.json"
 
@@ -277,7 +278,7 @@ class RunFolder:
         """Whether the path holds something other than what a start that was cut short leaves behind."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(found.suffix != ".tmp" and found.name != LOCK for found in self.path.iterdir())
+        return any(found.suffix != ".tmp" and not found.name.startswith(LOCK) for found in self.path.iterdir())
 
     def _changed(self, config: Config, changing: Collection[str]) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the fields that differ from the stored config, all of which may."""
@@ -297,19 +298,6 @@ class RunFolder:
                     f"{self.path} belongs to another {whose}; choose another --workdir. It differs in\n{listed}"
                 )
         return {found.path: [found.a, found.b] for found in differences}
-
-
-def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a `metrics.jsonl` in order, with the strings for NaN and infinities turned back into floats.
-
-    A last line that a crash cut short is left out.
-    """
-    path = Path(path)
-    with reading(path), path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                row = json.loads(line)
-                yield {name: float(value) if name != "step" else value for name, value in row.items()}
 
 
 def describe_session() -> dict[str, Any]:

@@ -6,9 +6,10 @@ import json
 import os
 import socket
 import threading
-from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
+
+from bigjax.paths import AnyPath
 
 FD = "BIGJAX_HEARTBEAT_FD"
 """The environment variable with the file descriptor to tell it to; unset where nobody watches."""
@@ -64,7 +65,7 @@ class Pulse:
 
 
 @functools.cache
-def pulse(workdir: Path) -> Pulse:
+def pulse(workdir: AnyPath) -> Pulse:
     """Return the pulse of this process, which trains in `workdir`; the same one if it starts over after a rollback."""
     import jax
 

@@ -86,7 +86,7 @@ def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:
     from bigjax.data.tokens.tokenizers import definition_files
 
     root = cache_folder(cfg.data.cache_dir)
-    return _entry({path.name: readers.file_digest(path, root) for path in definition_files(Path(place))})
+    return _entry({path.name: readers.file_digest(path, root) for path in definition_files(place)})
 
 
 def code_of(cfg: Config) -> dict[str, Path]:

@@ -3,12 +3,11 @@
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bigjax.errors import UserError, named
+from bigjax.paths import AnyPath, as_path, write_whole
 
 
 def dumps(value: Any) -> str:
@@ -23,9 +22,9 @@ def dumps(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: str | Path) -> Iterator[None]:
+def reading(path: str | AnyPath) -> Iterator[None]:
     """Make whatever is wrong with a file that is read and taken apart here a UserError that names it."""
-    path = Path(path)
+    path = as_path(path)
     try:
         yield
     except UserError:
@@ -35,25 +34,18 @@ def reading(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {reason}; put the file back") from error
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | AnyPath, value: Any) -> None:
     """Write `value` to `path` as indented JSON, whole or not at all.
 
     Raises:
         TypeError: as in `dumps`; the file is left as it was.
     """
-    path = Path(path)
     write_text(path, json.dumps(_finite(value), allow_nan=False, indent=2) + "\n")
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | AnyPath, text: str) -> None:
     """Write `text` to `path`, whole or not at all: a reader, or a crash, meets the old file or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, text.encode())
 
 
 def _finite(value: Any) -> Any:

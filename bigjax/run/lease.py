@@ -1,7 +1,8 @@
 """A file that one process owns while it lives: taken by one alone, and taken over when its owner is gone.
 
 It holds `{"host", "pid", "ticks", "since"}` and is touched again and again. A process of this machine is gone when the
-system knows it no more; one of another machine when it has not touched its file for `LEASE_S`.
+system knows it no more; one of another machine when it has not touched its file for `LEASE_S`. In an object store it is
+a `store_lease`.
 """
 
 import contextlib
@@ -17,10 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from bigjax.paths import AnyPath, RemotePath
+from bigjax.run import store_lease
+
 Owner = dict[str, Any]
 
 RENEW_S, LEASE_S = 10.0, 120.0
 """How often a file is touched, and after how long without that the one of another machine is stale."""
+
+STORE_RENEW_S = 30.0
+"""How often an object is written anew."""
 
 
 class Taken(Exception):
@@ -36,7 +43,7 @@ def said(owner: Owner) -> str:
     return f"host {owner['host']}, pid {owner['pid']}, since {owner['since']}"
 
 
-def take(path: Path) -> tuple[Owner, Owner | None]:
+def take(path: AnyPath) -> tuple[Owner, Owner | None]:
     """Become the owner of `path`, whose folder exists; return this process and the owner that is gone, if there is one.
 
     Raises:
@@ -46,6 +53,11 @@ def take(path: Path) -> tuple[Owner, Owner | None]:
     pid = os.getpid()
     since = datetime.now(UTC).isoformat(timespec="seconds")
     mine = {"host": socket.gethostname(), "pid": pid, "ticks": _start_ticks(pid), "since": since}
+    if isinstance(path, RemotePath):
+        mine, gone, alive = store_lease.take(path, mine, _is_stale)
+        if alive:
+            raise Taken(alive)
+        return mine, gone
     while True:
         # Whoever finds a stale file reads and replaces it while no one else can.
         with path.open("a+", encoding="utf-8") as file:
@@ -61,15 +73,20 @@ def take(path: Path) -> tuple[Owner, Owner | None]:
             return mine, found
 
 
-def release(path: Path, owner: Owner) -> None:
+def release(path: AnyPath, owner: Owner) -> None:
     """Remove the file if `owner` still has it."""
+    if isinstance(path, RemotePath):
+        store_lease.release(path, owner)
+        return
     with contextlib.suppress(OSError):
         if _read(path) == owner:
             path.unlink()
 
 
-def holder(path: Path) -> Owner | None:
+def holder(path: AnyPath) -> Owner | None:
     """Return the owner of a file if it lives."""
+    if isinstance(path, RemotePath):
+        return store_lease.holder(path, _is_stale)
     try:
         owner = _read(path)
         return owner if owner and not _is_stale(owner, path) else None
@@ -78,7 +95,7 @@ def holder(path: Path) -> Owner | None:
 
 
 @contextlib.contextmanager
-def renewed(paths: Sequence[Path]) -> Iterator[None]:
+def renewed(paths: Sequence[AnyPath]) -> Iterator[None]:
     """Touch files from a thread until the context is left."""
     done = threading.Event()
     threading.Thread(target=_renew, args=(paths, done), name="lease", daemon=True).start()
@@ -108,8 +125,10 @@ def _parse(text: str) -> Owner | None:
         return None
 
 
-def _is_stale(owner: Owner, path: Path) -> bool:
+def _is_stale(owner: Owner, path: AnyPath) -> bool:
     if owner["host"] != socket.gethostname():
+        if isinstance(path, RemotePath):
+            return store_lease.age(path.parent, path) > LEASE_S
         return _now(path.parent) - path.stat().st_mtime > LEASE_S
     try:
         os.kill(owner["pid"], 0)
@@ -139,8 +158,13 @@ def _start_ticks(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def _renew(paths: Sequence[Path], done: threading.Event) -> None:
+def _renew(paths: Sequence[AnyPath], done: threading.Event) -> None:
+    count = 0
     while not done.wait(RENEW_S):
+        count += 1
         for path in paths:
             with contextlib.suppress(OSError):
-                os.utime(path)
+                if not isinstance(path, RemotePath):
+                    os.utime(path)
+                elif count % round(STORE_RENEW_S / RENEW_S) == 0:
+                    store_lease.renew(path)

@@ -3,9 +3,9 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath, StoreError, as_path
 from bigjax.run import lease
 from bigjax.run.processes import raise_together
 
@@ -18,7 +18,7 @@ class InUse(UserError):
 
 
 @contextlib.contextmanager
-def held(folder: str | Path) -> Iterator[None]:
+def held(folder: str | AnyPath) -> Iterator[None]:
     """Hold the lock of a run folder, which is made if it is missing and taken away again if nothing is put there.
 
     Process 0 of the run holds it; every process of the run enters together.
@@ -27,7 +27,7 @@ def held(folder: str | Path) -> Iterator[None]:
       InUse: another trainer has it; names its host, process and start.
       UserError: nothing can be written there.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     import jax
 
     owner, problem = None, None
@@ -49,7 +49,7 @@ def held(folder: str | Path) -> Iterator[None]:
             folder.rmdir()  # fails if anything is in it
 
 
-def _take(folder: Path) -> lease.Owner:
+def _take(folder: AnyPath) -> lease.Owner:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mine, gone = lease.take(folder / LOCK)
@@ -59,6 +59,8 @@ def _take(folder: Path) -> lease.Owner:
         ) from None
     except FileExistsError:
         raise UserError(f"{folder} is not a folder: choose another --workdir") from None
+    except StoreError:
+        raise
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}): choose another --workdir") from error
     if gone:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import operator
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 
 from bigjax.config import LogConfig
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath, Copied, RemotePath, StoreError
 from bigjax.run.console import Progress
-from bigjax.run.folder import RunFolder, read_rows
-from bigjax.run.json_files import dumps, write_text
+from bigjax.run.folder import RunFolder
+from bigjax.run.json_files import dumps
+from bigjax.run.rows import open_rows, truncate_after
 from bigjax.tasks.sums import Sums
 
 
@@ -38,6 +41,10 @@ def scalars(values: Mapping[str, Any]) -> dict[str, float]:
         for index, x in np.ndenumerate(value):
             found["/".join([name, *map(str, index)])] = float(x)
     return found
+
+
+EVENTS_S, EVENTS_BYTES = 60.0, 4 * 2**20
+"""Seconds between two copies of the event files to an object store, and from how many bytes on another one begins."""
 
 
 class MetricsWriter:
@@ -66,7 +73,7 @@ class MetricsWriter:
         self._run = run
         with _writing(run.metrics):
             self._start = monotonic() - truncate_after(run.metrics, kept)
-            self._file = run.metrics.open("a", encoding="utf-8")
+            self._rows = open_rows(run.metrics)
         self._tensorboard = _TensorBoard(run.tensorboard, kept + 1) if cfg.tensorboard else None
         self._progress = Progress(total_steps, resumed_at or 0) if progress else None
 
@@ -90,13 +97,23 @@ class MetricsWriter:
         row = {"step": step, "time_s": round(monotonic() - self._start, 3), **metrics}
         line = dumps(row) + "\n"
         with _writing(self._run.metrics):
-            self._file.write(line)
-            self._file.flush()
+            self._rows.write(line)
         if self._tensorboard:
             with _writing(self._run.tensorboard):
                 self._tensorboard.write(step, metrics)
         if self._progress:
             self._progress.update(step, metrics)
+
+    def stored(self) -> None:
+        """Return once a kill cannot lose a row any more; on a disk, at once.
+
+        Raises:
+            StoreError: an object store refuses the rows, or has not answered for long.
+        """
+        if self._active:
+            self._rows.stored()
+            if self._tensorboard:
+                self._tensorboard.stored()
 
     def close(self) -> None:
         """Finish the progress line and wait until everything is written.
@@ -110,7 +127,7 @@ class MetricsWriter:
             self._progress.close()
         try:
             with _writing(self._run.metrics):
-                self._file.close()
+                self._rows.close()
         finally:
             if self._tensorboard:
                 with _writing(self._run.tensorboard):
@@ -118,7 +135,7 @@ class MetricsWriter:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: AnyPath) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -128,29 +145,28 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def truncate_after(path: str | Path, step: int) -> float:
-    """Drop the rows of later steps than `step`, atomically, and return the `time_s` of the last row kept, or 0."""
-    path = Path(path)
-    if not path.is_file():
-        return 0.0
-    kept = [row for row in read_rows(path) if row["step"] <= step]
-    write_text(path, "".join(dumps(row) + "\n" for row in kept))
-    return kept[-1]["time_s"] if kept else 0.0
-
-
 class _TensorBoard:
-    """Event files, written by one background thread: importing tensorboardX takes seconds the first step can use."""
+    """Event files, written by one background thread: importing tensorboardX takes seconds the first step can use.
 
-    def __init__(self, folder: Path, purge_step: int):
+    Those of an object store are written to the disk and copied every `EVENTS_S`, whole: once a file has `EVENTS_BYTES`
+    the next one begins.
+    """
+
+    def __init__(self, folder: AnyPath, purge_step: int):
         self._thread = ThreadPoolExecutor(1, "tensorboard")
-        self._writer = self._thread.submit(self._open, folder, purge_step)
+        self._files = contextlib.ExitStack()
+        self._copied: Copied | None = None
+        if isinstance(folder, RemotePath):
+            self._copied = Copied(Path(self._files.enter_context(tempfile.TemporaryDirectory())), folder)
+        place = self._copied.here if self._copied else folder
+        self._writer = self._thread.submit(self._open, place, purge_step)
         self._last: Future[None] | None = None
+        self._number, self._copied_at = 0, monotonic()
 
-    @staticmethod
-    def _open(folder: Path, purge_step: int) -> Any:
+    def _open(self, folder: AnyPath, purge_step: int | None = None, suffix: str = "") -> Any:
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(str(folder), purge_step=purge_step)
+        return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=suffix)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._last is not None and self._last.done():
@@ -162,9 +178,30 @@ class _TensorBoard:
             if not math.isfinite(value):
                 continue  # tensorboardX would warn of it, to no use
             self._writer.result().add_scalar(name, value, step)
+        if self._copied and monotonic() - self._copied_at >= EVENTS_S:
+            with contextlib.suppress(StoreError):  # the next copy has it all
+                self._copy()
+
+    def _copy(self) -> None:
+        assert self._copied is not None
+        self._copied_at = monotonic()
+        self._writer.result().flush()
+        self._copied.copy()
+        if self._copied.largest() >= EVENTS_BYTES:
+            self._writer.result().close()
+            self._number += 1
+            self._writer = Future()
+            self._writer.set_result(self._open(self._copied.here, suffix=f".{self._number}"))
+
+    def stored(self) -> None:
+        if self._copied:
+            self._thread.submit(self._copy).result()
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
         if self._last is not None:
             self._last.result()
         self._writer.result().close()
+        if self._copied:
+            self._copied.copy()
+        self._files.close()

@@ -2,32 +2,35 @@
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.run.folder import read_rows
+from bigjax.paths import AnyPath, as_path, on_disk
+from bigjax.run.rows import read_rows
 
 
-def plot_loss(metrics_jsonl: str | Path, out: str | Path) -> None:
+def plot_loss(metrics_jsonl: str | AnyPath, out: str | AnyPath) -> None:
     """Draw the loss curve of the run that wrote `metrics_jsonl` to the picture `out` (its suffix says the format).
 
     Raises:
         UserError: the file has no row with `train/loss`.
     """
-    metrics_jsonl, out = Path(metrics_jsonl), Path(out)
+    metrics_jsonl, out = as_path(metrics_jsonl), as_path(out)
     train, evaluation = _curve(metrics_jsonl, "train/loss"), _curve(metrics_jsonl, "eval/loss")
     if not len(train):
         raise UserError(f"{metrics_jsonl} has no row with train/loss to plot")
-    title = Path(metrics_jsonl).absolute().parent.name
+    title = metrics_jsonl.absolute().parent.name
     if len(evaluation):
         title += f": final eval loss {evaluation[-1][1]:.3f}"
     draw_loss(out, train, evaluation, title)
 
 
 def draw_loss(
-    out: str | Path, train: Sequence[tuple[int, float]], evaluation: Sequence[tuple[int, float]] = (), title: str = ""
+    out: str | AnyPath,
+    train: Sequence[tuple[int, float]],
+    evaluation: Sequence[tuple[int, float]] = (),
+    title: str = "",
 ) -> None:
     """Draw a loss curve to the picture `out`: the pairs of step and loss in `train`, and those in `evaluation`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -55,7 +58,8 @@ def draw_loss(
     axes.legend()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box in the title is good enough
-        figure.savefig(out)
+        with on_disk(out) as place:
+            figure.savefig(place)
 
 
 def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
@@ -77,6 +81,6 @@ def smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     return np.where(counted, (sums[last] - sums[first]) / np.maximum(counted, 1), np.nan)
 
 
-def _curve(metrics_jsonl: str | Path, name: str) -> list[tuple[int, float]]:
+def _curve(metrics_jsonl: str | AnyPath, name: str) -> list[tuple[int, float]]:
     """Return steps and values of one metric."""
     return [(row["step"], row[name]) for row in read_rows(metrics_jsonl) if name in row]

@@ -6,7 +6,6 @@ gives models of many token budgets (Hägele et al. 2024). Either is the straight
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigjax.checkpoint.digests import complete_steps
@@ -33,7 +32,7 @@ class Origin(NamedTuple):
 def origin(cfg: Config) -> Origin:
     """Return where `cfg.init_state`, RUN@STEP, starts from."""
     run, _, step = str(cfg.init_state).rpartition("@")
-    return Origin(RunFolder(Path(run)), int(step))
+    return Origin(RunFolder(run), int(step))
 
 
 def check_longer(folder: RunFolder, cfg: Config) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from bigjax.paths import is_remote
 from bigjax.run.heartbeat import INTERVAL_S
 from bigjax.run.json_files import dumps
 
@@ -140,6 +141,8 @@ class Peers:
     def _publish(self, one: Seen) -> None:
         """Let the commands of other machines see a member, if there are any."""
         if one.told["processes"] == self._local or "workdir" not in one.told:
+            return
+        if is_remote(one.told["workdir"]):  # a sign of life twice a second is too much for an object store
             return
         self._folder = Path(one.told["workdir"], FOLDER)
         with contextlib.suppress(OSError):  # then the others see nothing of it, and take it for stuck

@@ -13,7 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bigjax.run import lease
-from bigjax.run.folder import RunFolder, read_rows
+from bigjax.run.folder import RunFolder
+from bigjax.run.rows import read_rows
 from bigjax.science import sweeps
 from bigjax.science.sweeps import Change, Choice, Distribution, Point, SweepError
 from bigjax.science.sweeps.folder import Status

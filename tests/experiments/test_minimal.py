@@ -1,7 +1,7 @@
 """The page that the documentation teaches from: it learns, and it is the training command, bit for bit."""
 
 from bigjax.config import replace
-from bigjax.run.metrics import read_rows
+from bigjax.run.rows import read_rows
 from experiments import minimal, train
 from tests.commands import ROOT, shared_cache
 

@@ -9,8 +9,8 @@ import pytest
 from bigjax import data, sharding
 from bigjax.config.strict import fingerprint
 from bigjax.evaluate.scoring import score
-from bigjax.run import metrics
 from bigjax.run.folder import RunFolder
+from bigjax.run.rows import read_rows
 from bigjax.train import step
 from experiments import trained
 from tests.commands import TINY, WHOLE, Commands, contents, read, rows, shared_cache
@@ -54,7 +54,7 @@ def test_a_run_records_its_config_and_what_it_ran_on(finished):
 
 
 def test_a_run_writes_a_row_of_metrics_for_every_step_and_every_evaluation(finished):
-    lines = [set(row) for row in metrics.read_rows(finished[0] / "metrics.jsonl")]
+    lines = [set(row) for row in read_rows(finished[0] / "metrics.jsonl")]
     base = {"step", "time_s", "train/loss", "train/nll", "optim/grad_norm", "optim/lr"}
     speed = {"perf/tokens_per_s", "perf/data_wait_s", "perf/mfu", "perf/measured_peak_flops"}
     scores = {"step", "time_s", "eval/loss", "eval/perplexity", "eval/tokens", "eval/bits_per_byte"}

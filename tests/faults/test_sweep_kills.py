@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bigjax.run import lease
-from bigjax.run.folder import read_rows
+from bigjax.run.rows import read_rows
 from bigjax.science.sweeps.folder import SweepFolder
 from tests import stand_in
 from tests.commands import ROOT

@@ -10,8 +10,9 @@ from bigjax.checkpoint.digests import DIGESTS, newest_sound
 from bigjax.config import Config, replace
 from bigjax.config.strict import fingerprint
 from bigjax.errors import UserError
-from bigjax.run.folder import RunFolder, git_revision, read_rows
+from bigjax.run.folder import RunFolder, git_revision
 from bigjax.run.json_files import dumps, write_json
+from bigjax.run.rows import read_rows
 
 CFG = Config()
 

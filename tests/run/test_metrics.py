@@ -16,8 +16,9 @@ from bigjax.errors import UserError
 from bigjax.run import console, throughput
 from bigjax.run.console import Progress, progress_line
 from bigjax.run.folder import RunFolder
-from bigjax.run.metrics import MetricsWriter, add, means, read_rows, scalars, truncate_after
+from bigjax.run.metrics import MetricsWriter, add, means, scalars
 from bigjax.run.plots import plot_loss, smoothed
+from bigjax.run.rows import read_rows, truncate_after
 from bigjax.run.throughput import Throughput
 from bigjax.train import flops
 from bigjax.train import step as train_step

@@ -8,7 +8,7 @@ import pytest
 
 from bigjax import models
 from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig, replace, strict
-from bigjax.run.metrics import read_rows
+from bigjax.run.rows import read_rows
 from bigjax.science import sweeps
 from bigjax.science.sweeps import grid, seeds, zip_
 from bigjax.science.sweeps.folder import SweepFolder

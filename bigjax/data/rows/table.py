@@ -17,6 +17,7 @@ import numpy as np
 from bigjax.data.errors import DataError
 from bigjax.data.sources.opening import SplitSource
 from bigjax.errors import brief, listed
+from bigjax.paths import AnyPath, as_path
 
 FILE = "scaler.json"
 """What a scaler is called in a run folder."""
@@ -63,14 +64,14 @@ class Scaler:
         (Path(folder) / FILE).write_text(json.dumps(kept, indent=2))
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Scaler":
+    def load(cls, folder: str | AnyPath) -> "Scaler":
         """Read what `save` wrote.
 
         Raises:
           DataError: there is none, or it is damaged.
         """
         try:
-            kept = json.loads((Path(folder) / FILE).read_text())
+            kept = json.loads((as_path(folder) / FILE).read_text())
             return cls(tuple(kept["features"]), kept["target"], tuple(kept["means"]), tuple(kept["stds"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"there is no scaler of a table in {folder}: {brief(str(error))}") from error

@@ -28,6 +28,9 @@ CARRIED = (
 )
 """Files that transformers and others read with a `tokenizer.json`, beside the folder of templates."""
 
+PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", f"{TEMPLATES}/*.jinja")
+"""What all of these and the files below match."""
+
 MODEL_CONFIG = "config.json"
 IDS = "special_ids.json"
 """What a run folder keeps of the config of the model that its tokenizer came with."""

@@ -33,7 +33,7 @@ def build_tokenizer(spec: str, training: Sequence[Side], root: str | Path, room:
     if spec == "bytes":
         return ByteTokenizer()
     if kind == "hf" and rest:
-        return load_file(Path(rest))
+        return load_file(rest)
     if kind == "bpe" and rest.isdecimal():
         if room is not None and int(rest) > room:
             raise DataError(

@@ -20,9 +20,10 @@ import numpy as np
 
 from bigjax.config import named
 from bigjax.data.errors import DataError
-from bigjax.data.tokens.beside import CONFIG_FILE, FILE, IDS, SPELLINGS, Beside, read_beside, write_beside
+from bigjax.data.tokens.beside import CONFIG_FILE, FILE, IDS, PATTERNS, SPELLINGS, Beside, read_beside, write_beside
 from bigjax.data.tokens.own import own
 from bigjax.errors import brief
+from bigjax.paths import AnyPath, as_path, fetched_folder, on_disk
 
 END_OF_TEXT = "<|endoftext|>"
 EOS_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
@@ -286,20 +287,21 @@ def _token_length(definition: dict[str, Any], place: str) -> Callable[[str], int
     )
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: str | AnyPath) -> None:
     """Write `tokenizer.json` (for `bytes` it says just that) into a folder, such as a run's.
 
     Raises:
       DataError: it cannot be written, as on a full disk.
     """
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tokenizer.save(Path(folder))
+        with on_disk(folder) as place:
+            place.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(place)
     except OSError as error:
         raise DataError(f"the tokenizer cannot be written to {folder}: {error.strerror}") from error
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | AnyPath) -> Tokenizer:
     """Load the tokenizer that `save_tokenizer` wrote, or a `tokenizer.json` from elsewhere.
 
     The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside it, else the `eos_token_id` of the
@@ -309,16 +311,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
       DataError: there is none, or it cannot be used.
     """
-    return load_file(Path(folder) / FILE)
+    return load_file(as_path(folder) / FILE)
 
 
-def definition_files(path: str | Path) -> list[Path]:
+def definition_files(path: str | AnyPath) -> list[Path]:
     """Return the files that `load_file` reads for a path.
 
     Raises:
       DataError: there is no tokenizer.
     """
-    path = Path(path).expanduser()
+    path = _on_disk(as_path(path)).expanduser()
     if path.is_dir():
         if not (path / FILE).is_file():
             raise DataError(f"the folder {path} has no {FILE}: give the folder or the path of one")
@@ -328,7 +330,16 @@ def definition_files(path: str | Path) -> list[Path]:
     return [file for file in (path, path.with_name(CONFIG_FILE)) if file.is_file()]
 
 
-def load_file(path: str | Path) -> Tokenizer:
+def _on_disk(path: AnyPath) -> Path:
+    """Return a tokenizer's file or folder on the disk, with all that belongs to it beside it."""
+    if isinstance(path, Path):
+        return path
+    if path.is_dir():
+        return fetched_folder(path, *PATTERNS)
+    return fetched_folder(path.parent, *PATTERNS) / path.name
+
+
+def load_file(path: str | AnyPath) -> Tokenizer:
     """Load a tokenizer from the path of its `tokenizer.json`, or of the folder of that; see `load_tokenizer`."""
     path = definition_files(path)[0]
     try:

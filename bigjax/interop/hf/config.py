@@ -18,6 +18,7 @@ from bigjax.interop.hf.labels import read_labels
 from bigjax.interop.hf.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from bigjax.interop.hf.mixtral import MIXTRAL
 from bigjax.interop.hf.t5 import T5
+from bigjax.paths import AnyPath, as_path, fetched_folder, is_remote
 
 ARCHITECTURES = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, GEMMA2, *BERT, T5)
 """All that are covered. A model that several can hold is exported as the first of them."""
@@ -74,10 +75,18 @@ TRAINING = ("dropout", "init", "init_std", "dtype", "moe.aux_loss", "moe.z_loss"
 """Fields of `ModelConfig` that a checkpoint may differ in from the run that starts from it; so may plumbing."""
 
 
-def folder_of(source: str | Path | None) -> Path | None:
-    """Return the folder that `hf:PATH` names; None for anything else."""
+def folder_of(source: str | AnyPath | None) -> Path | None:
+    """Return the folder that `hf:PATH` names, of an object store a copy on the disk; None for anything else."""
     text = str(source)
-    return Path(text.removeprefix(PREFIX)).expanduser() if text.startswith(PREFIX) else None
+    if not text.startswith(PREFIX):
+        return None
+    place = text.removeprefix(PREFIX)
+    return _copy(place) if is_remote(place) else Path(place).expanduser()
+
+
+@functools.cache
+def _copy(place: str) -> Path:
+    return fetched_folder(place, "*", "additional_chat_templates/*")
 
 
 class Imported(NamedTuple):
@@ -142,9 +151,9 @@ def end_ids(folder: str | Path) -> list[int]:
     return ids
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | AnyPath) -> Any:
     """Return the content of a JSON file of the folder."""
-    path = Path(path)
+    path = as_path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from bigjax.errors import UserError
 from bigjax.interop.hf.architecture import Architecture, HuggingFaceError
 from bigjax.interop.hf.config import CONFIG, GENERATION, asked_keys, folder_of, import_config, read_json
 from bigjax.interop.hf.labels import LABELS, same_head
+from bigjax.paths import AnyPath, as_path, fetched_folder, on_disk
 from bigjax.run.folder import RunFolder
 
 FOLDER = "origin"
@@ -24,7 +25,7 @@ RESTATED = ("architectures", "model_type", "dtype", "torch_dtype", "transformers
 """Keys that are said anew of every folder, or are of code that is not carried along."""
 
 
-def origin_of(source: str | Path | None) -> Path | None:
+def origin_of(source: str | AnyPath | None) -> Path | None:
     """Return the folder with the Hugging Face files of a run, of `hf:PATH`, or of such a folder; None if it has none.
 
     A run that kept none has those of what it started from.
@@ -33,13 +34,13 @@ def origin_of(source: str | Path | None) -> Path | None:
         return None
     if folder := folder_of(source):
         return folder if folder.is_dir() else None
-    folder = Path(source).expanduser()
+    folder = as_path(source).expanduser()
     if (folder / FOLDER).is_dir():
-        return folder / FOLDER
+        return fetched_folder(folder / FOLDER, "*")
     values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if isinstance(values, dict) and "config" in values:
         return origin_of(start_of(RunFolder(folder).load_config()))
-    return folder if "model_type" in values or (folder / GENERATION).is_file() else None
+    return fetched_folder(folder, "*") if "model_type" in values or (folder / GENERATION).is_file() else None
 
 
 def start_of(cfg: Config) -> str | None:
@@ -47,22 +48,23 @@ def start_of(cfg: Config) -> str | None:
     return cfg.init_state.rpartition("@")[0] if cfg.init_state else cfg.init_from
 
 
-def keep(source: str | Path | None, run: str | Path) -> None:
+def keep(source: str | AnyPath | None, run: str | AnyPath) -> None:
     """Copy the files of what a run starts from into its folder, unless they are there.
 
     Raises:
       UserError: they cannot be written, as on a full disk.
     """
-    place, origin = Path(run) / FOLDER, origin_of(source)
+    place, origin = as_path(run) / FOLDER, origin_of(source)
     if origin is None or place.exists():
         return
-    made = place.with_suffix(".tmp")
     try:
-        made.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, GENERATION):
-            if (origin / name).is_file():
-                shutil.copyfile(origin / name, made / name)
-        made.rename(place)
+        with on_disk(place) as there:
+            made = there.with_suffix(".tmp")
+            made.mkdir(parents=True, exist_ok=True)
+            for name in (CONFIG, GENERATION):
+                if (origin / name).is_file():
+                    shutil.copyfile(origin / name, made / name)
+            made.rename(there)
     except OSError as error:
         raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
 

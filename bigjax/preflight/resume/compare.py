@@ -11,7 +11,7 @@ from bigjax.checkpoint.digests import complete_steps
 from bigjax.checkpoint.reading import read_data_state
 from bigjax.preflight.resume.witness import read_lines
 from bigjax.run.folder import RunFolder
-from bigjax.run.metrics import read_rows
+from bigjax.run.rows import read_rows
 
 METRICS = {
     "optim/lr": "learning rate",

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.run.folder import RunFolder, read_rows
+from bigjax.paths import as_path, is_remote, matching
+from bigjax.run.folder import RunFolder
 from bigjax.run.plots import smoothed
+from bigjax.run.rows import read_rows
 from bigjax.science.laws.points import Conventions, Curve, Excluded, FlopCount, ParamCount, Points, make_points
 from bigjax.science.laws.robust import FitError
 
@@ -48,7 +50,7 @@ def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, r
         FitError: the file cannot be read, a column is missing or there twice, a row has more cells than the header, or
             a cell is not a number or not above 0; some rows have FLOPs and others none, with `flops` None.
     """
-    path = Path(path)
+    path = as_path(path)
     rows, names = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -170,7 +172,8 @@ def read_runs(pattern: str, *, params: ParamCount, flops: FlopCount | None, reco
         FitError: no folder of a run matches, or the runs' losses cannot be compared.
     """
     root, relative = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (Path(), pattern)
-    folders = [folder for path in sorted(root.glob(relative)) if (folder := RunFolder(path)).config.is_file()]
+    paths = matching(pattern) if is_remote(pattern) else sorted(root.glob(relative))
+    folders = [folder for path in paths if (folder := RunFolder(path)).config.is_file()]
     if not folders:
         raise FitError(f"--runs={pattern} matches no folder of a run: none there has a config.json")
     excluded, kept, seen = [], [], {}

@@ -17,7 +17,9 @@ import numpy as np
 
 from bigjax.config import Config, strict
 from bigjax.errors import UserError, named
-from bigjax.run.folder import RunFolder, read_rows
+from bigjax.paths import as_path, is_remote, matching
+from bigjax.run.folder import RunFolder
+from bigjax.run.rows import read_rows
 
 State = Literal["finished", "diverged", "unfinished", "unreadable"]
 
@@ -101,7 +103,7 @@ def find(pattern: str) -> list[RunFolder]:
     """
     root, relative = (Path("/"), pattern.lstrip("/")) if pattern.startswith("/") else (Path(), pattern)
     try:
-        paths = sorted(root.glob(relative))
+        paths = matching(pattern) if is_remote(pattern) else sorted(root.glob(relative))
     except (ValueError, NotImplementedError, IndexError) as error:
         raise UserError(f"--runs={pattern} is not a pattern of paths: {error}") from error
     found = [RunFolder(path) for path in paths if (path / "config.json").is_file()]
@@ -225,7 +227,10 @@ def _float(value: Any) -> Any:
 def _names(paths: list[str]) -> list[str]:
     """Return the paths without the folder that all are in."""
     if len(paths) == 1:
-        return [Path(paths[0]).absolute().name]
+        return [as_path(paths[0]).absolute().name]
+    if is_remote(paths[0]):
+        common = os.path.commonpath(paths)  # of the part after `s3://BUCKET`, too: all are of one pattern
+        return [path.removeprefix(common.replace(":/", "://")).lstrip("/") for path in paths]
     common = os.path.commonpath([str(Path(path).absolute()) for path in paths])
     return [str(Path(path).absolute().relative_to(common)) for path in paths]
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from bigjax.config import shipped
 from bigjax.errors import UserError
+from bigjax.paths import as_path
 from bigjax.science.laws.report import METHODS, Study, study
 from bigjax.science.laws.robust import FitError
 from bigjax.science.laws.sources import read_runs
@@ -323,6 +324,6 @@ def _docstring(runs: list[Run]) -> tuple[str, str]:
 def _config_file(run: Run) -> str | None:
     """Return the config file of the sweep that a run is a point of, or of the run's own command."""
     try:
-        return json.loads((Path(run.folder).parent / "sweep.json").read_text())["config"].partition(":")[0]
+        return json.loads((as_path(run.folder).parent / "sweep.json").read_text())["config"].partition(":")[0]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return run.config_file
