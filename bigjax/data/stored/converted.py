@@ -41,16 +41,18 @@ def convert(paths: Sequence[Path], digests: Sequence[str], root: Path) -> Path:
 
 def _write(paths: Sequence[Path], folder: Path) -> None:
     claims = {claim for path in paths if (claim := claimed(path))}
-    for dtype in (np.dtype(np.uint16), np.dtype(np.int32)):
-        try:
-            with ThreadPoolExecutor(max(os.cpu_count() or 1, 1), "convert") as pool:
-                names = list(pool.map(lambda item, dtype=dtype: _shard(folder, *item, dtype), enumerate(paths)))
-            break
-        except _Wide:
-            continue
+    try:
+        names = _shards(folder, paths, np.dtype(np.uint16))
+    except _Wide:
+        names = _shards(folder, paths, np.dtype(np.int32))
     rows = np.array(list(manifest.read_shards([folder / name for name in names], folder)))
     rows["claims"] = ", ".join(sorted(claims)).encode()[:32]
     manifest.write(folder / manifest.NAME, np.array([name.encode() for name in names]), rows)
+
+
+def _shards(folder: Path, paths: Sequence[Path], dtype: np.dtype) -> list[str]:
+    with ThreadPoolExecutor(max(os.cpu_count() or 1, 1), "convert") as pool:
+        return list(pool.map(lambda number: _shard(folder, number, paths[number], dtype), range(len(paths))))
 
 
 def _shard(folder: Path, number: int, path: Path, dtype: np.dtype) -> str:

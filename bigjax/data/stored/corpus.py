@@ -162,7 +162,10 @@ def _joined(folders: Sequence[str], folder: np.ndarray, names: np.ndarray, rows:
     other = np.flatnonzero((rows["kind"] != first["kind"]) | (rows["dtype"] != first["dtype"]))
     if len(other):
         said = [names.tolist()[number].decode() for number in (other[0], 0)]
-        kinds = [f"{row['dtype'].decode()} ids in {row['kind'].decode()}'s layout" for row in (rows[other[0]], first)]
+        kinds = [
+            f"{dtype.decode()} ids in {kind.decode()}'s layout"
+            for dtype, kind in rows[[other[0], 0]][["dtype", "kind"]].tolist()
+        ]
         raise DataError(f"{said[0]} has {kinds[0]}, but {said[1]} has {kinds[1]}: name them as two sources")
     largest = int(np.argmax(rows["max_id"]))
     digests = np.ascontiguousarray(rows["sha256"])

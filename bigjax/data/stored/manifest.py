@@ -61,7 +61,7 @@ def read_shard(path: AnyPath, root: Path, told: Progress | None = None) -> np.nd
     """
     before = stamp_of(path)
     indexed = before[2] >= 0
-    index = Index(fetched(index_of(path), root)) if indexed else None
+    index = Index(fetched([index_of(path)], root)[0]) if indexed else None
     layout = layout_of(path, index)
     digest, largest, smallest = hashlib.sha256(), -1, 0
     dtype, rest, skip = np.dtype(layout.dtype).newbyteorder("<"), b"", layout.start

@@ -79,7 +79,7 @@ class Reader:
     def index(self, path: AnyPath) -> Index:
         """Return the index of a shard."""
         with self._lock:
-            index = self._indices.pop(path, None) or Index(fetched(path, self._root))
+            index = self._indices.pop(path, None) or Index(fetched([path], self._root)[0])
             self._indices[path] = index
             if len(self._indices) > OPEN_FILES:
                 self._indices.popitem(last=False)

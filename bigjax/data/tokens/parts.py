@@ -162,8 +162,8 @@ def write_part(
             index_of(written).unlink()
             continue
         place = folder / side / name
-        index_of(written).replace(index_of(place))
-        written.replace(place)
+        for suffix in (".idx", ".bin"):
+            written.with_suffix(suffix).replace(place.with_suffix(suffix))
         row = manifest.read_shard(place, folder)
         row["claims"], row["text_bytes"] = claim_of(tokenizer.digest).encode(), sizes[side]
         rows[side] = row.tobytes().hex()
