@@ -12,7 +12,7 @@ from bigjax.data import DataError
 from bigjax.data.batches import evalset
 from bigjax.data.batches.mixture import build_mixture
 from bigjax.errors import ConfigError
-from bigjax.run.metrics import read_rows
+from bigjax.run.rows import read_rows
 from experiments import train
 
 NO_CAPS = (None, None)

@@ -38,7 +38,8 @@ class Index:
       DataError: it is not such an index, or is cut short.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: str | Path):
+        path = Path(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(HEADER.size)
@@ -105,8 +106,8 @@ class Writer:
       path: of the `.bin`; the index lies beside it. dtype: one of `CODES`.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype):
-        self._path, self.dtype = path, np.dtype(dtype)
+    def __init__(self, path: str | Path, dtype: np.dtype):
+        self._path, self.dtype = Path(path), np.dtype(dtype)
         self._lengths = array.array("i")
         self._file: BinaryIO | None = None
 
@@ -131,7 +132,7 @@ class Writer:
             write_index(self._path.with_suffix(".idx"), np.asarray(self._lengths, np.int32), self.dtype)
 
 
-def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+def write_index(path: str | Path, lengths: np.ndarray, dtype: np.dtype) -> None:
     """Write the index of documents of one sequence each.
 
     Args:
@@ -139,14 +140,14 @@ def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
     """
     code = {name: code for code, name in CODES.items()}[np.dtype(dtype).name]
     pointers = np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]).astype("<i8") * np.dtype(dtype).itemsize
-    with path.open("wb") as file:
+    with Path(path).open("wb") as file:
         file.write(HEADER.pack(MAGIC, VERSION, code, len(lengths), len(lengths) + 1))
         file.write(np.asarray(lengths, "<i4").tobytes())
         file.write(pointers[: len(lengths)].tobytes())
         file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
 
 
-def write(path: Path, documents: Iterable[np.ndarray], dtype: np.dtype) -> None:
+def write(path: str | Path, documents: Iterable[np.ndarray], dtype: np.dtype) -> None:
     """Write documents, each its ids, as the shard `path`, a `.bin`, with its index beside it."""
     with Writer(path, dtype) as writer:
         for ids in documents:
