@@ -68,7 +68,8 @@ def main(
         status = _main(run, doc, define_flags, examples, config, argv)
     except (UserError, flags.Error, OSError) as error:
         # Even to ask whether a file exists may be forbidden, and so may any of a run's files: it is the user's to mend.
-        if isinstance(error, OSError) and not (isinstance(error, PermissionError) or error.errno in NO_ROOM):
+        mended = isinstance(error, UserError | PermissionError)
+        if isinstance(error, OSError) and not (mended or error.errno in NO_ROOM):
             raise
         if "--debug" in argv:
             traceback.print_exc()

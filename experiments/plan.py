@@ -11,13 +11,13 @@ import math
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath, on_disk
 
 from . import cli, config_source
 
@@ -165,7 +165,7 @@ def _counts(text: str | None) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _show(found: dict[str, Any], other: dict[str, Any] | None, out: Path | None) -> None:
+def _show(found: dict[str, Any], other: dict[str, Any] | None, out: AnyPath | None) -> None:
     from bigjax.preflight.plan import comparison, page
 
     if other is None:
@@ -176,19 +176,20 @@ def _show(found: dict[str, Any], other: dict[str, Any] | None, out: Path | None)
     cli.write_out(out, {"plans": [found, other], "difference": comparison.difference(found, other)})
 
 
-def _sweep(cfg: Config, planner: Any, counts: list[int], out: Path | None) -> int:
+def _sweep(cfg: Config, planner: Any, counts: list[int], out: AnyPath | None) -> int:
     from bigjax.preflight.plan import scaling
 
     rows = scaling.sweep(cfg, planner, counts)
     print(scaling.table(rows))
     cli.write_out(out, rows)
     if out is not None:
-        scaling.draw(rows, f"{planner.source} on {planner.topology.chip.name}", out.with_suffix(".png"))
+        with on_disk(out.with_suffix(".png")) as picture:
+            scaling.draw(rows, f"{planner.source} on {planner.topology.chip.name}", picture)
         print(f"picture: {out.with_suffix('.png')}")
     return 0 if any(row.get("fits") for row in rows) else 5
 
 
-def _search(cfg: Config, planner: Any, budget_s: float, out: Path | None) -> int:
+def _search(cfg: Config, planner: Any, budget_s: float, out: AnyPath | None) -> int:
     from bigjax.preflight.plan import candidates, search
     from bigjax.preflight.plan.planner import exit_code
     from bigjax.preflight.plan.search_table import SearchTable

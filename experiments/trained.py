@@ -57,12 +57,12 @@ def load(workdir: str, cfg: Config) -> Trained:
     layout = sharding.layout(cfg.mesh, mesh, model.specs, model.family.mesh_axes)
     tx = optim.build(cfg.optim, model.specs, cfg.train.steps)
     abstract = step.abstract_state(cfg, model, tx, layout, mesh)
-    if hf_config.folder_of(workdir):
+    if foreign := hf_config.folder_of(workdir):
         from bigjax.interop import hf
 
-        weights = hf.load_params(folder.path, cfg.model, abstract.params)
+        weights = hf.load_params(foreign, cfg.model, abstract.params)
         if cfg.data.classes:
-            hf_labels.check_order(workdir, hf_config.class_names(folder.path), cfg.data.classes, chosen=True)
+            hf_labels.check_order(workdir, hf_config.class_names(foreign), cfg.data.classes, chosen=True)
         return Trained(cfg, folder, mesh, model, layout, 0, weights)
     part = "params" if abstract.ema is None else "ema"
     found, weights = checkpoint.restore_part(folder.checkpoints, part, getattr(abstract, part))
@@ -90,21 +90,20 @@ def initial_params(cfg: Config, abstract: dict, text: TextData) -> dict:
         classes of `text` in another order.
     """
     tokenizer = text.tokenizer
-    folder = folder_of(str(cfg.init_from))
-    foreign = hf_config.folder_of(cfg.init_from) is not None
-    before = None if foreign else RunFolder(folder).load_config().model
+    folder, foreign = folder_of(str(cfg.init_from)), hf_config.folder_of(cfg.init_from)
+    before = hf_config.import_config(foreign).model if foreign else RunFolder(folder).load_config().model
     if not foreign or (folder / "tokenizer.json").is_file():
         _check_processor(cfg, folder, tokenizer)
-    if before is None:
+    if foreign is not None:
         from bigjax.interop import hf
 
-        if cfg.model.num_classes and (there := hf_config.import_config(folder).model).num_classes:
-            _check_classes(cfg, there, hf_config.class_names(folder), text)
-        loaded = hf.load_params(folder, cfg.model, abstract, new_head=True)
+        if cfg.model.num_classes and before.num_classes:
+            _check_classes(cfg, before, hf_config.class_names(foreign), text)
+        loaded = hf.load_params(foreign, cfg.model, abstract, new_head=True)
         anew = [name for name in names(abstract) if name not in names(loaded)]
         if anew and jax.process_index() == 0:
             print(f"note: {folder} is trained up to its head: {', '.join(anew)} start anew", file=sys.stderr)
-        if (moe := hf_config.import_config(folder).model.moe).num_experts and jax.process_index() == 0:
+        if (moe := before.moe).num_experts and jax.process_index() == 0:
             said = f"one that adds those of the layers, with model.moe.aux_loss={moe.aux_loss:g} for the same"
             print(f"note: {folder} balances experts by one loss of all layers, bigjax by {said}", file=sys.stderr)
         return loaded

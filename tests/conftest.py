@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from bigjax import sharding
 from bigjax.config import MeshConfig
 from bigjax.run import runtime
+from tests import object_store
 
 # Most programs here run once, on little: what a compiler could gain is less than it takes. Steps of other options, and
 # those that commands in processes of their own compile, are as they were. XLA ends the process that gives it an option
@@ -54,6 +55,20 @@ def mesh_of(num_devices: int | None = None, **axes) -> tuple[MeshConfig, Mesh]:
     """Return a mesh config and its mesh over the first `num_devices` devices (default: all)."""
     cfg = MeshConfig(**axes)
     return cfg, sharding.make_mesh(cfg, jax.devices()[:num_devices])
+
+
+@pytest.fixture(scope="session")
+def store():
+    """An S3 server on this machine, for all tests of this process."""
+    with object_store.server() as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(store):
+    """A new bucket, used by this process."""
+    with object_store.used(store):
+        yield store.bucket()
 
 
 @pytest.fixture

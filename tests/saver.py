@@ -4,8 +4,8 @@
 """
 
 import multiprocessing
+import os
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as _  # noqa: F401 - imported here, once, and no
 
 from bigjax.checkpoint.saving import Checkpoints
 from bigjax.config import CheckpointConfig
+from bigjax.paths import AnyPath
 
 SHAPES = {"small": (3,), "matrix": (64, 64), "large": (512, 1024)}
 """Arrays of 12 bytes, 16 kB and 2 MB, so that a save takes a while and several files."""
@@ -26,7 +27,7 @@ def state_after(step: int) -> dict[str, jax.Array]:
     return {name: jnp.full(shape, step, jnp.int32) for name, shape in SHAPES.items()}
 
 
-def newest(folder: Path) -> int:
+def newest(folder: AnyPath) -> int:
     """Return the step of the newest checkpoint, every element of which must be of that step; 0 if there is none."""
     sharding = jnp.zeros(()).sharding
     abstract = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding) for name, shape in SHAPES.items()}
@@ -40,8 +41,9 @@ def newest(folder: Path) -> int:
     return found.step
 
 
-def save_on_and_on(folder: Path) -> None:
+def save_on_and_on(folder: AnyPath, variables: dict[str, str]) -> None:
     """Go on from the newest checkpoint, saving step after step in the background, until killed."""
+    os.environ.update(variables)
     step = newest(folder)
     with Checkpoints(folder, CheckpointConfig(keep_last=KEEP)) as checkpoints:
         while True:
@@ -49,10 +51,10 @@ def save_on_and_on(folder: Path) -> None:
             checkpoints.save(step, state_after(step), {"next_step": step}, {})
 
 
-def fork(folder: Path) -> BaseProcess:
-    """Start a process that saves in `folder`."""
+def fork(folder: AnyPath, variables: dict[str, str] | None = None) -> BaseProcess:
+    """Start a process that saves in `folder`, with some more environment variables."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.saver"])
-    process = context.Process(target=save_on_and_on, args=(folder,))
+    process = context.Process(target=save_on_and_on, args=(folder, variables or {}))
     process.start()
     return process

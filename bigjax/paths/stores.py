@@ -21,8 +21,15 @@ def file_system(scheme: str) -> Any:
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("s3", "s3a"):
-        # One try: `repeated` is what tries again, and says so.
-        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}
+        # One try: `repeated` is what tries again, and says so. Every array has a digest of its own, so a second one of
+        # each request, in the pieces that it needs, would take time alone.
+        options["config_kwargs"] = {
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": 10,
+            "read_timeout": 60,
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
         options["endpoint_url"] = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     try:
         found = fsspec.filesystem(scheme, **options)

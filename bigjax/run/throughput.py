@@ -1,12 +1,13 @@
 """How fast a run goes, and a trace of the steps one wants to look into."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import Any
 
 import jax
 
+from bigjax.paths import on_disk
 from bigjax.run.folder import RunFolder
 
 MEASURE_EVERY_S = 60.0
@@ -90,6 +91,7 @@ class Profile:
 
     def __init__(self, folder: RunFolder, steps: range | None):
         self._folder, self._steps, self._tracing = folder, steps or range(0), False
+        self._files = ExitStack()
 
     def __enter__(self) -> "Profile":
         return self
@@ -100,7 +102,8 @@ class Profile:
     def before(self, step: int) -> None:
         """Start the trace if `step` is the first one to be traced."""
         if step in self._steps and not self._tracing:
-            jax.profiler.start_trace(str(self._folder.profile))
+            place = self._files.enter_context(on_disk(self._folder.profile))
+            jax.profiler.start_trace(str(place))
             self._tracing = True
 
     def after(self, step: int, outputs: Any) -> None:
@@ -113,3 +116,4 @@ class Profile:
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
+            self._files.close()

@@ -16,6 +16,7 @@ from bigjax.data.cutting import Cut, text_tokenizer
 from bigjax.data.errors import DataError
 from bigjax.data.sources.opening import SplitSource
 from bigjax.data.tokens.tokenizers import load_tokenizer
+from bigjax.paths import AnyPath
 
 if TYPE_CHECKING:
     import jax
@@ -120,7 +121,7 @@ class Task:
     carried_loss: "Callable[..., tuple[Sums, Any]] | None" = None
     whole_batch: "Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]] | None" = None
     processor: Callable[[Config, Sequence[SplitSource], Path], Any] = text_tokenizer
-    load_processor: Callable[[Path], Any] = load_tokenizer
+    load_processor: Callable[[AnyPath], Any] = load_tokenizer
     unit: str = "tokens"
     metrics: tuple[str, ...] = ("loss", "nll")
     cross_entropy: bool = False

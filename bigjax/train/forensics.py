@@ -3,7 +3,6 @@
 import math
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 
 from bigjax.config import Config
 from bigjax.data import Batch, TextData
+from bigjax.paths import AnyPath
 from bigjax.run.folder import RunFolder
 from bigjax.run.json_files import dumps, write_json, write_text
 
@@ -91,7 +91,7 @@ def _content(batch: Batch, row: int, text: TextData) -> dict[str, Any]:
     return {name: values[row].tolist() for name, values in batch.arrays.items()}
 
 
-def write(where: Path, event: Event, cfg: Config, folder: RunFolder, batch: Batch, text: TextData) -> None:
+def write(where: AnyPath, event: Event, cfg: Config, folder: RunFolder, batch: Batch, text: TextData) -> None:
     """Write the folder `where` of an event: process 0 `event.json`, every process `batch-PROCESS.jsonl`.
 
     The latter has a line for each of its rows: id, source, epoch, row there, text or numbers.

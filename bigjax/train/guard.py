@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config
 from bigjax.data import Batch, TextData
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath
 from bigjax.run.folder import RunFolder
 from bigjax.train import forensics, rollback
 
@@ -62,7 +62,7 @@ class Guard:
         else:
             raise Diverged(f"{event}; no checkpoint was written after it; the evidence is in {evidence}")
 
-    def _after_skip(self, event: forensics.Event, skipped: int, in_a_row: int, evidence: Path) -> None:
+    def _after_skip(self, event: forensics.Event, skipped: int, in_a_row: int, evidence: AnyPath) -> None:
         limit = self._cfg.guard.max_consecutive_skips
         if in_a_row > limit:
             raise Diverged(
@@ -71,7 +71,7 @@ class Guard:
             )
         self._tell(f"{event}: its update is dropped ({skipped} so far); the evidence is in {evidence}")
 
-    def _roll_back(self, event: forensics.Event, evidence: Path) -> None:
+    def _roll_back(self, event: forensics.Event, evidence: AnyPath) -> None:
         limit, done = self._cfg.guard.max_rollbacks, len(event.left_out)
         if done >= limit:
             raise Diverged(

@@ -11,7 +11,6 @@ Exit status: 0 every point finished or diverged, which is a result; 1 some faile
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from bigjax.config import Config, strict
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath, RemotePath
 from bigjax.run.interrupt import Interrupt
 from bigjax.science import sweeps
 from bigjax.science.sweeps import Point, SweepError
@@ -81,7 +81,14 @@ def main(flag_values: flags.FlagValues) -> int:
     """Resolve the points, then explain or run them, or search for them."""
     base = strict.to_config_dict(cli.load_config(flag_values.config))
     source = str(cli.config_of(sys.argv))
-    folder = SweepFolder(Path(flag_values.workdir or cli.default_workdir(sys.argv)))
+    folder = SweepFolder(flag_values.workdir or cli.default_workdir(sys.argv))
+    if isinstance(folder.path, RemotePath):
+        if flag_values.runner == "slurm":
+            raise UserError("--runner=slurm keeps its jobs on a disk: choose another runner, or a --workdir on a disk")
+        if flag_values.search and not flag_values.storage:
+            raise UserError(
+                "--storage is missing: a search in an object store needs a file or a database for its trials"
+            )
     for name in ("trials", "pruner", "storage"):
         if flag_values[name].present and not flag_values.search:
             raise UserError(f"--{name} is for a search: say which with --search=tpe or --search=random")
@@ -119,7 +126,7 @@ def check_branches(folder: SweepFolder, points: Sequence[Point]) -> None:
 
 
 def choose_runner(
-    flag_values: flags.FlagValues, points: Sequence[Point], folder: Path
+    flag_values: flags.FlagValues, points: Sequence[Point], folder: AnyPath
 ) -> Callable[[Launch, Callable[[], None]], None]:
     """Return the runner that was asked for, `runner(launch, tick)`, after checking that it can take the points.
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bigjax.paths import RemotePath, on_disk
 from bigjax.run import heartbeat
 from bigjax.run.children import Ended
 from bigjax.run.folder import RunFolder
@@ -88,9 +89,18 @@ def run_child(
     command: Sequence[str], run: RunFolder, environment: dict[str, str], stopping: Callable[[], bool]
 ) -> Ended:
     """Run a trainer, what it prints appended to the run's `output.log`; end it by SIGTERM once `stopping()`."""
+    with on_disk(run.output) as output:
+        if isinstance(run.output, RemotePath) and run.output.is_file():
+            output.write_bytes(run.output.read_bytes())
+        return _run_child(command, output, environment, stopping)
+
+
+def _run_child(
+    command: Sequence[str], output: Path, environment: dict[str, str], stopping: Callable[[], bool]
+) -> Ended:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    with run.output.open("ab") as log:
+    with output.open("ab") as log:
         start = log.tell()
         try:
             process = subprocess.Popen(
@@ -118,7 +128,7 @@ def run_child(
             process.kill()
             process.wait()
         os.close(reader)
-    return Ended(process.returncode, _tail(run.output, start))
+    return Ended(process.returncode, _tail(output, start))
 
 
 def pin_threads(slot: int, processes: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath
 from bigjax.science.sweeps import Point
 from bigjax.science.sweeps.folder import SweepFolder
 
@@ -44,7 +45,7 @@ class Job:
         return extras.load("submitit", "sweep", "--runner=slurm").helpers.DelayedSubmission(self)
 
 
-def executor(folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -> Any:
+def executor(folder: AnyPath, parameters: dict[str, Any], cluster: str = "slurm") -> Any:
     """Return what submits jobs to `slurm`, or starts them on this machine, `local`.
 
     Args:
@@ -56,7 +57,7 @@ def executor(folder: Path, parameters: dict[str, Any], cluster: str = "slurm") -
     """
     submitit = extras.load("submitit", "sweep", "--runner=slurm")
     try:
-        found = submitit.AutoExecutor(folder=folder.absolute() / "jobs" / "%j", cluster=cluster)
+        found = submitit.AutoExecutor(folder=Path(str(folder)).absolute() / "jobs" / "%j", cluster=cluster)
         found.update_parameters(name="sweep", **parameters)
     except (RuntimeError, NameError, TypeError) as error:
         raise UserError(f"--runner=slurm: {error}") from error
@@ -74,7 +75,7 @@ def run(launch: Launch, executor: Any, tick: Callable[[], None], command: Comman
         return
     try:
         with executor.batch():  # one array
-            jobs = [executor.submit(Job(launch.folder.path.absolute(), point, command)) for point in points]
+            jobs = [executor.submit(Job(Path(str(launch.folder.path)).absolute(), point, command)) for point in points]
     except (RuntimeError, OSError) as error:
         raise UserError(f"--runner=slurm: {error}") from error
     launch.say(f"{len(jobs)} jobs, {jobs[0].job_id} and on; what they say is in {launch.folder.path}/jobs")

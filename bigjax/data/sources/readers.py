@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from bigjax.data.errors import DataError
 from bigjax.data.sources.compressed import contents, opened
+from bigjax.paths import as_path, fetched, is_remote, matching
 
 
 class Found(NamedTuple):
@@ -32,6 +33,8 @@ def find_files(pattern: str) -> Found:
     Raises:
       DataError: nothing matches, it is a folder, a link leads nowhere, or all files are empty.
     """
+    if is_remote(pattern):
+        return _in_store(pattern)
     expanded = os.path.expanduser(pattern)  # noqa: PTH111 - a Path would collapse the pattern
     if Path(expanded).is_dir():
         raise DataError(f"{pattern!r} is a folder: name the files in it, as in {_inside(Path(expanded), pattern)!r}")
@@ -47,6 +50,19 @@ def find_files(pattern: str) -> Found:
     if len(empty) == len(files):
         raise DataError(f"{empty[0]} is empty: remove it or leave it out of {pattern!r}")
     return Found([path for path in files if path not in empty], tuple(f"{path} is empty" for path in empty))
+
+
+def _in_store(pattern: str) -> Found:
+    """Return copies on the disk of the objects that a URL matches."""
+    place = as_path(pattern)
+    matched = [place] if place.is_file() else [path for path in matching(pattern) if path.is_file()]
+    if not matched:
+        hint = f": name the files in it, as in {pattern.rstrip('/') + '/*'!r}" if place.is_dir() else ""
+        raise DataError(f"no file matches {pattern!r}{hint}")
+    empty = [path for path in matched if path.stat().st_size == 0]
+    if len(empty) == len(matched):
+        raise DataError(f"{empty[0]} is empty: remove it or leave it out of {pattern!r}")
+    return Found(fetched([path for path in matched if path not in empty]), tuple(f"{path} is empty" for path in empty))
 
 
 def _literal(pattern: str) -> str:

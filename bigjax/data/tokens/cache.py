@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.data.errors import DataError
+from bigjax.paths import is_remote
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -37,6 +38,8 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 def _made(name: str) -> Path:
+    if is_remote(name):
+        raise DataError(f"data.cache_dir={name!r} is no folder on a disk, from which tokens are mapped into memory")
     folder = Path(name).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)

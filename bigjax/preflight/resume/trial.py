@@ -191,7 +191,7 @@ class Runs:
         name = f"{case.way} {mesh_name(case.mesh)} {case.processes}".replace(" ", "-")
         left = RunFolder(self._paths("killed")[0])
         start = max(complete_steps(left.checkpoints))
-        shutil.copytree(left.path, self._paths(name)[0])
+        shutil.copytree(str(left.path), self._paths(name)[0])
         ended = self._launch(name, case.mesh, case.processes)
         if ended.status:
             return self._failed(case.way, case, "fails", start, ended.error)

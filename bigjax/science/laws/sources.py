@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.paths import as_path, is_remote, matching
+from bigjax.paths import AnyPath, as_path, is_remote, matching
 from bigjax.run.folder import RunFolder
 from bigjax.run.plots import smoothed
 from bigjax.run.rows import read_rows
@@ -40,7 +40,7 @@ MIN_EVALUATIONS = 3
 """Evaluations that every run must have for the loss curves to be those of held-out text."""
 
 
-def read_csv(path: str | Path, *, params: ParamCount, flops: FlopCount | None, recompute: bool) -> Points:
+def read_csv(path: str | AnyPath, *, params: ParamCount, flops: FlopCount | None, recompute: bool) -> Points:
     """Return the rows of a CSV file with the columns `params,tokens,loss`, optionally `flops,weight,seed,diverged`.
 
     Semicolons or tabs may stand for the commas, if they do in the header. `flops` None takes the column `flops` where
@@ -110,7 +110,7 @@ def _known(name: str) -> str:
     return name.lower() if name.lower() in KNOWN else name
 
 
-def _counted(rows: list[dict[str, str]], path: Path) -> FlopCount:
+def _counted(rows: list[dict[str, str]], path: AnyPath) -> FlopCount:
     """Return `recorded` if all rows that have a loss have FLOPs, and `6ND` if none has."""
     filled = [_is_filled(row, "flops") for row in rows if _is_filled(row, "loss")]
     if any(filled) and not all(filled):
@@ -240,7 +240,7 @@ def _keys(params: ParamCount) -> tuple[str, ...]:
     return (f"params_{params}", "tokens", "flops", "eval_loss")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: AnyPath) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:

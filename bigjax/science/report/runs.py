@@ -17,7 +17,7 @@ import numpy as np
 
 from bigjax.config import Config, strict
 from bigjax.errors import UserError, named
-from bigjax.paths import as_path, is_remote, matching
+from bigjax.paths import AnyPath, as_path, is_remote, matching
 from bigjax.run.folder import RunFolder
 from bigjax.run.rows import read_rows
 
@@ -211,7 +211,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: AnyPath) -> dict[str, Any]:
     """Return a JSON object, or `{"problem": ...}`."""
     try:
         found = json.loads(path.read_text())

@@ -11,15 +11,16 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bigjax.config import Config, strict
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath, RemotePath, as_path
 from bigjax.run import lease
 from bigjax.run.folder import RunFolder
 from bigjax.run.json_files import reading, write_json, write_text
 from bigjax.run.lock import LOCK
+from bigjax.run.rows import parts
 from bigjax.science.sweeps import Point
 
 State = Literal["waiting", "running", "cut off", "finished", "diverged", "failed", "pruned"]
@@ -46,13 +47,13 @@ class Status(NamedTuple):
 class SweepFolder:
     """The folder of a sweep; any number of processes may use it at once."""
 
-    def __init__(self, path: str | Path):
-        path = Path(path)
+    def __init__(self, path: str | AnyPath):
+        path = as_path(path)
         self.path = path
-        self._known: dict[Path, str | None] = {}
+        self._known: dict[AnyPath, str | None] = {}
 
     @property
-    def claims(self) -> Path:
+    def claims(self) -> AnyPath:
         """One `bigjax.run.lease` for every point that is worked on, by fingerprint."""
         return self.path / "claims"
 
@@ -156,12 +157,15 @@ class SweepFolder:
         self._write("sweep.csv", lambda path: write_text(path, text.getvalue()))
         return rows
 
-    def _write(self, name: str, write: Callable[[Path], None]) -> None:
+    def _write(self, name: str, write: Callable[[AnyPath], None]) -> None:
+        if isinstance(self.path, RemotePath):
+            write(self.path / name)
+            return
         mine = self.path / f"{name}.{os.getpid()}"  # other launches write it, too
         write(mine)
         mine.replace(self.path / name)
 
-    def _claim(self, point: Point) -> Path:
+    def _claim(self, point: Point) -> AnyPath:
         return self.claims / point.fingerprint
 
     def _is_trained(self, point: Point) -> bool:
@@ -170,24 +174,24 @@ class SweepFolder:
         return run is not None and lease.holder(run.path / LOCK) is not None
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | AnyPath) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
       UserError: it cannot be read.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def last_row(path: str | Path) -> dict[str, Any]:
+def last_row(path: str | AnyPath) -> dict[str, Any]:
     """Return the metrics of the last training step in a `metrics.jsonl`, or an empty dict."""
-    path = Path(path)
+    path = as_path(path)
     try:
-        with path.open("rb") as file:
+        with parts(path)[-1].open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -199,7 +203,7 @@ def last_row(path: str | Path) -> dict[str, Any]:
     return {}
 
 
-def _fingerprint(path: Path) -> str | None:
+def _fingerprint(path: AnyPath) -> str | None:
     try:
         return json.loads(path.read_text())["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
