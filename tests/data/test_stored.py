@@ -243,3 +243,20 @@ def test_blocks_of_objects_are_fetched_together_and_kept_under_a_bound(tmp_path)
     assert reader.read(path, 1000, 640, 360) == content[640:] and len(path.asked) == 15
     assert reader.read(path, 1000, 0, 64) == content[:64] and len(path.asked) == 16  # it had made room
     assert reader.read(path, 1000, 900, 200) == content[900:]
+
+
+@pytest.mark.exhaustive
+def test_a_bucket_gives_the_same_rows(bucket, tmp_path):
+    """On a real server: listed once, blocks fetched once each, and nothing read again by the next start."""
+    for number, part in enumerate((DOCUMENTS[:50], DOCUMENTS[50:])):
+        megatron.write(tmp_path / f"{number}.bin", part, np.dtype(np.uint16))
+        for suffix in ("bin", "idx"):
+            (bucket / f"tokens/{number}.{suffix}").write_bytes((tmp_path / f"{number}.{suffix}").read_bytes())
+    first = data.build(run_of(f"{bucket}/tokens"), slice(0, 8))
+    assert_rows(first, TOKENS, OFFSETS)
+    assert (bucket / "tokens" / manifest.NAME).is_file()
+    again = data.build(run_of(f"{bucket}/tokens"), slice(0, 8))
+    assert again.train.sources[0].digest == first.train.sources[0].digest
+    (bucket / "tokens/1.bin").write_bytes(bytes(10))
+    with pytest.raises(DataError, match=r"/tokens/1\.bin has changed since its manifest was written: its size was"):
+        data.build(run_of(f"{bucket}/tokens"), slice(0, 8))
