@@ -53,9 +53,13 @@ class Row(NamedTuple):
     changes: dict[str, Any]
 
 
+FIXED = {"model.attention": "splash", "model.remat": "full", "train.microbatches": 1, "train.loss_chunks": 1}
+"""What MaxText was compiled with, and so are we, unless a row says otherwise."""
+
+
 def _llama(topology: str, chips: int, **changes: Any) -> Row:
     """Return a row of llama 8b, one row of tokens a chip."""
-    fixed = {"model.attention": "splash", "train.global_batch_size": chips}
+    fixed = FIXED | {"train.global_batch_size": chips}
     return Row("llama:8b", topology, fixed | {key.replace("__", "."): value for key, value in changes.items()})
 
 
@@ -73,7 +77,7 @@ ROWS = {
     "mixtral-8x7b v5p-128 fsdp x expert": Row(
         "mixtral:8x7b",
         V5P,
-        {"model.attention": "splash", "train.global_batch_size": 128, "mesh.fsdp": 16, "mesh.expert": 8},
+        FIXED | {"train.global_batch_size": 128, "mesh.fsdp": 16, "mesh.expert": 8},
     ),
 }
 

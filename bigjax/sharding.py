@@ -208,7 +208,7 @@ def layout(cfg: MeshConfig, mesh: Any, specs: Any, supported: tuple[str, ...] = 
         )
     rules = {name: _present(axes, sizes) for name, axes in PARAM_RULES.items()}
     activations = {name: _present(axes, sizes) for name, axes in ACTIVATION_RULES.items()}
-    if cfg.shard_sequence:
+    if cfg.splits_sequence:
         activations["residual_seq"] = _present(("context", "tensor"), sizes)
     if sizes["stage"] > 1:
         depths = [spec.shape[0] for spec in jax.tree.leaves(specs) if spec.stacked]
@@ -249,14 +249,17 @@ def on_the_mesh(specs: Any, cfg: MeshConfig | None = None, supported: tuple[str,
     return layout(cfg or MeshConfig(), mesh, specs, supported)
 
 
-def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
+def fit(cfg: Config, mesh: Any, specs: Any, notes: tuple[str, ...] = ()) -> Layout:
     """Return the layout of a run on `mesh` (concrete or abstract) after checking that its batch and rows fit too.
+
+    Its notes come after `notes`, what was decided before.
 
     Raises:
       ShardingError: as in `layout`, `check_stages`, `check_batch` and `check_sequence`, or for what `exchange.problems`
         finds.
     """
     resolved = layout(cfg.mesh, mesh, specs, cfg.model.named_family.mesh_axes)
+    resolved = replace(resolved, notes=(*notes, *resolved.notes))
     if resolved.stages > 1:
         check_stages(cfg.mesh, resolved.stages, cfg.model.num_layers, cfg.model.period)
         if cfg.model.layers != "scan":
@@ -264,7 +267,7 @@ def fit(cfg: Config, mesh: Any, specs: Any) -> Layout:
                 f"mesh.stage={resolved.stages} takes layers in a loop, not model.layers={cfg.model.layers!r}: set "
                 "model.layers='scan'"
             )
-    check_batch(cfg.train.global_batch_size, cfg.train.microbatches, resolved)
+    check_batch(cfg.train.global_batch_size, cfg.train.num_microbatches, resolved)
     if (ways := resolved.sizes["context"]) > 1:
         how = exchange.choose(cfg.model, resolved.exchange, cfg.data.seq_len, ways, resolved.ways("heads"))
         for problem in exchange.problems(cfg, how, ways, resolved.ways("heads")):

@@ -10,14 +10,15 @@ tokens (section 2), and a full run 2T, 8T or 13T of them (section 3.1). The repo
 those of configs/llama.py:8b stand in, and for 27b half that rate. The released 2b and 9b were distilled from a larger
 model, which a run of this config is not. To start from released weights, use --config=hf:PATH instead.
 
-Needs about 16 bytes per parameter for weights, gradients and Adam's state, split over all devices.
+As shipped it fits 2b on v5e:4x4, 9b on v5e:4x8 and 27b on v5e:8x8, by the analytic model: what is `auto` is chosen for
+the chips.
 """
 
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -80,11 +81,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 final_softcap=30.0,
                 layer_windows=(4096, 0),
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer="bpe:256000", seq_len=SEQ_LEN),
             train=TrainConfig(steps=steps, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=size.lr, warmup=2000 / steps),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

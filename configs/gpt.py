@@ -19,6 +19,10 @@ batches), and the learning rate warms up over 375M tokens and falls by a cosine 
 tokens, not in steps. While the batch is small, of --config.train.microbatches only those are computed that it fills.
 
 The tokenizer is trained on the training documents. For GPT-2's own, add --config.data.tokenizer=hf:PATH/tokenizer.json.
+
+As shipped it fits d12 on v5e:1x1, d24 on v5e:1x1, d36 on v5e:2x2, d48 on v5e:2x2, gpt3-small on v5e:1x1, gpt3-medium on
+v5e:1x1, gpt3-large on v5e:2x2, gpt3-xl on v5e:2x2, gpt3-2.7b on v5e:2x4, gpt3-6.7b on v5e:4x4, gpt3-13b on v5e:4x8 and
+gpt3-175b on v5p:4x4x4, by the analytic model: what is `auto` is chosen for the chips.
 """
 
 from typing import NamedTuple
@@ -70,7 +74,6 @@ SIZES = {
 }
 ALIASES = {"d12": "gpt2-small", "d24": "gpt2-medium", "d36": "gpt2-large", "d48": "gpt2-xl"}
 ARGUMENTS = (*ALIASES, *SIZES)
-SHARDED = ("gpt3-xl", "gpt3-2.7b", "gpt3-6.7b", "gpt3-13b", "gpt3-175b")
 """Sizes whose parameters and optimizer state are split over devices rather than copied to each."""
 
 
@@ -105,7 +108,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             eval_every_steps=1000,
         ),
         optim=OptimConfig(lr=size.lr, warmup=WARMUP_TOKENS / size.tokens),
-        mesh=MeshConfig(data=1, fsdp=-1) if name in SHARDED else MeshConfig(allow_replicated=whole),
+        mesh=MeshConfig(allow_replicated=whole),
     )
     return to_config_dict(_as_gpt3(cfg) if name.startswith("gpt3") else cfg)
 

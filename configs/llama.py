@@ -11,14 +11,15 @@ clipping, betas, epsilon and weight decay are Llama 2's (Touvron et al. 2023, se
 and distilled from 8B, so its learning rate here (that of 8b) has no source. A full run is 15T tokens (9T for 1b), about
 7e23 FLOPs for 8b: set train.steps to yours.
 
-Needs about 16 bytes per parameter for weights, gradients and Adam's state, split over all devices.
+As shipped it fits 1b on v5e:2x2, 8b on v5e:4x4 and 70b on v5e:16x16, by the analytic model: what is `auto` is chosen
+for the chips.
 """
 
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -81,11 +82,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 bias="none",
                 tie_embeddings=size.tie_embeddings,
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer="bpe:128256", seq_len=SEQ_LEN),
             train=TrainConfig(steps=steps, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=size.lr, warmup=8000 / steps, end_lr_ratio=0.01, eps=1e-5),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

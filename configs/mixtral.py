@@ -10,15 +10,17 @@ and no capacity: nothing is dropped. The weight of the balancing loss, 0.02 for 
 released configs. Batch, length and learning rate were not published: they are those of Llama 2's models of nearest
 active size (Touvron et al. 2023, table 1), in rows of 8,192 tokens.
 
-Parameters are split over all devices (fsdp), and gathered to be used; with mesh.expert=8 each device keeps one expert
-of every layer, and tokens travel instead.
+With mesh.expert=8 each device keeps one expert of every layer, and tokens travel instead of weights.
+
+As shipped it fits 8x7b on v5e:8x16 and 8x22b on v5p:4x4x4, by the analytic model: what is `auto` is chosen for the
+chips.
 """
 
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, MoeConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -76,11 +78,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 tie_embeddings=False,
                 moe=MoeConfig(num_experts=8, router="topk", top_k=2, aux_loss=size.aux_loss),
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer="bpe:32000", seq_len=SEQ_LEN),
             train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=size.lr, warmup=2000 / STEPS, eps=1e-5),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

@@ -10,14 +10,15 @@ tokens, as in the main phases of both. The reports give neither learning rates n
 configs/llama.py:8b stand in, and runs are 7T tokens (Qwen2, section 3.1), where Qwen3 saw 36T. To start from released
 weights, use --config=hf:PATH instead.
 
-Needs about 16 bytes per parameter for weights, gradients and Adam's state, split over all devices.
+As shipped it fits qwen2-0.5b on v5e:1x1, qwen2-7b on v5e:4x4, qwen3-0.6b on v5e:2x2, qwen3-1.7b on v5e:2x2 and qwen3-8b
+on v5e:4x4, by the analytic model: what is `auto` is chosen for the chips.
 """
 
 from typing import Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
-from bigjax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
+from bigjax.config import Config, DataConfig, ModelConfig, OptimConfig, RopeConfig, TrainConfig
 from bigjax.config.strict import ConfigError, to_config_dict
 
 
@@ -72,11 +73,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
                 bias=bias,
                 qk_norm=not second,
                 dtype="bfloat16",
-                remat="full",
             ),
             data=DataConfig(tokenizer=f"bpe:{size.vocab_size}", seq_len=SEQ_LEN),
             train=TrainConfig(steps=STEPS, global_batch_size=BATCH_SIZE, eval_every_steps=1000),
             optim=OptimConfig(lr=3.0e-4, warmup=2000 / STEPS),
-            mesh=MeshConfig(data=1, fsdp=-1),
         )
     )

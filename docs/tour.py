@@ -268,7 +268,8 @@ plt.show()
 # ## A plan for 256 chips, without a chip
 #
 # `plan` lays the real train step out for chips that are not here. By default the TPU compiler says what it needs;
-# `analytic` does without, in a second. Does Llama 3 8B fit on 256 chips of TPU v5e?
+# `analytic` does without, in seconds. Does Llama 3 8B fit on 256 chips of TPU v5e? Its config says `auto` of attention,
+# of what is recomputed and of the mesh, so the plan also says what is best on these chips:
 
 # %%
 v5e = devices.parse("v5e:16x16")
@@ -280,21 +281,30 @@ def plan(changes):
 
 
 first = plan({})
+step_s = first["step_seconds_estimate"]
 print(first["verdict"])
-for advice in first["advice"]:
-    print(advice["change"])
-    print("  saves", page.gib(advice["saves_bytes_per_chip"]), "and fits:", advice["fits"])
-
-# %% [markdown]
-# It does not, and the plan says what helps. By the analytic model the first change is enough: 13.66 GiB. But that model
-# has been up to 24 % below the compiler, so we take both:
-
-# %%
-second = plan({"model.attention": "splash", "train.microbatches": 2})
-step_s = second["step_seconds_estimate"]
-print(second["verdict"])
+for path, value in first["auto"].items():
+    print(f"  {path} = {value}")
 print(f"a step takes {step_s['mid']:.1f} s, if the program is as good as published ones,")
 print(f"with an 80 % interval of {step_s['low']:.1f} to {step_s['high']:.1f} s")
+
+# %% [markdown]
+# What you set yourself stays as you set it. Attention that stores all its scores does not fit, and the plan says what
+# would help:
+
+# %%
+given = {
+    "model.attention": "reference",
+    "model.remat": "full",
+    "train.microbatches": 1,
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+}
+second = plan(given)
+print(second["verdict"])
+for advice in second["advice"]:
+    print(advice["change"])
+    print("  saves", page.gib(advice["saves_bytes_per_chip"]), "and fits:", advice["fits"])
 
 # %% [markdown]
 # ## Where to go on

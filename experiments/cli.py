@@ -252,7 +252,7 @@ def _take_config(argv: list[str], declared: type[Config]) -> tuple[list[str], st
     for argument in arguments:
         # A bool may stand alone; any other override without "=" is followed by its value.
         match = _OVERRIDE.match(argument)
-        if match and match[2] is None and schema.field_paths(declared).get(match[1], (None,))[0] is not bool:
+        if match and match[2] is None and not _is_switch(declared, match[1]):
             argument = f"{argument}={next(arguments, '')}"
             match = _OVERRIDE.match(argument)
         if argument in ("--config", "-config"):
@@ -267,6 +267,11 @@ def _take_config(argv: list[str], declared: type[Config]) -> tuple[list[str], st
                 switched_off.remove(match[1])
             kept.append(argument)
     return kept, source, switched_off
+
+
+def _is_switch(declared: type[Config], path: str) -> bool:
+    declaration = schema.field_paths(declared).get(path)
+    return declaration is not None and schema.unwrap_optional(declaration[0])[0] is bool
 
 
 def _sets(argument: str, path: str) -> bool:

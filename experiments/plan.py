@@ -107,10 +107,11 @@ def here(cfg: Config, source: str) -> int:
     import jax
 
     from bigjax import data, models, sharding
-    from bigjax.preflight.plan import page, planner
+    from bigjax.preflight.plan import defaults, page, planner
     from bigjax.train import optimizers as optim
     from bigjax.train import step
 
+    cfg, chosen = defaults.here(cfg, jax.devices())
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs)
@@ -121,7 +122,7 @@ def here(cfg: Config, source: str) -> int:
         abstract = step.abstract_state(cfg, model, tx, layout, mesh)
         batch = sharding.put_batch(text.train.batch(0).arrays, mesh, cfg.train.global_batch_size)
         traced = step.jit_train_step(cfg, model, tx, layout).trace(abstract, batch)
-        found = planner.of_traced(cfg, traced, mesh, source, text.describe()["steps_per_epoch"])
+        found = planner.of_traced(cfg, traced, mesh, source, text.describe()["steps_per_epoch"]) | {"auto": chosen}
     if jax.process_index() == 0:
         print(page.render(found), flush=True)
     return planner.exit_code(found)
@@ -190,13 +191,13 @@ def _sweep(cfg: Config, planner: Any, counts: list[int], out: AnyPath | None) ->
 
 
 def _search(cfg: Config, planner: Any, budget_s: float, out: AnyPath | None) -> int:
-    from bigjax.preflight.plan import candidates, search
+    from bigjax.preflight.plan import candidates, defaults, search
     from bigjax.preflight.plan.planner import exit_code
     from bigjax.preflight.plan.search_table import SearchTable
 
     with SearchTable() as table:
         result = search.search(
-            cfg,
+            defaults.resolved(cfg, planner.topology)[0],
             planner.topology,
             budget_s=budget_s,
             timeout_s=planner.timeout_s,

@@ -104,6 +104,7 @@ def run(
     from bigjax import data, models, sharding
     from bigjax.checkpoint import Checkpoints, LenientSaves
     from bigjax.evaluate import scoring
+    from bigjax.preflight.plan import defaults
     from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, heartbeat, lock, say
     from bigjax.train import continuation, guard, optimizers, step
 
@@ -112,11 +113,12 @@ def run(
     # ---- Mesh, model, data -----------------------------------------------------------------------------------------
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
+    given, (cfg, chosen) = cfg, defaults.here(cfg, jax.devices())
     folder = workdir if isinstance(workdir, RunFolder) else RunFolder(workdir, identity.Once())
     pulse = heartbeat.pulse(folder.path)  # which phase this process is in, for those that wait for it
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
-    layout = sharding.fit(cfg, mesh, model.specs)
+    layout = sharding.fit(cfg, mesh, model.specs, defaults.notes(chosen))
     if begin.is_complete(cfg, folder):
         return 0
     pulse.phase("data")
@@ -138,7 +140,7 @@ def run(
         state, start, text = starting.state(folder, pulse)
 
         # ---- Run folder: from here on the run exists, and the same command continues it ----------------------------
-        begin.open_folder(cfg, folder, layout, text)
+        begin.open_folder(given, folder, layout, text)
         signature = functools.cache(lambda: folder.signature(cfg))  # read once process 0 has written it
         say(begin.banner(cfg, model, mesh, layout, text, start, profile))
         pulse.phase("compile")

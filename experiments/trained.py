@@ -18,6 +18,7 @@ from bigjax.interop.hf import labels as hf_labels
 from bigjax.models import Model
 from bigjax.params import names
 from bigjax.paths import AnyPath, as_path
+from bigjax.preflight.plan import defaults
 from bigjax.run.folder import RunFolder
 from bigjax.sharding import Layout
 from bigjax.tasks import named_task
@@ -52,6 +53,7 @@ def load(workdir: str, cfg: Config) -> Trained:
     folder = RunFolder(folder_of(workdir))
     if (own := strict.from_dict(Config, config_source.load(workdir)).data.tokenizer) != cfg.data.tokenizer:
         raise UserError(f"data.tokenizer={cfg.data.tokenizer!r}, but {workdir} has one of its own, {own!r}")
+    cfg, _ = defaults.here(cfg, jax.devices())
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.layout(cfg.mesh, mesh, model.specs, model.family.mesh_axes)

@@ -100,16 +100,16 @@ def problems(cfg: Any) -> Iterator[str]:
             f"model.moe.num_experts={model.moe.num_experts} needs model.family='decoder' or 'encdec', not "
             f"{model.family!r}: its objectives do not add the experts' losses"
         )
-    if train.global_batch_size % train.microbatches:
+    if train.global_batch_size % train.num_microbatches:
         yield (
             f"train.global_batch_size={train.global_batch_size} is not divisible by "
             f"train.microbatches={train.microbatches}: set train.microbatches="
-            f"{gcd(train.global_batch_size, train.microbatches)}"
+            f"{gcd(train.global_batch_size, train.num_microbatches)}"
         )
-    if model.kind != "encdec" and data.seq_len % train.loss_chunks:
+    if model.kind != "encdec" and data.seq_len % train.num_loss_chunks:
         yield (
             f"data.seq_len={data.seq_len} is not divisible by train.loss_chunks={train.loss_chunks}: set "
-            f"train.loss_chunks={gcd(data.seq_len, train.loss_chunks)}"
+            f"train.loss_chunks={gcd(data.seq_len, train.num_loss_chunks)}"
         )
     if optim.nesterov and optim.name != "sgd":
         yield f"optim.nesterov=True is only read by optim.name='sgd', not {optim.name!r}: set optim.nesterov=False"
@@ -132,7 +132,7 @@ def problems(cfg: Any) -> Iterator[str]:
     for axis, size in mesh.sizes.items():
         if size == 0:
             yield f"mesh.{axis}=0 is no size: use 1 to leave the axis out or -1 for all the remaining devices"
-    if mesh.shard_sequence and mesh.tensor == 1:
+    if mesh.splits_sequence and mesh.tensor == 1:
         yield (
             "mesh.shard_sequence=True splits the sequence over mesh.tensor, which is 1: set mesh.tensor=2, or "
             "mesh.shard_sequence=False"
@@ -217,10 +217,10 @@ def _start_problems(cfg: Any) -> Iterator[str]:
 
 def _remat_problems(remat: str) -> Iterator[str]:
     kind, _, listed = remat.partition(":")
-    if remat in ("none", "dots", "full"):
+    if remat in ("auto", "none", "dots", "full"):
         return
     if kind not in ("save", "offload"):
-        yield f"model.remat={remat!r} is not 'none', 'dots', 'full', 'save:NAMES' or 'offload:NAMES'"
+        yield f"model.remat={remat!r} is not 'auto', 'none', 'dots', 'full', 'save:NAMES' or 'offload:NAMES'"
     for name in sorted({*listed.split(",")} - {*SAVEABLE}) if kind in ("save", "offload") else ():
         near = difflib.get_close_matches(name, SAVEABLE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

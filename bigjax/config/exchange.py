@@ -31,11 +31,12 @@ def choose(model: Any, exchange: str, seq_len: int, ways: int, split: int) -> st
     if exchange != "auto":
         return exchange
     scores = 4 * seq_len * seq_len // ways * model.num_heads // split
-    large = model.attention in RING_BACKENDS and scores > LARGE_SCORES
+    plain = model.attention in ("auto", *RING_BACKENDS)
+    large = plain and scores > LARGE_SCORES
     able = not model.num_heads // split % ways and not large
     if able and sent(model, "all_to_all", ways, split) <= sent(model, "gather", ways, split):
         return "all_to_all"
-    return "ring" if model.attention in RING_BACKENDS else "gather"
+    return "ring" if plain else "gather"
 
 
 def sent(model: Any, exchange: str, ways: int, split: int) -> float:
@@ -71,7 +72,7 @@ def problems(cfg: Any, exchange: str, ways: int, split: int) -> Iterator[str]:
         on_each = f"{heads} heads" + (f" ({model.num_heads} over mesh.tensor={split})" if split > 1 else "")
         yield f"{how} splits {on_each}, which are not divisible by {mesh}: set mesh.context_exchange='gather' or 'ring'"
     for name, able in (("ring", RING_BACKENDS), ("gather", GATHER_BACKENDS)):
-        if exchange == name and model.attention not in able:
+        if exchange == name and model.attention not in ("auto", *able):
             others = "'all_to_all' or " + ("'gather'" if name == "ring" else "'ring'")
             yield (
                 f"{how} cannot be with model.attention={model.attention!r}: set model.attention to "
@@ -84,10 +85,10 @@ def problems(cfg: Any, exchange: str, ways: int, split: int) -> Iterator[str]:
         yield f"data.seq_len={data.seq_len} is not divisible by {pieces}: set data.seq_len={near}"
         return
     own = data.seq_len // ways
-    if cfg.train.loss_chunks > 1 and own % cfg.train.loss_chunks:
+    if own % cfg.train.num_loss_chunks:
         yield (
             f"the {own} tokens of a row that {mesh} leaves on a device are not divisible by train.loss_chunks="
-            f"{cfg.train.loss_chunks}: set train.loss_chunks={gcd(own, cfg.train.loss_chunks)}"
+            f"{cfg.train.loss_chunks}: set train.loss_chunks={gcd(own, cfg.train.num_loss_chunks)}"
         )
     if exchange == "gather" and model.attention == "splash" and own % KERNEL_BLOCK:
         yield (

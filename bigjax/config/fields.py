@@ -1,7 +1,8 @@
 """Declaring the fields of a config, and asking a schema what it holds.
 
-A schema is a dataclass whose fields are bool, int, float, str, `Literal` of strings, `tuple[X, ...]`, `X | None` or
-another such dataclass, called a section. Fields are declared with `bounded` and `plumbing` where they need it.
+A schema is a dataclass whose fields are bool, int, float, str, `Literal` of strings, `tuple[X, ...]`, `X | None`,
+`X | Literal["auto"]` or another such dataclass, called a section. Fields are declared with `bounded` and `plumbing`
+where they need it.
 """
 
 import dataclasses
@@ -126,11 +127,18 @@ def _similarity(name: str, candidate: str) -> float:
 
 
 def unwrap_optional(annotation: Any) -> tuple[Any, bool]:
-    """Split `X | None` into X and whether None is allowed."""
+    """Split `X | None` into X and whether None is allowed, and of `X | Literal["auto"]` take X."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        (inner,) = (arg for arg in typing.get_args(annotation) if arg is not type(None))
-        return inner, True
+        inner, *others = typing.get_args(annotation)
+        return inner, type(None) in others
     return annotation, False
+
+
+def words(annotation: Any) -> tuple[str, ...]:
+    """Return what `X | Literal["auto"]` takes besides X, empty for other annotations."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return ()
+    return tuple(word for arg in typing.get_args(annotation)[1:] for word in typing.get_args(arg))
 
 
 def describe(annotation: Any, metadata: Mapping[str, Any]) -> str:
@@ -145,4 +153,5 @@ def describe(annotation: Any, metadata: Mapping[str, Any]) -> str:
     else:
         text = TYPE_NAMES[inner]
     bounds = " and ".join(f"{words} {metadata[bound]}" for bound, words in _BOUNDS.items() if bound in metadata)
-    return " ".join(filter(None, (text, bounds, "or None" if optional else "")))
+    besides = [*map(repr, words(annotation)), *(["None"] if optional else [])]
+    return " ".join([*filter(None, (text, bounds)), *(f"or {word}" for word in besides)])

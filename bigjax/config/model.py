@@ -60,7 +60,7 @@ class ModelConfig:
     sqrt(d_model), both as in Gemma (Gemma Team 2024).
     `remat` is what the backward pass need not recompute: `none` recomputes nothing, `full` all of a block, `dots` all
     but matrix products, `save:NAMES` keeps and `offload:NAMES` moves to host memory the comma-separated
-    `config_checks.SAVEABLE`.
+    `config_checks.SAVEABLE`. `auto` recomputes what is best for the step among what fits the chip, on CPUs nothing.
 
     With `parametrization` `mup` the hyperparameters are those of the base shape `mup`.
     """
@@ -138,11 +138,12 @@ class ModelConfig:
     mup: MupConfig = field(default_factory=MupConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """The type of activations in the forward and backward pass. Parameters are float32."""
-    attention: Literal["reference", "blocked", "xla", "cudnn", "splash"] = plumbing("reference")
-    """The program that computes attention. All give the same numbers within float rounding."""
+    attention: Literal["auto", "reference", "blocked", "xla", "cudnn", "splash"] = plumbing("auto")
+    """The program that computes attention. All give the same numbers within float rounding. `auto` is `reference` on
+    CPUs, and on accelerators the first of `ATTENTION_ORDER` that can do what the layers ask for."""
     layers: Literal["scan", "unroll"] = plumbing("scan")
     """Whether the layers are one loop (`scan`, compiles fast) or written out one by one (`unroll`)."""
-    remat: str = plumbing("none")
+    remat: str = plumbing("auto")
     """What the backward pass need not recompute, as listed above."""
 
     if TYPE_CHECKING:  # which section a family adds is not for a type checker to know

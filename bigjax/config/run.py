@@ -46,20 +46,32 @@ class TrainConfig:
     """Rows in the first batches, and by how many they grow; 0 means that the batch does not grow."""
     ramp_tokens: int = bounded(0, minimum=0, maximum=2**63 - 1)
     """Tokens after which the batch has its full size."""
-    microbatches: int = plumbing(1, minimum=1)
-    """Into how many parts a batch is split, one after the other; gradients are summed."""
+    microbatches: int | Literal["auto"] = plumbing("auto", minimum=1)
+    """Into how many parts a batch is split, one after the other; gradients are summed. `auto` takes the fewest with
+    which the step fits the chip."""
     objective: str = named_field("causal_lm", named.TASKS)
     """The task, or one of your own."""
     label_smoothing: float = bounded(0.0, minimum=0, below=1)
     """The share of probability that the target spreads over all classes (Szegedy et al. 2016, section 7)."""
     z_loss: float = bounded(0.0, minimum=0)
     """The weight of log(Z)^2, which keeps the logits from drifting (Chowdhery et al. 2022, section 5)."""
-    loss_chunks: int = plumbing(1, minimum=1)
-    """Into how many parts a row's logits are split, so that they are never all in memory."""
+    loss_chunks: int | Literal["auto"] = plumbing("auto", minimum=1)
+    """Into how many parts a row's logits are split, so that they are never all in memory. `auto` splits them on
+    accelerators."""
     eval_every_steps: int = plumbing(0, minimum=0)
     """Steps between evaluations; 0 means only after the last step."""
     eval_batches: int = bounded(0, minimum=0)
     """Batches of an evaluation; 0 means all of the held-out text."""
+
+    @property
+    def num_microbatches(self) -> int:
+        """`microbatches`, 1 where no devices have resolved `auto`."""
+        return 1 if self.microbatches == "auto" else self.microbatches
+
+    @property
+    def num_loss_chunks(self) -> int:
+        """`loss_chunks`, 1 where no devices have resolved `auto`."""
+        return 1 if self.loss_chunks == "auto" else self.loss_chunks
 
 
 @dataclass(frozen=True)
@@ -145,16 +157,18 @@ class MeshConfig:
     """Stages of a pipeline, each with its share of the layers."""
     data: int = plumbing(0, minimum=-1)
     """Copies of the model, each of which sees other rows; 0 means all devices that are left."""
-    fsdp: int = plumbing(1, minimum=-1)
-    """Devices that split both the rows and the parameters (fully sharded data parallelism)."""
+    fsdp: int | Literal["auto"] = plumbing("auto", minimum=-1)
+    """Devices that split both the rows and the parameters (fully sharded data parallelism). `auto` is 1 on CPUs, and on
+    accelerators, where `data` is not given either, the best split of the devices that are left between the two."""
     expert: int = plumbing(1, minimum=-1)
     """Devices that split the experts of sparse layers, and the rows."""
     context: int = plumbing(1, minimum=-1)
     """Devices that split the length of a row, and the parameters as `fsdp` does."""
     tensor: int = plumbing(1, minimum=-1)
     """Devices that split single matrices (tensor parallelism, Shoeybi et al. 2019)."""
-    shard_sequence: bool = plumbing(False)
-    """Whether activations between blocks are split along the sequence over `tensor`."""
+    shard_sequence: bool | Literal["auto"] = plumbing("auto")
+    """Whether activations between blocks are split along the sequence over `tensor`. `auto` splits them on accelerators
+    where `tensor` is above 1."""
     context_exchange: Literal["auto", "all_to_all", "gather", "ring"] = plumbing("auto")
     """How the parts of a row that `context` splits attend to each other (`bigjax.config.exchange`)."""
     pipeline_microbatches: int = plumbing(0, minimum=0)
@@ -168,7 +182,13 @@ class MeshConfig:
     def sizes(self) -> dict[str, int]:
         """Devices along each axis, slowest link first; -1 on at most one."""
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        sizes["fsdp"] = 1 if self.fsdp == "auto" else self.fsdp
         return sizes | {"data": self.data or (1 if -1 in sizes.values() else -1)}
+
+    @property
+    def splits_sequence(self) -> bool:
+        """`shard_sequence`, False where no devices have resolved `auto`."""
+        return self.shard_sequence is True
 
 
 @dataclass(frozen=True)

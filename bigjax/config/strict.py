@@ -21,6 +21,7 @@ from bigjax.config.fields import (
     sections,
     unknown_field,
     unwrap_optional,
+    words,
 )
 from bigjax.config.paths import nested, schema_of
 from bigjax.errors import ConfigError
@@ -219,6 +220,8 @@ def _convert(annotation: Any, metadata: Mapping[str, Any], value: Any, path: str
     """Return `value` as the field stores it, or append what is wrong with it to `problems`."""
     inner, optional = unwrap_optional(annotation)
     origin, wanted = typing.get_origin(inner), describe(annotation, metadata)
+    if value in words(annotation):
+        return value
     if value is None:
         if not optional:
             problems.append(f"{path}=None is not allowed, expected {wanted}")
@@ -308,7 +311,9 @@ def _typed(cfg: Any) -> dict[str, Any]:
         if origin is tuple:
             value = tuple(value)
         kind = str if origin is Literal else origin or inner
-        values[name] = FieldReference(value, field_type=kind) if optional else value
+        if words(annotation):  # as literals, flags set both of its types
+            kind = object
+        values[name] = FieldReference(value, field_type=kind) if optional or words(annotation) else value
     return values
 
 

@@ -121,7 +121,7 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
         seq_len=data.seq_len,
         prefetch=data.prefetch,
         ramp=ramp,
-        microbatches=cfg.train.microbatches,
+        microbatches=cfg.train.num_microbatches,
         held_out=tuple(source.digest for source in eval_rows),
     )
     if not EvalSet(train_rows, rows, batch_size).predicts():

@@ -111,7 +111,7 @@ class Predictor:
     @property
     def _most(self) -> int:
         """How many rows are computed at a time, as many as training computes."""
-        return max(self.cfg.train.global_batch_size // self.cfg.train.microbatches, 1)
+        return max(self.cfg.train.global_batch_size // self.cfg.train.num_microbatches, 1)
 
     def _answers(self, given: list[tuple[str, list[Any]]]) -> list[dict[str, Any]]:
         if named_task(self.cfg).answers:

@@ -57,10 +57,10 @@ def problems(cfg: Config) -> Iterator[str]:
         yield f"model.family='encdec' has model.positions={' or '.join(map(repr, POSITIONS))}, not {model.positions!r}"
     if not data.target_len:
         yield "data.target_len=0: model.family='encdec' needs the length of the rows that it writes"
-    elif data.target_len % train.loss_chunks:
+    elif data.target_len % train.num_loss_chunks:
         yield (
             f"data.target_len={data.target_len} is not divisible by train.loss_chunks={train.loss_chunks}: set "
-            f"train.loss_chunks={gcd(data.target_len, train.loss_chunks)}"
+            f"train.loss_chunks={gcd(data.target_len, train.num_loss_chunks)}"
         )
     if min(data.seq_len, data.target_len or 2) < 2:
         yield f"data.seq_len={data.seq_len} or data.target_len={data.target_len} has no room for a token before the end"

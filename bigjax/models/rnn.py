@@ -76,8 +76,8 @@ def problems(cfg: Config) -> Iterator[str]:
         yield f"model.positions={model.positions!r} is not for model.family='rnn', which reads tokens in order"
     if model.bias not in ("all", "none"):
         yield f"model.bias={model.bias!r} is not for model.family='rnn': take 'all' or 'none'"
-    if model.remat not in ("none", "dots", "full"):
-        yield f"model.remat={model.remat!r} is not for model.family='rnn': take 'none', 'dots' or 'full'"
+    if model.remat not in ("auto", "none", "dots", "full"):
+        yield f"model.remat={model.remat!r} is not for model.family='rnn': take 'auto', 'none', 'dots' or 'full'"
     if model.own.dropout_kind == "naive":
         for name in ("word_dropout", "recurrent_dropout"):
             if getattr(model.own, name):

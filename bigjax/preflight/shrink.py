@@ -17,7 +17,7 @@ MIN_LR = 1e-2
 MIN_RELATIVE_LR = 0.1
 """The same for Adafactor, whose steps are relative to the size of a parameter."""
 
-SEQ_LENS = {"reference": 32, "xla": 32}
+SEQ_LENS = {"auto": 32, "reference": 32, "xla": 32}
 """Positions of a row; kernels that are not listed work in blocks and need 128."""
 
 HEAD_DIMS = {"splash": 128, "cudnn": 64}
@@ -57,10 +57,10 @@ def shrink(cfg: Config, steps: int = 20) -> Config:
     train = dataclasses.replace(
         cfg.train,
         steps=min(cfg.train.steps, steps),
-        global_batch_size=DEVICES * min(cfg.train.microbatches, 2),
-        microbatches=min(cfg.train.microbatches, 2),
-        ramp_batch_size=DEVICES * min(cfg.train.microbatches, 2) // 2 if cfg.train.ramp_batch_size else 0,
-        ramp_tokens=3 * seq_len * DEVICES * min(cfg.train.microbatches, 2) if cfg.train.ramp_batch_size else 0,
+        global_batch_size=DEVICES * min(cfg.train.num_microbatches, 2),
+        microbatches=min(cfg.train.num_microbatches, 2),
+        ramp_batch_size=DEVICES * min(cfg.train.num_microbatches, 2) // 2 if cfg.train.ramp_batch_size else 0,
+        ramp_tokens=3 * seq_len * DEVICES * min(cfg.train.num_microbatches, 2) if cfg.train.ramp_batch_size else 0,
         loss_chunks=chunks,
         eval_every_steps=min(cfg.train.eval_every_steps, 10),
         eval_batches=min(cfg.train.eval_batches, 2),
@@ -96,8 +96,8 @@ def _share(length: float, cfg: Config) -> float:
 def _sequence(cfg: Config) -> tuple[int, int]:
     """Return the length of a row and the number of chunks of the loss."""
     if named_task(cfg).unit == "rows":
-        return cfg.data.seq_len, cfg.train.loss_chunks
-    chunks = min(cfg.train.loss_chunks, 4)
+        return cfg.data.seq_len, cfg.train.num_loss_chunks
+    chunks = min(cfg.train.num_loss_chunks, 4)
     target = min(cfg.data.seq_len, SEQ_LENS.get(cfg.model.attention, 128))
     step = lcm(128 if target == 128 else DEVICES, chunks)
     return step * ceil(target / step), chunks

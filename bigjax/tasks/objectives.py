@@ -97,13 +97,13 @@ def carried_lm(
 def _token_loss(model: Model, params, x_BSD, batch, cfg: TrainConfig, layout: Layout) -> Sums:
     """Predict `targets` at every position from hidden states."""
     smoothing = {"label_smoothing": cfg.label_smoothing, "z_loss": cfg.z_loss}
-    if cfg.loss_chunks > 1:
+    if cfg.num_loss_chunks > 1:
         entropy = losses.chunked_cross_entropy(
             layout.place(x_BSD, "batch", "seq", "embed"),
             model.family.unembedding(params, model.cfg, layout),
             batch["targets"],
             batch["weights"],
-            chunks=cfg.loss_chunks,
+            chunks=cfg.num_loss_chunks,
             final_softcap=model.cfg.final_softcap,
             layout=layout,
             **smoothing,

@@ -30,7 +30,7 @@ Report = tuple[dict[str, Any], str]
 
 def encoder_problems(cfg: Config) -> Iterator[str]:
     """Ask for what all tasks of an encoder that reads tokens need."""
-    if cfg.train.loss_chunks > 1:
+    if cfg.train.num_loss_chunks > 1:
         yield f"train.loss_chunks={cfg.train.loss_chunks} is not for train.objective={cfg.train.objective!r}"
     if cfg.data.seq_len < 3:
         yield f"data.seq_len={cfg.data.seq_len} has no room for a token between the two that end a row"

@@ -163,7 +163,7 @@ def make_train_step(
         if state.carried is not None:
             batch = {**batch, "carried": state.carried}
         # Of a batch that grows, microbatches may be empty.
-        how = {"microbatches": cfg.train.microbatches, "skip_empty": bool(cfg.train.ramp_batch_size)}
+        how = {"microbatches": cfg.train.num_microbatches, "skip_empty": bool(cfg.train.ramp_batch_size)}
         sums, carried, grads = _gradients(sums_of, params, batch, key, **how)
         if unrolled:
             grads = param_tree.map_blocks(param_tree.stack, grads)

@@ -113,7 +113,7 @@ def test_llama_sizes(name, layers, d_model, heads, head_dim, d_ff, factor, tied,
     assert (model.norm, model.norm_eps, model.activation, model.bias) == ("rmsnorm", 1e-5, "swiglu", "none")
     assert (rope.theta, rope.scaling, rope.factor) == (500_000.0, "llama3", factor)
     assert (rope.low_freq_factor, rope.high_freq_factor, rope.original_max_seq_len) == (1.0, 4.0, 8192)
-    assert (model.max_seq_len, cfg.data.seq_len, model.dtype, model.remat) == (131072, 8192, "bfloat16", "full")
+    assert (model.max_seq_len, cfg.data.seq_len, model.dtype, model.remat) == (131072, 8192, "bfloat16", "auto")
     assert count(model) == parameters
 
 

@@ -26,7 +26,7 @@ def run(**changes) -> Config:
 
 
 def fitted(cfg: Config) -> sharding.Layout:
-    num_devices = abs(cfg.mesh.context * cfg.mesh.tensor * cfg.mesh.fsdp * cfg.mesh.data)
+    num_devices = abs(cfg.mesh.context * cfg.mesh.tensor * cfg.mesh.sizes["fsdp"] * cfg.mesh.data)
     return sharding.fit(cfg, abstract_mesh(cfg.mesh, num_devices), models.build(cfg.model).specs)
 
 

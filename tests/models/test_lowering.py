@@ -29,7 +29,7 @@ def first_fit(cfg: Config) -> Program:
     for data, fsdp, tensor in SPLITS:
         expert = 2 if cfg.model.moe.num_experts else 1
         axes = {"data": data, "fsdp": fsdp // expert, "expert": expert, "tensor": tensor}
-        batch_size = lcm(cfg.train.global_batch_size, data * fsdp * cfg.train.microbatches)
+        batch_size = lcm(cfg.train.global_batch_size, data * fsdp * cfg.train.num_microbatches)
         wide = config.replace(cfg, mesh=axes, train={"global_batch_size": batch_size})
         try:
             return program.build(wide, abstract_mesh(wide.mesh, data * fsdp * tensor))

@@ -15,6 +15,11 @@ from experiments import cli, config_source, plan
 from tests.commands import ROOT, TINY, Commands, shared_cache
 
 LLAMA = "--config=configs/llama.py:8b"
+GIVEN = (
+    "--config.mesh.fsdp=-1", "--config.mesh.data=1", "--config.train.microbatches=1", "--config.train.loss_chunks=1",
+    "--config.model.attention=reference", "--config.model.remat=full",
+)  # fmt: skip
+"""What `auto` would choose."""
 ODD = ("--config.data.seq_len=8191",)
 
 
@@ -46,10 +51,11 @@ def documented_keys() -> set[str]:
 
 def test_analytic_plan_is_one_page_and_the_same_as_json(call, tmp_path):
     out = tmp_path / "new" / "plan.json"
-    status, page, _ = call(LLAMA, "--topology=v5p:8x8x4", "--analytic", "--tokens=2e11", f"--out={out}")
+    status, page, _ = call(LLAMA, *GIVEN, "--topology=v5p:8x8x4", "--analytic", "--tokens=2e11", f"--out={out}")
     found = json.loads(out.read_text())
     assert status == 0 and found["fits"] and len(page.splitlines()) < 60
     assert documented_keys() == {*found, "params_active"}  # which only a sparse model has
+    assert found["auto"] == {"mesh.shard_sequence": False}  # nothing to split over
     assert found["params_total"] == 8_030_261_248 and f"{8_030_261_248:,}" in page
     assert (found["chips"], found["mesh"]["fsdp"], found["num_slices"]) == (256, 256, 1)
     # 512 rows of 8,192 tokens.
@@ -111,7 +117,7 @@ def test_an_analytic_plan_counts_epochs_of_packaged_bytes_only(call):
 def test_too_large_a_model_says_what_would_help(call, tmp_path):
     out = tmp_path / "plan.json"
     status, page, _ = call(
-        "--config=configs/llama.py:70b", "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=16",
+        "--config=configs/llama.py:70b", *GIVEN, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=16",
         f"--out={out}",
     )  # fmt: skip
     found = json.loads(out.read_text())
@@ -123,7 +129,8 @@ def test_too_large_a_model_says_what_would_help(call, tmp_path):
 
 def test_advice_keeps_its_promise(call, tmp_path):
     out = tmp_path / "plan.json"
-    base = ("--config=configs/gpt.py:d12", "--topology=v5e:4x4", "--analytic", f"--out={out}")
+    base = ("--config=configs/gpt.py:d12", *GIVEN, "--config.model.remat=none", "--topology=v5e:4x4", "--analytic")
+    base = (*base, f"--out={out}")
     assert call(*base)[0] == 5
     found = json.loads(out.read_text())
     enough = [advice for advice in found["advice"] if advice["fits"]]
@@ -136,7 +143,7 @@ def test_advice_keeps_its_promise(call, tmp_path):
 
 def test_a_parameter_that_a_broken_rule_leaves_whole_is_named(call, monkeypatch):
     monkeypatch.setattr(sharding, "PARAM_RULES", {**sharding.PARAM_RULES, "embed": ()})
-    status, _, err = call(LLAMA, "--topology=v5e:4x4", "--analytic")
+    status, _, err = call(LLAMA, *GIVEN, "--topology=v5e:4x4", "--analytic")
     assert status == 3
     assert re.search(r"^error: blocks/attn/k \([\d.]+ MiB\) would be whole on every device although mesh.fsdp=16", err)
 
@@ -184,8 +191,8 @@ def test_a_parameter_that_would_be_padded_is_named(call):
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=9", "--num_slices=2"), "of --num_slices=2"),
         ((LLAMA, "--topology=cpu:4", "--search"), "--search compares step times, and there are no figures for cpu:4"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--num_slices=2", "--config.mesh.slice=4"), "form 2 slices, but"),
-        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32, but there are 16"),
-        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows, not"),
+        ((LLAMA, "--topology=v5e:4x4", "--analytic", "--config.mesh.fsdp=32"), "mesh.fsdp=32 does not divide the 16 devices"),
+        ((LLAMA, *GIVEN, "--topology=v5e:4x4", "--analytic", "--config.train.global_batch_size=15"), "gives 15 rows, not"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--search"), "leave --analytic out"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare=configs/lama.py"), "there is no config file"),
         ((LLAMA, "--topology=v5e:4x4", "--analytic", "--compare="), "a config is missing"),
@@ -214,7 +221,7 @@ def test_a_missing_compiler_is_a_sentence_with_the_command(call, monkeypatch, to
 
 def test_what_would_help_is_what_can_run(call):
     """The splash kernel takes multiples of 128 tokens."""
-    _, page, _ = call(LLAMA, "--topology=v5e:16x16", "--analytic", *ODD)
+    _, page, _ = call(LLAMA, *GIVEN, "--topology=v5e:16x16", "--analytic", *ODD)
     assert "DOES NOT FIT" in page and "microbatches=2 saves" in page and "splash" not in page
 
 
@@ -268,7 +275,7 @@ def test_slices_are_swept_as_slices(call, tmp_path):
 
 
 def test_a_sweep_of_what_fits_nowhere_does_not_fit(call):
-    status, table, _ = call(LLAMA, "--topology=v5e:4x4", "--analytic", "--sweep_chips=8,16")
+    status, table, _ = call(LLAMA, *GIVEN, "--topology=v5e:4x4", "--analytic", "--sweep_chips=8,16")
     assert status == 5 and table.count("GiB!") == 4
 
 
@@ -281,7 +288,7 @@ def test_a_search_without_time_judges_nothing(call, monkeypatch):
 
 
 def test_what_does_not_fit_this_machine_says_what_would_help(call):
-    status, page, _ = call(LLAMA, "--topology=cpu:8", "--analytic")
+    status, page, _ = call(LLAMA, *GIVEN, "--topology=cpu:8", "--analytic")
     assert status == 5 and "--config.model.remat=full" not in page and "--config.train.microbatches=64 saves" in page
 
 

@@ -168,6 +168,13 @@ BACKENDS: dict[str, Backend] = {
     "splash": Backend(kernels.splash, dropout=False, platforms=("cpu", "tpu")),
 }
 
+ATTENTION_ORDER = {
+    "cpu": ("reference",),
+    "gpu": ("cudnn", "blocked", "xla", "reference"),
+    "tpu": ("splash", "blocked", "xla", "reference"),
+}
+"""What `auto` tries, by platform: kernels, then those that do not store all scores."""
+
 
 def lacking(
     name: str,
@@ -202,17 +209,34 @@ def lacking(
     return ""
 
 
+def first_able(platform: str | None, seq_len: int, head_dim: int, **asked: Any) -> str:
+    """Return the first of `ATTENTION_ORDER` that suits the shapes and honours all that is asked, as `lacking` takes it.
+
+    On platforms that are not listed, and where none is known, it is `reference`.
+    """
+    for name in ATTENTION_ORDER.get(platform or "", ()):
+        suits = not kernels.unmet(name, seq_len, head_dim, asked["segments"])
+        if suits and not lacking(name, platform=platform, **asked):
+            return name
+    return "reference"
+
+
 def select(name: str, **asked: Any) -> Callable[..., jax.Array]:
     """Return the attention function `name` after checking that it honours all that is asked, as `lacking` takes it.
+
+    `auto` is the first of `ATTENTION_ORDER` that honours it, and suits the shapes.
 
     Raises:
       AttentionError: naming the field that the back end does not support and those that do.
     """
-    if missing := lacking(name, platform=kernels.target_platform(), **asked):
+    platform = kernels.target_platform()
+    if name != "auto" and (missing := lacking(name, platform=platform, **asked)):
         raise AttentionError(f"model.attention='{name}' does not support {missing}")
-    backend = BACKENDS[name]
 
     def attend(q_BSHK, k_BTGK, v_BTGK, mask: Mask, *, softcap=None, dropout=None, bias_HST=None, layout=UNSHARDED):
+        _, seq_len, _, head_dim = q_BSHK.shape
+        chosen = first_able(platform, seq_len, head_dim, **asked) if name == "auto" else name
+        backend = BACKENDS[chosen]
         k_BTGK, v_BTGK = match_kv_heads(k_BTGK, v_BTGK, q_BSHK.shape[2], layout)
         added = {} if bias_HST is None else {"bias_HST": bias_HST}
         return backend.attend(q_BSHK, k_BTGK, v_BTGK, mask, softcap=softcap, dropout=dropout, layout=layout, **added)

@@ -8,6 +8,7 @@ Legend: B batch, S queries of a block, T keys it meets, G kv heads, Q heads per 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ def block_count(seq_len: int) -> int:
     return max(1, min(MAX_BLOCKS, seq_len // MIN_BLOCK))
 
 
+@cache
 def query_blocks(seq_len: int, count: int, window: int | None) -> list[tuple[int, int, int]]:
     """Return (first key, first query, end) of each of `count` blocks of queries; the first key starts a block too."""
     bounds = [seq_len * i // count for i in range(count + 1)]

@@ -60,7 +60,8 @@ def attend(
         raise AttentionError("model.dropout of attention is drawn for whole rows: set it to 0, or mesh.context=1")
     ways, seq_len = layout.sizes[AXIS], q_BSHK.shape[1]
     how = resolved(cfg, layout, seq_len)
-    part = _Part(cfg.attention, ways, seq_len, balanced, mask.window, softcap)
+    backend = "reference" if cfg.attention == "auto" else cfg.attention  # where no devices have resolved it
+    part = _Part(backend, ways, seq_len, balanced, mask.window, softcap)
     if how == "all_to_all" and balanced:
         raise AttentionError("mesh.context_exchange='all_to_all' attends to rows in their own order")
     if how == "all_to_all" and q_BSHK.shape[2] // layout.ways("heads") % ways:

@@ -226,13 +226,14 @@ def dropout(
 def rematerialised(block: Callable, remat: str, *, in_loop: bool) -> Callable:
     """Wrap one block so that its backward pass recomputes what `remat` does not save.
 
-    `none` saves everything, `dots` the results of matrix products without batch axes, `full` nothing but the block's
-    input; `save:NAMES` keeps, and `offload:NAMES` moves to host memory, the activations named with `checkpoint_name`.
+    `none`, and `auto` where no devices have resolved it, saves everything, `dots` the results of matrix products
+    without batch axes, `full` nothing but the block's input; `save:NAMES` keeps, and `offload:NAMES` moves to host
+    memory, the activations named with `checkpoint_name`.
     """
     policies: Any = jax.checkpoint_policies
     kind, _, listed = remat.partition(":")
     chosen = listed.split(",")
-    if kind == "none":
+    if kind in ("none", "auto"):
         return block
     if kind == "full":
         policy = policies.nothing_saveable

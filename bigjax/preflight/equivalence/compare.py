@@ -194,7 +194,7 @@ def in_microbatches(expected: Reference) -> Check | None:
     train = expected.cfg.train
     if train.ramp_batch_size:
         return None
-    count = 1 if train.microbatches > 1 else 2
+    count = 1 if train.num_microbatches > 1 else 2
     other = dataclasses.replace(expected, cfg=replace(expected.cfg, train={"microbatches": count}))
     check = compare(other, MeshConfig(data=1))
     return dataclasses.replace(check, mesh=f"data=1, {count} microbatches" if count > 1 else "data=1, whole batch")

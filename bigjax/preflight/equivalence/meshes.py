@@ -30,7 +30,7 @@ def mesh_name(mesh: MeshConfig) -> str:
     schedule = [
         f"{name}={getattr(mesh, name)}" for name in PIPELINE if getattr(mesh, name) != getattr(MeshConfig, name)
     ]
-    return ",".join([*sizes, *exchange, *schedule, *(["shard_sequence"] if mesh.shard_sequence else [])])
+    return ",".join([*sizes, *exchange, *schedule, *(["shard_sequence"] if mesh.splits_sequence else [])])
 
 
 def parse(text: str) -> MeshConfig:

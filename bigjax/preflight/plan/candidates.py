@@ -126,7 +126,7 @@ def meshes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     if "stage" not in cfg.model.named_family.mesh_axes or cfg.model.layers != "scan":
         return
     domains = topology.num_devices // topology.devices_per_slice
-    for stage in (size for size in _divisors(domains) if 1 < size <= MAX_STAGES):
+    for stage in (size for size in divisors(domains) if 1 < size <= MAX_STAGES):
         for repeats in REPEATS:
             if cfg.model.num_layers % (stage * repeats * cfg.model.period) == 0:
                 yield from _meshes(cfg, topology, stage, repeats)
@@ -140,11 +140,11 @@ def _meshes(cfg: Config, topology: Topology, stage: int, repeats: int) -> Iterat
     widest = min(topology.devices_per_slice, cfg.model.num_heads)
     experts = cfg.model.moe.num_experts
     split_rows = cfg.train.global_batch_size < topology.num_devices and "context" in cfg.model.named_family.mesh_axes
-    for tensor in (size for size in _divisors(per_slice) if size <= widest):
+    for tensor in (size for size in divisors(per_slice) if size <= widest):
         left = per_slice // tensor
-        for context in (size for size in _divisors(left) if size == 1 or (split_rows and stage == 1)):
-            for expert in (size for size in _divisors(left // context) if size == 1 or experts % size == 0 < experts):
-                for fsdp in _divisors(left // context // expert):
+        for context in (size for size in divisors(left) if size == 1 or (split_rows and stage == 1)):
+            for expert in (size for size in divisors(left // context) if size == 1 or experts % size == 0 < experts):
+                for fsdp in divisors(left // context // expert):
                     changes: Changes = {
                         "mesh.slice": slices,
                         **staged,
@@ -171,7 +171,7 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
     rows, always = cfg.train.global_batch_size, {}
     if topology.platform == "tpu" and kernel_serves(cfg, KERNELS["tpu"], "tpu"):
         always["model.attention"] = KERNELS["tpu"]
-    if cfg.train.loss_chunks == 1 and _is_valid(cfg, chunks := {"train.loss_chunks": LOSS_CHUNKS}):
+    if cfg.train.num_loss_chunks == 1 and is_valid(cfg, chunks := {"train.loss_chunks": LOSS_CHUNKS}):
         always |= chunks
     with suppress(UserError):  # as it is, it may not fit the mesh
         yield candidate(cfg, {}, topology)
@@ -180,7 +180,7 @@ def variants(cfg: Config, topology: Topology) -> Iterator[Candidate]:
         if rows % ways:
             continue
         for remat in REMATS:
-            for microbatches in _divisors(rows // ways):
+            for microbatches in divisors(rows // ways):
                 changes = {**mesh, **always, "model.remat": remat, "train.microbatches": microbatches}
                 try:
                     yield candidate(cfg, changes, topology)
@@ -197,7 +197,7 @@ def kernel_problem(cfg: Config, name: str, platform: str) -> str:
     """Return why an attention kernel cannot do what the layers of a model ask for on a platform; empty if it can, and
     where there is no attention."""
     model, segments = cfg.model, cfg.data.document_mask
-    if model.kind == "rnn":
+    if model.kind == "rnn" or name == "auto":
         return ""
     missing = attention.lacking(
         name,
@@ -217,7 +217,8 @@ def kernel_problem(cfg: Config, name: str, platform: str) -> str:
     return f"model.attention='{name}' needs {need}" if need else ""
 
 
-def _is_valid(cfg: Config, changes: Changes) -> bool:
+def is_valid(cfg: Config, changes: Changes) -> bool:
+    """Return whether the changed fields suit each other."""
     try:
         apply(cfg, changes)
     except UserError:
@@ -274,12 +275,12 @@ def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     if kernel and cfg.model.attention != kernel and kernel_serves(cfg, kernel, topology.platform):
         yield {"model.attention": kernel}
     for chunks in (8, 16, 4):
-        if cfg.train.loss_chunks < chunks and _is_valid(cfg, {"train.loss_chunks": chunks}):
+        if cfg.train.num_loss_chunks < chunks and is_valid(cfg, {"train.loss_chunks": chunks}):
             yield {"train.loss_chunks": chunks}
             break
-    rows = cfg.train.global_batch_size // prod(sizes[axis] for axis in BATCH_AXES) // cfg.train.microbatches
+    rows = cfg.train.global_batch_size // prod(sizes[axis] for axis in BATCH_AXES) // cfg.train.num_microbatches
     if rows > 1:
-        yield {"train.microbatches": cfg.train.microbatches * rows}
+        yield {"train.microbatches": cfg.train.num_microbatches * rows}
     pairs = [("data", "fsdp"), ("fsdp", "tensor"), ("data", "tensor")]
     if cfg.model.moe.num_experts:
         pairs += [("data", "expert"), ("fsdp", "expert")]
@@ -288,11 +289,12 @@ def _single_changes(cfg: Config, topology: Topology) -> Iterator[Changes]:
     for source, target in pairs:
         if sizes[source] % 2 == 0:
             yield {f"mesh.{source}": sizes[source] // 2, f"mesh.{target}": 2 * sizes[target]}
-    if sizes["tensor"] > 1 and not cfg.mesh.shard_sequence:
+    if sizes["tensor"] > 1 and not cfg.mesh.splits_sequence:
         yield {"mesh.shard_sequence": True}
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number, in ascending order."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 

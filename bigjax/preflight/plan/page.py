@@ -36,6 +36,8 @@ def _verdict(report: dict[str, Any]) -> list[str]:
         f"{report['config']} on {report['topology']}{slices}: {chips}, mesh {mesh}",
         report["verdict"],
     ]
+    if chosen := report.get("auto"):
+        lines.append(f"  auto: {', '.join(f'{path}={value}' for path, value in chosen.items())}")
     for advice in report["advice"]:
         outcome = "fits" if advice["fits"] else "does not fit yet"
         saved = gib(advice["saves_bytes_per_chip"])

@@ -7,7 +7,7 @@ from bigjax import sharding
 from bigjax.config import Config
 from bigjax.errors import UserError
 from bigjax.models.attention.masks import AttentionError
-from bigjax.preflight.plan import candidates, compiler, devices, program, report
+from bigjax.preflight.plan import candidates, compiler, defaults, devices, program, report
 from bigjax.preflight.plan.analytic import estimate as analytic
 from bigjax.preflight.plan.compiled import compile_and_read
 from bigjax.preflight.plan.compiler import Outcome
@@ -40,13 +40,14 @@ class Planner:
         Raises:
           UserError: the config does not fit the mesh, or the compiler failed.
         """
+        cfg, chosen = defaults.resolved(cfg, self.topology)
         built = self._program(cfg)  # what does not fit the mesh fails before the compiler starts
         if self.analytic:
-            return self._judge(built, None)
+            return self._judge(built, None) | {"auto": chosen}
         outcome = compiler.start(cfg, self.topology, quick=quick).wait(self.timeout_s)
         if outcome.failure:
             raise UserError(f"{outcome.failure}; --analytic plans without the compiler")
-        return self._judge(built, outcome)
+        return self._judge(built, outcome) | {"auto": chosen}
 
     def judge(self, cfg: Config, outcome: Outcome | None) -> dict[str, Any]:
         """Return the report of a compilation, or of the analytic model if there was none."""

@@ -5,7 +5,7 @@ Units are in the keys. "chip" means a physical chip, which may be several device
 Keys: `schema_version`, `config`, `fingerprint`, `topology`, `num_slices`, `chips`, `devices`, `mesh` (axis -> size),
 `source` {memory, flops, traffic} ("compiler" or "analytic"), `uncounted_calls` (kernels whose FLOPs the compiler does
 not state), `versions`, `compile_s`;
-`fits`, `verdict`, `advice` [{change, saves_bytes_per_chip, fits, source}];
+`fits`, `verdict`, `advice` [{change, saves_bytes_per_chip, fits, source}], `auto` {field: what it was resolved to};
 `hbm_bytes_per_chip_needed`, `hbm_bytes_per_chip`, `params_bytes_per_chip`,
 `optimizer_bytes_per_chip` (averaged parameters included), `gradient_bytes_per_chip` (like the parameters),
 `temporary_bytes_per_chip` (gradients and activations included), `program_bytes_per_chip`,
@@ -270,7 +270,7 @@ def _arithmetic(
     seconds = report["step_seconds_estimate"]
     if seconds is not None:
         # Of a small batch of a ramp only the microbatches that hold it are computed.
-        days = ramp.full_steps(steps, cfg.train.global_batch_size, cfg.train.microbatches) * seconds["mid"] / 86400
+        days = ramp.full_steps(steps, cfg.train.global_batch_size, cfg.train.num_microbatches) * seconds["mid"] / 86400
         found |= {
             "tokens_per_s": tokens / seconds["mid"],
             "days": days,

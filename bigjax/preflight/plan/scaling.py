@@ -85,7 +85,7 @@ def sweep(cfg: Config, planner: Planner, counts: Sequence[int]) -> list[Row]:
 def _with_rest(cfg: Config) -> Config:
     if -1 in cfg.mesh.sizes.values():
         return cfg
-    return config.replace(cfg, mesh={"fsdp" if cfg.mesh.fsdp >= cfg.mesh.data else "data": -1})
+    return config.replace(cfg, mesh={"fsdp" if cfg.mesh.sizes["fsdp"] >= cfg.mesh.data else "data": -1})
 
 
 def table(rows: Sequence[Row]) -> str:

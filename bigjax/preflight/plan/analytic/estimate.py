@@ -67,7 +67,7 @@ def estimate(cfg: Config, mesh_sizes: Mapping[str, int]) -> Estimate:
     params, optimizer = analytic_memory.params_bytes(mine), analytic_memory.optimizer_bytes(mine)
     tokens = cfg.train.global_batch_size * cfg.data.seq_len
     model_flops = run_flops_per_token(cfg, mine.tree) * tokens
-    saved = cfg.train.microbatches * analytic_memory.saved_bytes(mine)
+    saved = cfg.train.num_microbatches * analytic_memory.saved_bytes(mine)
     return Estimate(
         params_bytes=params,
         optimizer_bytes=optimizer,
@@ -90,7 +90,7 @@ def _moved_bytes(share: Share, params: int, optimizer: int) -> float:
     forward one is repeated. Scores and logits go through memory three times in each direction: written, normalised,
     multiplied. The optimizer reads gradients, and reads and writes parameters and its own state.
     """
-    model, item, micro = share.cfg.model, share.item, share.cfg.train.microbatches
+    model, item, micro = share.cfg.model, share.item, share.cfg.train.num_microbatches
     again = model.remat not in ("none", "dots")
     blocks = 0.0
     for stack in share.stacks:

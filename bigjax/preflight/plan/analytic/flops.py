@@ -18,7 +18,7 @@ def compiled_flops(share: Share) -> float:
     2.1). Element-wise work is left out.
     """
     head = 3 * 2.0 * share.vocab * share.cfg.model.d_model * share.loss_tokens
-    return share.cfg.train.microbatches * (head + _heads_of_encoder(share) + sum(map(_stack, share.stacks)))
+    return share.cfg.train.num_microbatches * (head + _heads_of_encoder(share) + sum(map(_stack, share.stacks)))
 
 
 def _stack(stack: Share) -> float:

@@ -102,7 +102,7 @@ def _adafactor_elements(spec: ParamSpec, share: Share) -> int:
 def peak(share: Share) -> Peak:
     """Return what is alive when the device holds the most."""
     gradients = params_bytes(share)
-    accumulated = gradients if share.cfg.train.microbatches > 1 else 0
+    accumulated = gradients if share.cfg.train.num_microbatches > 1 else 0
     late = _logits(share) if _logits_outlive_loss(share) else 0
     saved = round(_spread(share) * saved_bytes(share))
     moments = [Peak("loss", accumulated, saved, _loss_bytes(share)), Peak("update", gradients, 0, 0)]
@@ -141,7 +141,7 @@ def _stream(share: Share) -> int:
 
 def _logits(share: Share) -> int:
     """Return the bytes of the logits that exist at the same time."""
-    return 4 * share.loss_tokens // share.cfg.train.loss_chunks * share.vocab
+    return 4 * share.loss_tokens // share.cfg.train.num_loss_chunks * share.vocab
 
 
 def _output(share: Share) -> int:
@@ -171,7 +171,7 @@ def _loss_bytes(share: Share) -> int:
 
 
 def _chunked(share: Share) -> bool:
-    return share.cfg.train.loss_chunks > 1
+    return share.cfg.train.num_loss_chunks > 1
 
 
 def _logits_outlive_loss(share: Share) -> bool:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bigjax import models, sharding
-from bigjax.config import BATCH_AXES, Config, pipeline
+from bigjax.config import BATCH_AXES, Config, auto, pipeline
 from bigjax.models.attention.blocked import block_count, query_blocks
 from bigjax.models.attention.kernels import SPLASH_BLOCKS
 from bigjax.models.attention.ring import MAX_BLOCK
@@ -169,11 +169,12 @@ class Share:
 
 
 def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
-    """Resolve `cfg` on a mesh with these sizes of the seven axes.
+    """Resolve `cfg` on a mesh with these sizes of the seven axes; fields that are `auto` are those of a CPU.
 
     Raises:
       ShardingError: as `sharding.fit`.
     """
+    cfg = auto.plain(cfg)
     model, train, data = cfg.model, cfg.train, cfg.data
     tree = models.build(model).specs
     mesh: Any = SimpleNamespace(shape=mesh_sizes)
@@ -196,7 +197,7 @@ def share(cfg: Config, mesh_sizes: Mapping[str, int]) -> Share:
         specs=specs,
         item=2 if model.dtype == "bfloat16" else 4,
         num_layers=model.num_layers,
-        rows=train.global_batch_size // train.microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
+        rows=train.global_batch_size // train.num_microbatches // prod(mesh_sizes[axis] for axis in BATCH_AXES),
         seq_len=data.seq_len // ways,
         memory_len=0,
         loss_len=(named_task(cfg).head_positions(cfg) or data.seq_len // ways) if model.head.startswith("lm") else 0,

@@ -30,7 +30,7 @@ def collectives(share: Share) -> list[Collective]:
         for kind, axes, count, whole in part:
             if not axes or not count:
                 continue
-            times = count * share.cfg.train.microbatches
+            times = count * share.cfg.train.num_microbatches
             known, sent = total.get((kind, axes), (0, 0.0))
             moved = times * sent_bytes(kind, round(whole), share.ways(*axes))
             total[kind, axes] = known + times, sent + moved
@@ -193,7 +193,7 @@ def _loss(share: Share) -> Iterator[Sent]:
     That gradient is summed in float32, or in the compute dtype by the chunked loss, which forms it itself.
     """
     vocab, sequence = share.layout.over("vocab"), share.shard_sequence
-    chunks, elements = share.cfg.train.loss_chunks, share.loss_tokens * share.cfg.model.d_model
+    chunks, elements = share.cfg.train.num_loss_chunks, share.loss_tokens * share.cfg.model.d_model
     if sequence:
         yield "all-gather", sequence, 1, elements * share.item
     if not vocab or not elements:
