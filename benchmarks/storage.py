@@ -56,7 +56,7 @@ def steps(seconds: float, product, x) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", required=True)
     parser.add_argument("--megabytes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
@@ -87,7 +87,8 @@ def main() -> None:
                 loaded["x"].block_until_ready()
                 found["restore"].append(size / (time.perf_counter() - start))
                 assert bool((loaded["x"] == state["x"]).all())
-                found["put"].append(put), found["get"].append(got)
+                found["put"].append(put)
+                found["get"].append(got)
         with Checkpoints(folder / "checkpoints", CheckpointConfig(keep_last=arguments.rounds)) as checkpoints:
             alone = steps(2.0, product, matrix)
             checkpoints.save(arguments.rounds + 1, state, {}, {})

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from bigjax import data, params
+from bigjax import data, params, sharding
 from bigjax.checkpoint import Checkpoints
 from bigjax.config import Config, lengths
 from bigjax.data import TextData
@@ -29,6 +29,17 @@ def on_devices(cfg: Config) -> tuple[Config, tuple[str, ...]]:
     """
     resolved, chosen = defaults.here(cfg, jax.devices())
     return resolved, defaults.notes(chosen)
+
+
+def text_of(cfg: Config, model: Model, mesh: jax.sharding.Mesh) -> TextData:
+    """Return the data of this process, after checking that the sample after the run will fit the model.
+
+    Raises:
+      DataError: the data cannot be used. GenerationError: the sample does not fit.
+    """
+    text = data.build(cfg, sharding.local_rows(mesh, cfg.train.global_batch_size))
+    finish.check_sample(cfg, model, text)
+    return text
 
 
 def is_complete(cfg: Config, folder: RunFolder) -> bool:
@@ -120,7 +131,9 @@ def open_folder(cfg: Config, folder: RunFolder, layout: Layout, text: TextData) 
 def _content(cfg: Config, sizes: dict[str, int]) -> str:
     if named_task(cfg).unit == "rows":
         return f"{sizes['documents']:,} rows"
-    return f"{sizes['tokens']:,} tokens, {sizes['bytes']:,} bytes, {sizes['documents']:,} documents"
+    # Of stored tokens nobody may know how many bytes of text and how many documents they were.
+    beside = [f"{sizes[name]:,} {name}" for name in ("bytes", "documents") if sizes[name]]
+    return ", ".join([f"{sizes['tokens']:,} tokens", *beside])
 
 
 def banner(

@@ -33,12 +33,15 @@ from absl import flags
 
 from bigjax.config import Config
 from bigjax.errors import UserError
-from bigjax.paths import AnyPath, as_path
+from bigjax.paths import AnyPath
 from bigjax.run import identity
+from bigjax.run.folder import RunFolder
 from bigjax.train import rollback
 
 from . import cli, plan
 from .processes import distributed
+
+Workdir = str | AnyPath | RunFolder
 
 Witness = Callable[[int, Any, Any], None]
 """`witness(step, batch, state)` sees the state that training starts from, with None for the batch, and after each step
@@ -70,21 +73,22 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(flag_values: flags.FlagValues) -> int:
     """Validate the command line, then run."""
     cfg = cli.load_config(flag_values.config)
-    workdir = as_path(flag_values.workdir or cli.default_workdir(sys.argv))
+    contents = identity.Once()
+    folder = RunFolder(flag_values.workdir or cli.default_workdir(sys.argv), contents)
     profile = cli.parse_range("profile", flag_values.profile)
     if profile and not 1 <= profile[0] <= profile[-1] <= cfg.train.steps:
         raise UserError(f"--profile={flag_values.profile} leaves the steps of the run, 1-{cfg.train.steps}")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     if not flag_values.plan:
-        print(f"bigjax: run {identity.fingerprint(cfg)} in {workdir}", file=sys.stderr, flush=True)
+        print(f"bigjax: run {identity.fingerprint(cfg, contents(cfg))} in {folder.path}", file=sys.stderr, flush=True)
     from bigjax.run import runtime
 
     runtime.configure_jax()
     distributed.initialize(flag_values)
     if flag_values.plan:
         return plan.here(cfg, str(cli.config_of(sys.argv)))
-    return run(cfg, workdir, profile)
+    return run(cfg, folder, profile)
 
 
 def unwatched(step: int, batch: Any, state: Any) -> None:
@@ -92,7 +96,7 @@ def unwatched(step: int, batch: Any, state: Any) -> None:
 
 
 @rollback.repeat_after_rollback
-def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, witness: Witness = unwatched) -> int:
+def run(cfg: Config, workdir: Workdir, profile: range | None = None, *, witness: Witness = unwatched) -> int:
     """Train `cfg` in `workdir` to the end, or until a signal; trace the steps `profile`; return the exit status."""
     # Only here: importing JAX takes seconds, and a user first wants to read what is going to run.
     import jax
@@ -100,7 +104,7 @@ def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, wi
     from bigjax import data, models, sharding
     from bigjax.checkpoint import Checkpoints, LenientSaves
     from bigjax.evaluate import scoring
-    from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, RunFolder, heartbeat, lock, say
+    from bigjax.run import Interrupt, MetricsWriter, Pending, Profile, heartbeat, lock, say
     from bigjax.train import continuation, guard, optimizers, step
 
     from . import begin, finish
@@ -109,15 +113,14 @@ def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, wi
     # What the user can get wrong fails before the run folder is written to, and almost all of it before a compilation.
     batch_size, total_steps = cfg.train.global_batch_size, cfg.train.steps
     given, (cfg, notes) = cfg, begin.on_devices(cfg)  # what is `auto` depends on them
-    pulse = heartbeat.pulse(as_path(workdir))  # which phase this process is in, for those that wait for it
+    folder = workdir if isinstance(workdir, RunFolder) else RunFolder(workdir, identity.Once())
+    pulse = heartbeat.pulse(folder.path)  # which phase this process is in, for those that wait for it
     mesh, model = sharding.make_mesh(cfg.mesh), models.build(cfg.model)
     layout = sharding.fit(cfg, mesh, model.specs, notes)
-    folder = RunFolder(as_path(workdir))
     if begin.is_complete(cfg, folder):
         return 0
     pulse.phase("data")
-    text = data.build(cfg, sharding.local_rows(mesh, batch_size))
-    finish.check_sample(cfg, model, text)
+    text = begin.text_of(cfg, model, mesh)
 
     with lock.held(folder.path), jax.set_mesh(mesh), Checkpoints(folder.checkpoints, cfg.checkpoint) as checkpoints:
         # ---- Optimizer, step, state: one thread makes the state, another compiles the step -------------------------
@@ -142,7 +145,7 @@ def run(cfg: Config, workdir: str | AnyPath, profile: range | None = None, *, wi
         # Only now, as what a CPU could reach is measured, and a compiler beside it would take half of that.
         speed = begin.throughput(cfg, model)
         rate, watchman = optimizers.looked_up(schedule), guard.Guard(cfg, folder, text, say)
-        evaluate = scoring.evaluator(cfg, model, layout, text.eval)
+        evaluate = scoring.evaluator(cfg, model, layout, text.eval, text.eval_apart)
         with (
             MetricsWriter(folder, cfg.log, total_steps, start or None) as writer,
             text.train.batches(start) as batches,

@@ -10,6 +10,7 @@ import pytest
 from bigjax import data
 from bigjax.checkpoint import digests
 from bigjax.config import Config
+from bigjax.data.stored import megatron
 from bigjax.data.tokens.bpe import train_bpe
 from bigjax.data.tokens.tokenizers import load_file
 from bigjax.evaluate.multiple_choice import read_questions
@@ -28,7 +29,11 @@ from tests.interop.test_hf_weights import LLAMA, random_params
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = (
     "data/sources",  # of (name, path) pairs that the library found itself
+    "data/stored/converted.py",
+    "data/stored/corpus.py",
+    "data/stored/manifest.py",
     "data/tokens/cache.py",
+    "data/tokens/parts.py",
     "data/tokens/shards.py",
     "data/tokens/text_bytes.py",
     "data/cutting.py",
@@ -63,6 +68,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(hf_verify, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_tokens_for_megatron(folder):
+    megatron.write("a.bin", [np.arange(5)], np.dtype(np.uint16))
+    assert megatron.Index("a.idx").tokens == 5
 
 
 def test_a_model_in_and_out(folder):

@@ -7,6 +7,7 @@ from math import gcd
 from typing import Any
 
 from bigjax.config import lengths, named, pipeline, recipes
+from bigjax.config import mixture as config_mixture
 from bigjax.config import model as config_model
 from bigjax.config import mup as config_mup
 from bigjax.errors import ConfigError
@@ -119,18 +120,14 @@ def problems(cfg: Any) -> Iterator[str]:
         )
     yield from _ramp_problems(cfg)
     yield from lengths.problems(cfg)
-    if data.weights and len(data.weights) != len(data.sources):
-        yield f"data.weights has {len(data.weights)} entries, but data.sources has {len(data.sources)}"
     yield from _start_problems(cfg)
     yield from _remat_problems(model.remat)
     yield from _objective_problems(cfg)
-    yield from _order_problems(cfg)
+    yield from config_mixture.problems(cfg)
     yield from _writing_problems(cfg)
     yield from config_mup.problems(cfg)
     yield from recipes.problems(cfg)
     yield from model.named_family.problems(cfg)
-    if not all(weight > 0 for weight in data.weights):
-        yield f"data.weights={data.weights} must all be above 0"
     if len(set(data.classes)) < len(data.classes) or not all(name.strip() for name in data.classes):
         yield f"data.classes={data.classes} must be names, each only once"
     if not data.sources:
@@ -157,17 +154,6 @@ def problems(cfg: Any) -> Iterator[str]:
             "mesh.context=1"
         )
     yield from pipeline.problems(mesh)
-
-
-def _order_problems(cfg: Any) -> Iterator[str]:
-    """Yield what the contiguous order, in which batches go on row by row, cannot be with."""
-    if cfg.data.order != "contiguous":
-        return
-    if cfg.data.weights:
-        yield (
-            f"data.weights={cfg.data.weights} mix shuffled rows, but data.order='contiguous' reads every source from "
-            "end to end: leave one of them out"
-        )
 
 
 def _writing_problems(cfg: Any) -> Iterator[str]:

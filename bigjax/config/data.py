@@ -12,14 +12,14 @@ class DataConfig:
 
     A source is `shakespeare` (packaged) or `shakespeare-passages` (its plays in passages, each labelled comedy, history
     or tragedy), `text:GLOB`, `jsonl:GLOB`, `csv:GLOB`, `tsv:GLOB`, `parquet:GLOB`, `tfds:NAME[:SPLIT]` or
-    `copy:SYMBOLS:LENGTH` (made up). `text_key`, `label_key` and `target_key` (what an encoder-decoder writes) are
-    columns; `classes` in order, by default all the labels that are trained on, sorted. For `token_classification` both
-    columns of `jsonl:GLOB` are lists, of words and their tags, or `conll:GLOB` has a word and its tag on each line. For
-    `question_answering` the columns of `jsonl:GLOB` are `text_key` (the context), `question_key`, `answer_key` and
-    `answer_start_key`, a number of characters, and if a line has it `is_impossible`, by which there is no answer; a row
-    has as much of the context as goes in, and the next row of it starts `doc_stride` tokens later. `target_len` is the
-    length of what an encoder-decoder writes, 0 for other families. `mask_rate` of the tokens are hidden, by
-    `span_corruption` in spans of `mean_span`.
+    `copy:SYMBOLS:LENGTH` (made up), or `tokens:GLOB` of shards of tokens. `text_key`, `label_key` and `target_key`
+    (what an encoder-decoder writes) are columns; `classes` in order, by default all the labels that are trained on,
+    sorted. For `token_classification` both columns of `jsonl:GLOB` are lists, of words and their tags, or `conll:GLOB`
+    has a word and its tag on each line. For `question_answering` the columns of `jsonl:GLOB` are `text_key` (the
+    context), `question_key`, `answer_key` and `answer_start_key`, a number of characters, and if a line has it
+    `is_impossible`, by which there is no answer; a row has as much of the context as goes in, and the next row of it
+    starts `doc_stride` tokens later. `target_len` is the length of what an encoder-decoder writes, 0 for other
+    families. `mask_rate` of the tokens are hidden, by `span_corruption` in spans of `mean_span`.
     A tokenizer is `bytes`, `bpe:SIZE` (trained on the training documents) or `hf:PATH` of a `tokenizer.json` or of its
     folder. Special tokens that a document spells out are letters like any others, unless `special_tokens` is set; in
     prompts they are special. A share of more than `max_overlap` of the held-out documents that are trained on, too, is
@@ -32,8 +32,18 @@ class DataConfig:
     """What is trained on, in the forms listed above."""
     weights: tuple[float, ...] = ()
     """The share of each source in a batch, in any unit; empty means in proportion to their sizes."""
+    later_weights: tuple[str, ...] = ()
+    """Shares from a step on, as `WHEN:WEIGHT/WEIGHT/...` with a step or, of the run, a percentage: `50%:1/3`."""
+    weight_change: Literal["stages", "linear"] = "stages"
+    """Whether shares change at once where `later_weights` says, or evenly towards it."""
+    epochs: tuple[float, ...] = ()
+    """How often each source is read while others are read as often as they say; in the place of `weights`."""
+    max_epochs: tuple[float, ...] = ()
+    """How often each source is read at most, 0 for any number; after that the others go on without it."""
     eval_sources: tuple[str, ...] = ()
     """What the loss is measured on; empty means a part of `sources` that is held out."""
+    eval_each: bool = plumbing(False)
+    """Whether the loss is also measured on what is held out of each source alone, as `eval/SOURCE/loss`."""
     holdout: float = bounded(0.05, minimum=0, below=1)
     """The share of documents that is held out where there are no `eval_sources`."""
     text_key: str = "text"

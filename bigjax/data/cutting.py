@@ -9,7 +9,9 @@ from bigjax.data.errors import DataError
 from bigjax.data.rows.masking import Masking
 from bigjax.data.rows.packed import Rows
 from bigjax.data.rows.pairs import Ends
+from bigjax.data.rows.stored import StoredText
 from bigjax.data.sources.opening import Document, SplitSource
+from bigjax.data.stored.layouts import MADE_BY, claim_of
 from bigjax.data.tokens.bpe import build_tokenizer
 from bigjax.data.tokens.shards import Shard, Side, tokenize
 from bigjax.data.tokens.special import special_ids
@@ -104,3 +106,43 @@ def shard_of(side: SplitSource, tokenizer: Tokenizer, root: Path, opening: Seque
             "out: set data.eval_sources to other documents, or change data.holdout (0 holds nothing out)"
         )
     return shard
+
+
+def stored_rows(cfg: Config, side: SplitSource, tokenizer: Tokenizer) -> StoredText:
+    """Return the rows of one side of a source of tokens.
+
+    Held out is the end of the corpus, from a document's start where an index says it.
+
+    Raises:
+      DataError: it is of another tokenizer, has an id beyond the vocabulary, or fewer than two tokens.
+    """
+    corpus, spec = side.source.corpus, side.source.spec
+    assert corpus is not None
+    if corpus.max_id >= tokenizer.vocab_size:
+        raise DataError(
+            f"{spec!r} has the id {corpus.max_id} in {corpus.largest}, but data.tokenizer={cfg.data.tokenizer!r} has "
+            f"only {tokenizer.vocab_size} ids: name the tokenizer that the tokens were made with"
+        )
+    if other := [claim for claim in corpus.claims if claim.startswith(MADE_BY) and claim != claim_of(tokenizer.digest)]:
+        raise DataError(
+            f"{spec!r} was made with another tokenizer ({other[0][:23]}) than data.tokenizer={cfg.data.tokenizer!r} "
+            f"({claim_of(tokenizer.digest)[:23]}): name that one"
+        )
+    cut = len(corpus)
+    if side.rule.startswith("tail:"):
+        cut -= max(round(len(corpus) * float(side.rule.removeprefix("tail:"))), 1)
+        near = corpus.document_starts(cut, min(cut + LOOKED_AHEAD, len(corpus))) if corpus.indexed else []
+        cut = int(near[0]) if len(near) else cut
+    first, last = (cut, len(corpus)) if side.split == "eval" and side.rule != "all" else (0, cut)
+    if last - first < 2:
+        raise DataError(
+            f"{spec!r} has {last - first} tokens for {'training' if side.split == 'train' else 'evaluation'}: name "
+            "more shards, or set data.eval_sources to others and data.holdout=0"
+        )
+    data, table = cfg.data, tokenizer.token_bytes
+    how = (data.seq_len, data.document_mask, data.order == "contiguous", tokenizer.eos_id)
+    return StoredText(spec, corpus, first, last, *how, table)
+
+
+LOOKED_AHEAD = 2**20
+"""Tokens after a cut among which a document's start is looked for."""

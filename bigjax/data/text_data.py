@@ -1,17 +1,21 @@
 """From a config to a run's text: sources, tokenizer, token cache, training stream and held-out set."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bigjax.config import Config, named
+from bigjax.data.batches import evalset
 from bigjax.data.batches import ramp as batch_ramp
 from bigjax.data.batches.evalset import EvalSet
 from bigjax.data.batches.lanes import build_lanes
+from bigjax.data.batches.mixture import mixture_of
 from bigjax.data.batches.order import build_order
 from bigjax.data.batches.stream import TrainStream
 from bigjax.data.errors import DataError
 from bigjax.data.rows.packed import PackedText, Rows
+from bigjax.data.rows.stored import StoredText
 from bigjax.data.sources import duplicates
 from bigjax.data.sources.opening import Split, SplitSource, open_source, split_sources
 from bigjax.data.tokens.cache import cache_folder
@@ -25,6 +29,7 @@ class TextData:
     Attributes:
       train: the training batches.
       eval: the held-out documents; None when nothing is held out.
+      eval_apart: those of each of several sources by a name for it, if they are scored apart.
       tokenizer: of both.
       cache: the cache folder.
       duplicates: how many documents stand twice; see `sources.duplicates.count`.
@@ -37,6 +42,7 @@ class TextData:
     cache: Path
     duplicates: dict[str, int]
     notes: tuple[str, ...] = ()
+    eval_apart: Mapping[str, EvalSet] = field(default_factory=dict)
 
     def score_set(self, split: Split) -> EvalSet:
         """Return the rows of a split, once and in order, for scoring.
@@ -100,19 +106,21 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
             f"tokens make {sum(counts)} rows of data.seq_len={data.seq_len}, fewer than "
             f"train.global_batch_size={batch_size}; give more text or lower one of them"
         )
+    ramp = batch_ramp.build(cfg) if cfg.train.ramp_batch_size else None
+    weights, mixture = mixture_of(cfg, counts, ramp.rows_before if ramp else lambda batch: batch * batch_size)
     train = TrainStream(
         sources=train_rows,
         order=(
             build_lanes(counts, batch_size)
             if data.order == "contiguous"
-            else build_order(counts, data.weights, cfg.train.seed)
+            else build_order(counts, weights, cfg.train.seed, mixture)
         ),
         seed=cfg.train.seed,
         rows=rows,
         global_batch_size=batch_size,
         seq_len=data.seq_len,
         prefetch=data.prefetch,
-        ramp=batch_ramp.build(cfg) if cfg.train.ramp_batch_size else None,
+        ramp=ramp,
         microbatches=cfg.train.num_microbatches,
         held_out=tuple(source.digest for source in eval_rows),
     )
@@ -128,7 +136,9 @@ def build(cfg: Config, rows: slice, tokenizer: Tokenizer | None = None) -> TextD
             "data.eval_sources to longer documents, or hold nothing out (data.holdout=0)"
         )
     notes = dict.fromkeys(note for side in (*train_sides, *eval_sides) for note in side.source.notes)
-    return TextData(train, held_out, tokenizer, root, found, (*notes, *duplicates.told(found)))
+    names = evalset.names([source.spec for source in eval_rows]) if data.eval_each and len(eval_rows) > 1 else []
+    apart = {name: _eval_set((source,), rows, batch_size) for name, source in zip(names, eval_rows, strict=False)}
+    return TextData(train, held_out, tokenizer, root, found, (*notes, *duplicates.told(found)), apart)
 
 
 def sides_of(cfg: Config, root: Path | None = None) -> tuple[list[SplitSource], list[SplitSource]]:
@@ -144,8 +154,8 @@ def for_text(cfg: Config, tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _found_elsewhere(sides: list[SplitSource]) -> list[SplitSource]:
-    """Return the sides of texts that are not made up, of which copies are no wonder."""
-    return [side for side in sides if not side.source.spec.startswith("copy:")]
+    """Return the sides of texts; copies of what is made up are no wonder, and tokens are no texts."""
+    return [side for side in sides if not side.source.spec.startswith("copy:") and side.source.corpus is None]
 
 
 def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer: Tokenizer) -> EvalSet:
@@ -166,11 +176,13 @@ def open_documents(cfg: Config, sources: tuple[str, ...], rows: slice, tokenizer
 
 def _eval_set(sources: tuple[Rows, ...], rows: slice, batch_size: int) -> EvalSet:
     """Return the evaluation set of some sources; only where all of a text is predicted do its bytes count."""
-    texts = [source for source in sources if isinstance(source, PackedText)]
+    texts = [source for source in sources if isinstance(source, PackedText | StoredText)]
     if len(texts) < len(sources):
         return EvalSet(sources, rows, batch_size)
     contiguous = all(source.contiguous for source in texts)
-    return EvalSet(tuple(source.scored() for source in texts), rows, batch_size, contiguous)
+    # Of tokens from elsewhere it may not be known what each stands for.
+    known = all(not isinstance(source, StoredText) or source.table is not None for source in texts)
+    return EvalSet(tuple(source.scored() if known else source for source in texts), rows, batch_size, contiguous)
 
 
 def _some(specs: tuple[str, ...]) -> str:

@@ -1,7 +1,8 @@
 """Scores of a model on a set of batches."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,13 +16,16 @@ from bigjax.run import metrics
 from bigjax.sharding import Layout
 from bigjax.train import step
 
+NOTHING: Mapping[str, EvalSet] = MappingProxyType({})
+
 
 def evaluator(
-    cfg: Config, model: Model, layout: Layout, held_out: EvalSet | None
+    cfg: Config, model: Model, layout: Layout, held_out: EvalSet | None, apart: Mapping[str, EvalSet] = NOTHING
 ) -> Callable[[step.TrainState], dict[str, float]]:
     """Return the function from a train state to the `score` of its weights on `held_out`, empty if that is None.
 
-    It scores `train.eval_batches` batches. Programs are compiled when they are first needed.
+    It scores `train.eval_batches` batches, and as many of each set in `apart`, whose scores are `NAME/loss` and so on.
+    Programs are compiled when they are first needed.
     """
     eval_step = jax.jit(step.make_eval_step(cfg, model, layout))
     fresh = jax.jit(lambda: step.fresh(cfg, model, layout))
@@ -29,8 +33,13 @@ def evaluator(
     def evaluate(state: step.TrainState) -> dict[str, float]:
         if held_out is None:
             return {}
-        batches = held_out.batches(cfg.train.eval_batches)
-        return score(eval_step, state.weights, batches, cfg.train.global_batch_size, fresh())
+
+        def scored(some: EvalSet) -> dict[str, float]:
+            batches = some.batches(cfg.train.eval_batches)
+            return score(eval_step, state.weights, batches, cfg.train.global_batch_size, fresh())
+
+        each = {f"{name}/{key}": value for name, some in apart.items() for key, value in scored(some).items()}
+        return scored(held_out) | each
 
     return evaluate
 

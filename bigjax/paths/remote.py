@@ -159,9 +159,7 @@ class RemotePath:
 
     def stat(self) -> Status:
         """Return size and time of the object; of a folder, size 0."""
-        found = self._ask("read", lambda fs: fs.info(self._url))
-        times = (found.get(key) for key in ("LastModified", "updated", "mtime", "modified", "last_modified", "created"))
-        return Status(int(found.get("size") or 0), _seconds(next((time for time in times if time), 0)))
+        return _status_of(self._ask("read", lambda fs: fs.info(self._url)))
 
     def iterdir(self) -> Iterator["RemotePath"]:
         """Yield what lies directly in the folder, sorted.
@@ -171,6 +169,11 @@ class RemotePath:
         """
         found = self._ask("listed", lambda fs: fs.ls(self._url, detail=False))
         yield from sorted({path for path in map(self._beside, found) if path != self})
+
+    def entries(self) -> list[tuple[str, Status]]:
+        """Return name, size and time of each object directly in the folder, in one listing."""
+        found = self._ask("listed", lambda fs: fs.ls(self._url, detail=True))
+        return [(posixpath.basename(info["name"]), _status_of(info)) for info in found]
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
         """Yield what is in the folder and matches `pattern`, sorted; nothing where there is no such folder."""
@@ -328,6 +331,11 @@ def _cat(fs: Any, url: str, start: int | None, end: int | None) -> bytes:
     if start is not None and end is not None and len(data) != end - start:
         raise ConnectionError(f"{len(data)} bytes of {end - start} came")
     return data
+
+
+def _status_of(found: dict[str, Any]) -> Status:
+    times = (found.get(key) for key in ("LastModified", "updated", "mtime", "modified", "last_modified", "created"))
+    return Status(int(found.get("size") or 0), _seconds(next((time for time in times if time), 0)))
 
 
 def _seconds(time: Any) -> float:

@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,8 +34,9 @@ class RunFolder:
 
     path: AnyPath
 
-    def __init__(self, path: str | AnyPath):
+    def __init__(self, path: str | AnyPath, contents: Callable[[Config], identity.Contents] = identity.contents_of):
         object.__setattr__(self, "path", as_path(path))
+        object.__setattr__(self, "_contents", contents)
 
     @classmethod
     def existing(cls, path: str | AnyPath) -> "RunFolder":
@@ -158,7 +159,7 @@ class RunFolder:
         stored, before = self._load()
         if before is None:  # it has no files, or an earlier version did not write down what they hold
             return strict.fingerprint(stored) == strict.fingerprint(config)
-        return self.fingerprint == identity.fingerprint(config)
+        return self.fingerprint == identity.fingerprint(config, self.__dict__["_contents"](config))
 
     @property
     def fingerprint(self) -> str:
@@ -208,7 +209,7 @@ class RunFolder:
         """Make the folder and write `config.json`, which comes first: a start would refuse a folder without it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            text = identity.contents_of(config)
+            text = self.__dict__["_contents"](config)
         except DataError:  # of a point of a sweep, which will say so when it runs
             text = {}
         record = {"config": strict.to_dict(config), "fingerprint": identity.fingerprint(config, text)}
@@ -282,7 +283,7 @@ class RunFolder:
     def _changed(self, config: Config, changing: Collection[str]) -> dict[str, list[Any]]:
         """Return path -> [before, now] of the fields that differ from the stored config, all of which may."""
         stored, before = self._load()
-        differences, now = strict.diff(stored, config), identity.contents_of(config)
+        differences, now = strict.diff(stored, config), self.__dict__["_contents"](config)
         known = now if before is None else before  # an earlier version did not write it down
         maths = [found for found in differences if not found.plumbing and found.path not in changing]
         values = {leaf.path: leaf.value for leaf in strict.leaves(config)}

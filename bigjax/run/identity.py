@@ -40,6 +40,22 @@ def contents_of(cfg: Config) -> Contents:
     return {path: entries for path, entries in found.items() if any(entries)}
 
 
+class Once:
+    """`contents_of`, looked up once for each config, as a start asks it again and again."""
+
+    def __init__(self):
+        self._seen: list[tuple[Any, Contents]] = []
+
+    def __call__(self, cfg: Config) -> Contents:
+        """Return what the files held when this was first asked."""
+        asked = strict.maths(cfg), cfg.data  # a start may choose a mesh and the like in between
+        for known, found in self._seen:
+            if known == asked:
+                return found
+        self._seen.append((asked, contents_of(cfg)))
+        return self._seen[-1][1]
+
+
 def _code(name: str) -> dict[str, Any]:
     return {"sha256": named.digest(name), "files": named.own_hashes(name)}
 
@@ -52,7 +68,8 @@ def _source(cfg: Config, spec: str) -> dict[str, Any] | None:
 
     if _is_own(spec, FORMS):  # known by its code: to open it would read all of it
         return _entry(named.own_hashes(spec))
-    return _entry(open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir)).files)
+    source = open_source(spec, named.task(cfg).columns(cfg), cache_folder(cfg.data.cache_dir))
+    return {"sha256": source.digest, "files": source.files} if source.corpus is not None else _entry(source.files)
 
 
 def _tokenizer(cfg: Config, spec: str) -> dict[str, Any] | None:

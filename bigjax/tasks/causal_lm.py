@@ -8,7 +8,7 @@ import numpy as np
 
 from bigjax import lazy
 from bigjax.config import Config
-from bigjax.data.cutting import Cut, check_vocabulary, shard_of
+from bigjax.data.cutting import Cut, check_vocabulary, shard_of, stored_rows
 from bigjax.data.rows.packed import PackedText, Rows
 from bigjax.data.sources.opening import SplitSource
 from bigjax.data.tokens.text_bytes import bytes_at
@@ -24,6 +24,8 @@ def rows(cfg: Config, tokenizer: Tokenizer, root: Path, training: Sequence[Split
     how = (data.seq_len, data.document_mask, data.order == "contiguous")
 
     def cut(side: SplitSource) -> Rows:
+        if side.source.corpus is not None:
+            return stored_rows(cfg, side, tokenizer)
         # As in transformers, a text that is continued starts with what the tokenizer puts before it.
         shard = shard_of(side, tokenizer, root, tokenizer.opening)
         count = functools.partial(bytes_at, side, tokenizer, root, shard, tokenizer.opening)

@@ -5,6 +5,7 @@
   resume --config=FILE[:ARG]        killed and resumed, also elsewhere, a run goes on as if nothing had been
   mup --config=FILE[:ARG]           activations, and what training changes in them, do not depend on the width
   checkpoint --workdir=RUN          what is saved is what was written
+  data --workdir=RUN                what is trained on is what it was, to the last byte
   replay --workdir=RUN --event=E    a step that diverged does so again, bit for bit
 
 `python -m experiments.check NAME --help` lists a check's flags. Exit status: 0 all is well; 1 a bug; 2 bad input;
@@ -23,6 +24,7 @@ from bigjax.run.folder import RunFolder
 
 from .. import cli, help_text
 from ..processes import distributed
+from . import data as check_data
 from . import equivalence as check_equivalence
 from . import mup as check_mup
 from . import resume as check_resume
@@ -43,6 +45,7 @@ EXAMPLES = {
     "resume": check_resume.EXAMPLES,
     "mup": check_mup.EXAMPLES,
     "checkpoint": ("python -m experiments.check checkpoint --workdir=runs/quickstart",),
+    "data": check_data.EXAMPLES,
     "replay": ("python -m experiments.check replay --workdir=runs/quickstart --event=step-12",),
 }
 
@@ -101,6 +104,7 @@ CHECKS = {
     "resume": (check_resume.run, check_resume.define_flags, check_resume.__doc__, True),
     "mup": (check_mup.run, check_mup.define_flags, check_mup.__doc__, True),
     "checkpoint": (checkpoint, define_checkpoint_flags, CHECKPOINT, False),
+    "data": (check_data.run, check_data.define_flags, check_data.__doc__, False),
     "replay": (replay, define_replay_flags, REPLAY, False),
 }
 """Name -> what runs, its flags, its help, whether it takes --config."""

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bigjax.data.batches.order import build_order, drawn, mixture_shares
+from bigjax.data.batches.order import build_order
+from bigjax.data.batches.shares import drawn, mixture_shares
 
 
 def ids(order, start, stop):

@@ -68,7 +68,7 @@ def test_every_public_function_and_class_has_a_place(site):
 def test_every_command_has_a_page(site):
     listed = subprocess.run([sys.executable, "-m", "bigjax", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     commands = re.findall(r"^  (\w+)  ", listed, re.MULTILINE)
-    checks = ("check-equivalence", "check-resume", "check-mup", "check-checkpoint", "check-replay")
+    checks = ("check-equivalence", "check-resume", "check-mup", "check-checkpoint", "check-data", "check-replay")
     assert len(commands) > 8
     missing = [name for name in (*commands, *checks) if not (site / "reference/commands" / f"{name}.html").is_file()]
     assert missing == []

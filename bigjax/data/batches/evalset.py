@@ -1,7 +1,8 @@
 """Scoring a split: its rows once, in order, in batches of one size."""
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,21 @@ import numpy as np
 from bigjax.data.batches.lanes import build_lanes
 from bigjax.data.batches.stream import Batch
 from bigjax.data.rows.packed import Rows, gather
+
+
+def names(specs: Sequence[str]) -> list[str]:
+    """Return a short name for each source, by which its scores are called: the last part of it that is no pattern.
+
+    Sources that would have the same get numbers: `books`, `books-2`.
+    """
+    found: list[str] = []
+    for spec in specs:
+        kind, _, rest = spec.partition(":")
+        parts = [part for part in re.split(r"[/:]", rest) if part and not re.search(r"[*?\[]", part)]
+        name = re.sub(r"[^\w-]+", "-", parts[-1].partition(".")[0] if parts else kind).strip("-") or kind
+        count = sum(other == name or re.fullmatch(rf"{re.escape(name)}-\d+", other) is not None for other in found)
+        found.append(f"{name}-{count + 1}" if count else name)
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,36 +5,15 @@ is stored: any k can be asked for at any time, so resuming, or another number of
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-
-def mixture_shares(weights: Sequence[float]) -> tuple[int, ...]:
-    """Return the smallest whole numbers in proportion to weights, each taken as the decimal it prints as."""
-    fractions = [Fraction(str(weight)) for weight in weights]
-    scale = math.lcm(*(fraction.denominator for fraction in fractions))
-    shares = [int(fraction * scale) for fraction in fractions]
-    divisor = math.gcd(*shares)
-    return tuple(share // divisor for share in shares)
-
-
-def drawn(k: int, shares: Sequence[int]) -> list[int]:
-    """Return how many of the first `k` draws come from each source.
-
-    The first source gets its exact share of k, rounded up; the others divide the rest the same way. So after every
-    `sum(shares)` draws the counts are exactly in proportion, and each count rises one at a time.
-    """
-    counts, rest, total = [], k, sum(shares)
-    for share in shares:
-        others = rest * (total - share) // total
-        counts.append(rest - others)
-        rest, total = others, total - share
-    return counts
+from bigjax.data.batches.mixture import Mixture
+from bigjax.data.batches.shares import drawn, mixture_shares
+from bigjax.data.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -43,31 +22,41 @@ class Order:
 
     Attributes:
       rows: number of rows of each source.
-      shares: whole numbers in proportion to which sources are drawn from.
+      shares: whole numbers in proportion to which sources are drawn from, at first.
       first: (sources + 1,) number of rows of the sources before each.
       shuffles: for each source a `grain.MapDataset` of the row numbers of all its epochs.
+      mixture: where the proportions change.
     """
 
     rows: tuple[int, ...]
     shares: tuple[int, ...]
     first: np.ndarray
     shuffles: tuple[Any, ...]
+    mixture: Mixture | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the order depends on besides the rows, the seed and the batch size."""
-        return {"shares": list(self.shares)}
+        return {"shares": list(self.shares)} | ({"mixture": str(self.mixture)} if self.mixture else {})
 
     def drawn(self, k: int) -> list[int]:
         """Return how many of the first `k` rows come from each source."""
-        return drawn(k, self.shares)
+        return self.mixture.drawn(k) if self.mixture else drawn(k, self.shares)
 
     def id_at(self, k: int) -> int:
-        """Return the id of the k-th row of the run."""
+        """Return the id of the k-th row of the run.
+
+        Raises:
+          DataError: no source may be read as often.
+        """
+        if self.mixture and self.mixture.end is not None and k >= self.mixture.end:
+            raise DataError(
+                f"data.max_epochs ends the data after {self.mixture.end:,} rows: raise it, or take fewer steps"
+            )
         if len(self.rows) == 1:
             source, index = 0, k
         else:
-            before, after = drawn(k, self.shares), drawn(k + 1, self.shares)
+            before, after = self.drawn(k), self.drawn(k + 1)
             source = next(i for i in range(len(before)) if before[i] != after[i])
             index = before[source]
         epoch = index // self.rows[source]
@@ -85,14 +74,14 @@ def locate(ids: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     return source, epoch, row - first[source]
 
 
-def build_order(rows: Sequence[int], weights: Sequence[float], seed: int) -> Order:
+def build_order(rows: Sequence[int], weights: Sequence[float], seed: int, mixture: Mixture | None = None) -> Order:
     """Order the rows of sources.
 
     Args:
       rows: number of rows of each source, at least 1.
       weights: proportions of rows drawn from each source. Empty: the sizes, and then every row of every source is drawn
         once before any is drawn again.
-      seed: of the run.
+      seed: of the run. mixture: how the proportions change, if they do.
     """
     import grain  # takes a second
 
@@ -102,4 +91,4 @@ def build_order(rows: Sequence[int], weights: Sequence[float], seed: int) -> Ord
         hashed = int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:4])
         shuffles.append(grain.MapDataset.range(count).shuffle(seed=hashed).repeat())
     first = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-    return Order(tuple(rows), mixture_shares(weights or rows), first, tuple(shuffles))
+    return Order(tuple(rows), mixture_shares(weights or rows), first, tuple(shuffles), mixture)

@@ -36,12 +36,23 @@ def pack_rows(
     for row, start in enumerate(starts.tolist()):
         window = tokens[start : start + seq_len + 1]
         stream_BT[row, : len(window)] = window
-    columns = np.arange(seq_len + 1, dtype=np.int32)
-    filled_BT = columns < (len(tokens) - starts)[:, None]
+    opens_BT = _document_starts(offsets, starts, seq_len) if document_mask else None
+    return packed(stream_BT, len(tokens) - starts, opens_BT)
+
+
+def packed(stream_BT: np.ndarray, lengths: np.ndarray, opens_BT: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return the arrays of `pack_rows`.
+
+    Args:
+      stream_BT: (B, S + 1) int32, the tokens of each row and the one after, 0 past the end.
+      lengths: (B,) how many of them there are, or more.
+      opens_BT: (B, S + 1) bool, where a document starts, first columns excepted; None where they are not told apart.
+    """
+    columns = np.arange(stream_BT.shape[1], dtype=np.int32)
+    filled_BT = columns < lengths[:, None]
     arrays = {"tokens": stream_BT[:, :-1].copy(), "targets": stream_BT[:, 1:].copy()}
-    if not document_mask:
+    if opens_BT is None:
         return arrays | {"weights": filled_BT[:, 1:].astype(np.float32)}
-    opens_BT = _document_starts(offsets, starts, seq_len)
     latest_BS = np.maximum.accumulate(np.where(opens_BT[:, :-1], columns[:-1], 0), axis=1)
     filled_BS = filled_BT[:, :-1]
     return arrays | {

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bigjax.data.errors import DataError
-from bigjax.data.sources.opening import SplitSource, canonical
+from bigjax.data.sources.held_out import canonical
+from bigjax.data.sources.opening import SplitSource
 from bigjax.data.tokens.cache import content_key, make_once
 
 FORMAT = 1

@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from bigjax.config import named
 from bigjax.data.errors import DataError
-from bigjax.data.sources import copying, own, readers, shakespeare, tables
+from bigjax.data.sources import copying, own, readers, shakespeare, stored, tables
 from bigjax.data.sources import tfds as tfds_source
+from bigjax.data.sources.held_out import canonical, document_fraction, tail_start
+from bigjax.data.stored.corpus import Corpus
 
 Split = Literal["train", "eval"]
 Document = tuple[str, Any]
@@ -50,6 +50,7 @@ FORMS = {
     "copy": "copy:SYMBOLS:LENGTH",
     "conll": "conll:GLOB",
     "sklearn": "sklearn:NAME",
+    "tokens": "tokens:GLOB",
 }
 """How a source of each kind is written."""
 
@@ -83,6 +84,7 @@ class Source:
       digest: sha256 of everything the documents depend on.
       read: starts a pass over all the documents.
       notes: what is to be said of its files.
+      corpus: its tokens, where it holds these and not texts; then it has no documents to read.
     """
 
     spec: str
@@ -90,6 +92,7 @@ class Source:
     digest: str
     read: Callable[[], Iterator[Document]]
     notes: tuple[str, ...] = ()
+    corpus: Corpus | None = None
 
 
 def open_source(
@@ -119,6 +122,10 @@ def open_source(
         )
     if not _suits(kind, text_key):
         raise DataError(f"{spec!r} cannot give what train.objective reads: {_wanted(text_key)}")
+    if kind == "tokens":
+        corpus = stored.open_tokens(rest, root)
+        files = dict(corpus.files()) if corpus.shards <= stored.LISTED else {}
+        return Source(spec, files, corpus.digest, functools.partial(stored.no_documents, spec), (), corpus)
     if kind == "sklearn" and isinstance(text_key, tuple):
         return _made(spec, [kind, rest, *text_key], functools.partial(tables.read_packaged, rest, text_key))
     if isinstance(text_key, tuple):
@@ -263,43 +270,14 @@ class SplitSource:
         return [self.source.digest, self.split if self.rule != "all" else "all", self.rule]
 
 
-def canonical(value: Any) -> bytes:
-    """Return bytes that tell what documents hold apart: of a text its UTF-8, of values their JSON.
-
-    Numbers and arrays of NumPy are encoded by their type, shape and content.
-    """
-    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_described)).encode()
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return [value.dtype.str, value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()]
-    return repr(value)  # a date, a decimal number: whatever a table holds
-
-
-def document_fraction(text: Any) -> float:
-    """Map a document to a number in [0, 1) that is uniform over them: the first 53 bits of its `canonical` sha256."""
-    return (int.from_bytes(hashlib.sha256(canonical(text)).digest()[:8]) >> 11) / 2**53
-
-
-def tail_start(text: str, share: float) -> int:
-    """Return where the end of a text starts that is `share` of it: at a line, or a word, up to as much again before."""
-    cut = min(len(text) - max(round(len(text) * share), 1), len(text) - 1)
-    for mark in ("\n", " "):
-        place = text.rfind(mark, max(2 * cut - len(text), 1), cut) + 1
-        if place > 0:
-            return place
-    return max(cut, 0)
-
-
 FEW = 10
 """Documents, of which one would be more than is wanted of a text."""
 
 
 def _rule(source: Source, holdout: float, whole: bool) -> str:
     """Return the rule that holds out documents of a source, or, of too few and unless `whole`, parts of each."""
+    if source.corpus is not None:
+        return f"tail:{holdout}"
     lowest, highest, sides, count = 1.0, 0.0, set(), 0
     for count, (_, text) in enumerate(source.read(), start=1):  # noqa: B007
         fraction = document_fraction(text)
@@ -350,4 +328,5 @@ def split_sources(
                     f"data.eval_sources: {name} of {source.spec!r} has the same bytes as {trained_name} of {spec!r}, "
                     "which is trained on: take it out of one of them"
                 )
+        stored.check_apart(source.spec, source.corpus, [(other.spec, other.corpus) for other in train_side])
     return train, [SplitSource(s, "eval", "works" if _packaged(s) else "all") for s in eval_side]

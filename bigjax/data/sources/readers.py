@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,11 +163,19 @@ def read_jsonl(name: str, path: Path, text_key: str, labels: bool = False) -> It
     Raises:
       DataError: a line is not UTF-8, not a JSON object, or lacks a string under `text_key`.
     """
-    for number, record in _json_lines(path, (text_key,)):
+    with opened(path) as lines:
+        yield from json_texts(name, str(path), lines, text_key, labels)
+
+
+def json_texts(
+    name: str, place: str, lines: Iterable[bytes], text_key: str, labels: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Yield a document per line of JSON, as `read_jsonl`; `place` is what errors call their origin."""
+    for number, record in _json_objects(lines, place, (text_key,)):
         text = spelled(record[text_key]) if labels else record[text_key]
         if not isinstance(text, str):
-            raise DataError(f"{path}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
-        yield f"{name}:{number}", _of_characters(text, path, number)
+            raise DataError(f"{place}, line {number}: {text_key!r} is {type(text).__name__}, not a string")
+        yield f"{name}:{number}", _of_characters(text, place, number)
 
 
 OPTIONAL = ("is_impossible",)
@@ -188,13 +196,16 @@ def read_records(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple
     Raises:
       DataError: as `read_jsonl`, of any kind of value.
     """
-    for number, record in _json_lines(path, tuple(key for key in keys if key not in (*OPTIONAL, ALL))):
-        values = picked(record, keys)
-        _of_characters(json.dumps(values, ensure_ascii=False), path, number)
-        yield f"{name}:{number}", values
+    with opened(path) as lines:
+        for number, record in _json_objects(
+            lines, str(path), tuple(key for key in keys if key not in (*OPTIONAL, ALL))
+        ):
+            values = picked(record, keys)
+            _of_characters(json.dumps(values, ensure_ascii=False), str(path), number)
+            yield f"{name}:{number}", values
 
 
-def _of_characters(text: str, path: Path, number: int) -> str:
+def _of_characters(text: str, path: str, number: int) -> str:
     """Return a text of a line of JSON, in which half a surrogate pair can be spelt that no UTF-8 can hold.
 
     Raises:
@@ -233,25 +244,24 @@ def read_conll(name: str, path: Path, keys: tuple[str, ...]) -> Iterator[tuple[s
             words, tags = [], []
 
 
-def _json_lines(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_objects(lines: Iterable[bytes], path: str, keys: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the number and the object of each line that is not blank, which must have some keys."""
     offset = 0
-    with opened(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            text_line, offset = decode(line, f"{path}, line {number},", offset), offset + len(line)
-            if number == 1:
-                text_line = text_line.removeprefix("\ufeff")
-            if not text_line.strip():
-                continue
-            try:
-                record = json.loads(text_line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
-            except (ValueError, RecursionError) as error:  # a number of too many digits, or too many brackets
-                raise DataError(f"{path}, line {number}: JSON that Python does not read ({error})") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: a JSON object is needed, not {type(record).__name__}")
-            for key in keys:
-                if key not in record:
-                    raise DataError(f"{path}, line {number}: no key {key!r}, only {', '.join(map(repr, record))}")
-            yield number, record
+    for number, line in enumerate(lines, start=1):
+        text_line, offset = decode(line, f"{path}, line {number},", offset), offset + len(line)
+        if number == 1:
+            text_line = text_line.removeprefix("\ufeff")
+        if not text_line.strip():
+            continue
+        try:
+            record = json.loads(text_line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a number of too many digits, or too many brackets
+            raise DataError(f"{path}, line {number}: JSON that Python does not read ({error})") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number}: a JSON object is needed, not {type(record).__name__}")
+        for key in keys:
+            if key not in record:
+                raise DataError(f"{path}, line {number}: no key {key!r}, only {', '.join(map(repr, record))}")
+        yield number, record

@@ -86,18 +86,15 @@ def tokenize(side: Side, tokenizer: Tokenizer, root: Path, opening: Sequence[int
 def write_shard(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, opening: Sequence[int] = ()) -> None:
     """Tokenise documents into a folder, each between `opening` and the tokenizer's end-of-text id if it has one."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    end = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype)
-    start = np.array(opening, dtype)
     offsets, num_bytes, digest = array.array("q", [0]), 0, hashlib.sha256()
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "names.jsonl").open("w") as names:
-        for batch in batches(documents):
-            for (name, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-                content = np.concatenate([start, ids.astype(dtype), end]).tobytes()
-                tokens.write(content)
-                digest.update(content)
-                names.write(json.dumps(name) + "\n")
-                num_bytes += len(text.encode())
-                offsets.append(offsets[-1] + len(content) // dtype.itemsize)
+        for name, text, ids in encoded(documents, tokenizer, opening):
+            content = ids.astype(dtype).tobytes()
+            tokens.write(content)
+            digest.update(content)
+            names.write(json.dumps(name) + "\n")
+            num_bytes += len(text.encode())
+            offsets.append(offsets[-1] + len(content) // dtype.itemsize)
     (folder / "offsets.bin").write_bytes(offsets.tobytes())
     digest.update(offsets.tobytes())
     manifest = {
@@ -109,6 +106,16 @@ def write_shard(folder: Path, documents: Iterable[Document], tokenizer: Tokenize
         "sha256": digest.hexdigest(),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+
+
+def encoded(
+    documents: Iterable[Document], tokenizer: Tokenizer, opening: Sequence[int] = ()
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield name, text and ids of each document, between `opening` and the tokenizer's end-of-text id if it has one."""
+    start, end = np.array(opening, np.int32), np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], np.int32)
+    for batch in batches(documents):
+        for (name, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
+            yield name, text, np.concatenate([start, ids, end])
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -130,7 +130,7 @@ def read_csv(
     )
 
 
-def _renamed(header: list[str], columns: Mapping[str, str], path: Path) -> list[str]:
+def _renamed(header: list[str], columns: Mapping[str, str], path: AnyPath) -> list[str]:
     """Return the header as `KNOWN` spells it, after the names that `columns` gives.
 
     Raises:

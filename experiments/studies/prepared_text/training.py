@@ -32,5 +32,5 @@ def get_config() -> ConfigDict:
 def sweep(add: Adder) -> None:
     """Add the runs on raw pages and on prepared ones, with three seeds each."""
     raw = {"data.sources": (f"jsonl:{FOLDER}/raw.jsonl",), "data.eval_sources": (f"jsonl:{FOLDER}/clean.jsonl",)}
-    model = family.point(4, BUDGET).values | {"optim.lr": LEARNING_RATE}
+    model = {**family.point(4, BUDGET).values, "optim.lr": LEARNING_RATE}
     add(ablation({**model, **raw}, ROWS), seeds(3))

@@ -40,7 +40,7 @@ def low_precision_flops(share: Share) -> float:
     model = share.cfg.model
     if recipes.peak_name(model.matmul) is None:
         return 0.0
-    return share.cfg.train.microbatches * sum(stack.ticks * _low_precision(stack) for stack in share.stacks)
+    return share.cfg.train.num_microbatches * sum(stack.ticks * _low_precision(stack) for stack in share.stacks)
 
 
 def _low_precision(stack: Share) -> float:
