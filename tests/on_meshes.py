@@ -123,7 +123,7 @@ def initial(cfg: Config, mesh_name: str = ONE_DEVICE) -> dict[str, np.ndarray]:
     """Return the initial parameters of `cfg` computed on a mesh, by name, on the host."""
     # Options that declare no parameter are left out, so that equal parameters are drawn once.
     model = dataclasses.replace(
-        cfg.model, dropout=0.0, layers="scan", remat="none", final_softcap=None, attention="reference"
+        cfg.model, dropout=0.0, layers="scan", remat="none", final_softcap=None, attention="auto"
     )
     train = TrainConfig(objective=cfg.train.objective)
     return _initial(Config(model=model, data=cfg.data, train=train, mesh=cfg.mesh), mesh_name)

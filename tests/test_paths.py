@@ -39,9 +39,11 @@ INSIDE = (
     "data/cutting.py",
     "data/text_data.py",
     "preflight",
+    "prepare",
     "run/children.py",
     "run/heartbeat.py",
     "run/lease.py",
+    "science/report/page/preparation.py",
     "tasks",
     "train/forensics.py",
 )

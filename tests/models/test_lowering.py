@@ -6,6 +6,7 @@ from math import lcm, prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from bigjax import config, params
@@ -82,7 +83,9 @@ def test_every_config_lowers_with_its_batch_split(name):
     batch = lowering.layout.over("batch")
     assert batch[:2] == ("data", "fsdp")
     whole = [x for x in activations if not set(batch) <= axes_of(x)]
-    assert whole == []
+    # Token ids go to all devices that have some of a table's columns; what these find comes back.
+    ids = [x for x in whole if jnp.issubdtype(x.dtype, jnp.integer) and set(batch) - axes_of(x) == {"fsdp"}]
+    assert len(ids) <= 2 and len(ids) == len(whole)
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         shape = f"{rows}x{length}" if len(row) == 2 else rf"{rows}(?:x\d+)?"

@@ -55,7 +55,7 @@ def small(
 
 
 def sizes_of(cfg: Config) -> dict[str, int]:
-    return {axis: getattr(cfg.mesh, axis) for axis in MESH_AXES}
+    return {axis: cfg.mesh.sizes[axis] for axis in MESH_AXES}
 
 
 def found(cfg: Config):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.config import TrainConfig
 from bigjax.data.errors import DataError
 from bigjax.data.sources import readers
 from bigjax.data.stored import converted
@@ -42,8 +43,8 @@ def no_documents(spec: str) -> Iterator[Any]:
       DataError: always.
     """
     raise DataError(
-        f"{spec!r} holds tokens, not texts: set train.objective='causal_lm', and data.tokenizer to the one that they "
-        "were made with, as hf:PATH"
+        f"{spec!r} holds tokens, not texts: set train.objective={TrainConfig.objective!r}, and data.tokenizer to the "
+        "one that they were made with, as hf:PATH"
     )
     yield
 

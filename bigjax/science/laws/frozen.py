@@ -31,13 +31,13 @@ class Judged:
         return None if self.measured is None else self.ci95[0] <= self.measured <= self.ci95[1]
 
 
-def freeze(law: Law, N: float, D: float, run: Path, folder: Path) -> dict[str, Any]:
+def freeze(law: Law, N: float, D: float, run: str | Path, folder: str | Path) -> dict[str, Any]:
     """Write what a law says of the run that will lie in `run`, of N parameters and D tokens, to `prediction.json`.
 
     Raises:
         UserError: the run has begun, something is frozen there already, or the law has no interval.
     """
-    path = folder / FILE
+    run, path = Path(run), Path(folder) / FILE
     if path.exists():
         raise UserError(f"{path} is frozen already: a prediction is written once, so name another --out")
     if RunFolder(run).config.exists():
@@ -55,7 +55,7 @@ def freeze(law: Law, N: float, D: float, run: Path, folder: Path) -> dict[str, A
         "frozen": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     content["digest"] = _digest(content)
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
     return content
 

@@ -39,7 +39,7 @@ def check(cfg: Config) -> None:
       StackError: its model is split over devices, its batch grows, it starts from a checkpoint, its guard goes back in
         time, or its seed does not fit an int32.
     """
-    split = [axis for axis in MESH_AXES if axis != "data" and getattr(cfg.mesh, axis) not in (1, -1)]
+    split = [axis for axis in MESH_AXES if axis != "data" and cfg.mesh.sizes[axis] not in (1, -1)]
     if split:
         raise StackError(
             f"mesh.{split[0]}={getattr(cfg.mesh, split[0])}: a program of many points has each whole on one device; "

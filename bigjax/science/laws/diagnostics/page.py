@@ -18,8 +18,9 @@ img { max-width: 100%; }
 DOUBTS = ("warning:", "note:", "skipped", "excluded")
 
 
-def write(table: str, pictures: Sequence[str], folder: Path, title: str) -> None:
+def write(table: str, pictures: Sequence[str], folder: str | Path, title: str) -> None:
     """Write `index.html` of the tables of `fit.md` and of the pictures, SVG files in the folder, by name."""
+    folder = Path(folder)
     images = "\n".join(
         f'<figure><img alt="{name}" src="data:image/svg+xml;base64,'
         f'{base64.b64encode((folder / f"{name}.svg").read_bytes()).decode()}"></figure>'

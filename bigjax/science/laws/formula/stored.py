@@ -45,10 +45,10 @@ def laws_of(found: Study) -> dict[str, Law]:
     return laws
 
 
-def save(found: Study, folder: Path) -> None:
+def save(found: Study, folder: str | Path) -> None:
     """Write the laws of a study to `law.json` in a folder."""
     laws = {method: _to_json(law) for method, law in laws_of(found).items()}
-    write_text(folder / FILE, dumps({"format": FORMAT, "laws": laws}) + "\n")
+    write_text(Path(folder) / FILE, dumps({"format": FORMAT, "laws": laws}) + "\n")
 
 
 def load_fit(folder: str | Path, method: str | None = None) -> Law:
