@@ -191,4 +191,6 @@ def _some(specs: tuple[str, ...]) -> str:
 
 
 def _describe(source: Rows) -> dict[str, Any]:
-    return {"source": source.spec, **source.sizes, "rows": len(source), "sha256": source.digest}
+    claims = source.corpus.claims if isinstance(source, StoredText) else ()
+    said = {"claims": list(claims)} if claims else {}
+    return {"source": source.spec, **source.sizes, "rows": len(source), "sha256": source.digest, **said}

@@ -117,7 +117,9 @@ def test_shards_without_an_index_part_documents_by_the_end_of_text(tmp_path, kin
     text = data.build(run_of(tmp_path), slice(0, 8), Ended())
     starts = np.flatnonzero(ids == 7) + (0 if "llm" in kind else 1)
     assert_rows(text, ids, np.unique([0, *starts, len(ids)]))
-    assert text.train.sources[0].corpus.claims == {"llm.c": ("gpt-2",), "llm.c 32": ("llama-3",), "raw": ()}[kind]
+    claims = {"llm.c": ("gpt-2",), "llm.c 32": ("llama-3",), "raw": ()}[kind]
+    assert text.train.sources[0].corpus.claims == claims
+    assert tuple(text.describe()["train"][0].get("claims", ())) == claims
 
 
 def write_table(path, documents, column="input_ids", **metadata):
