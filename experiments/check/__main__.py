@@ -15,11 +15,11 @@
 import difflib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from bigjax.errors import UserError
+from bigjax.paths import as_path
 from bigjax.run.folder import RunFolder
 
 from .. import cli, help_text
@@ -59,7 +59,7 @@ def checkpoint(flag_values: flags.FlagValues) -> int:
     """Print one line for every checkpoint of a run, the newest first."""
     from bigjax.checkpoint.digests import verify
 
-    folder = RunFolder.existing(Path(cli.required(flag_values, "workdir")))
+    folder = RunFolder.existing(cli.required(flag_values, "workdir"))
     reports = verify(folder.checkpoints)
     if not reports:
         raise UserError(f"{folder.path} holds no checkpoint")
@@ -77,7 +77,7 @@ def define_replay_flags(flag_values: flags.FlagValues) -> None:
 
 def replay(flag_values: flags.FlagValues) -> int:
     """Take the step of an event again and print what it gives."""
-    workdir, event = Path(cli.required(flag_values, "workdir")), cli.required(flag_values, "event")
+    workdir, event = as_path(cli.required(flag_values, "workdir")), cli.required(flag_values, "event")
     if (status := distributed.supervise(flag_values)) is not None:
         return status
     from bigjax.run import runtime

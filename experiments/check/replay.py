@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from bigjax import data, models, sharding
 from bigjax.checkpoint import saving as checkpoint
 from bigjax.checkpoint.reading import CheckpointMismatch
 from bigjax.errors import UserError
+from bigjax.paths import AnyPath
 from bigjax.run.folder import RunFolder
 from bigjax.run.json_files import reading
 from bigjax.train import continuation, forensics, step
@@ -29,7 +29,7 @@ class Replay:
     differences: tuple[str, ...]
 
 
-def replay(workdir: Path, name: str) -> Replay:
+def replay(workdir: AnyPath, name: str) -> Replay:
     """Take the steps of a run again up to that of the event `name`; writes nothing.
 
     Raises:
