@@ -88,7 +88,16 @@ def main(flag_values: flags.FlagValues) -> int:
     from bigjax.data.tokens import parts
 
     rows = [json.loads((work / f"{number:06}.json").read_text())["rows"] for number in range(count)]
-    parts.write_manifests(Path(out), rows)
+    sizes = parts.write_manifests(Path(out), rows)
+    for side, (documents, tokens) in sizes.items():
+        if documents:
+            print(f"{out}/{side}: {documents:,} documents, {tokens:,} tokens")
+    if flag_values.holdout and not sizes["eval"][0]:
+        print(
+            f"note: --holdout={flag_values.holdout:g} held out none of {sizes['train'][0]:,} documents, each of which "
+            "falls to one side by its hash: data.holdout of a run holds out the end of the tokens instead",
+            file=sys.stderr,
+        )
     return 0
 
 

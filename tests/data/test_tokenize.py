@@ -72,7 +72,12 @@ def test_shards_are_the_tokens_of_the_texts(corpus, tmp_path, part_bytes):
     found, told = parts.parts_of(corpus, part_bytes), []
     how = (ByteTokenizer(), "text", 0.2, told.append)
     rows = [parts.write_part(out, number, "jsonl", part, *how) for number, part in enumerate(found)]
-    parts.write_manifests(out, rows)
+    sizes = parts.write_manifests(out, rows)
+    held_out = [text for text in TEXTS if document_fraction(text) < 0.2]
+    assert {side: documents for side, (documents, _) in sizes.items()} == {
+        "train": len(TEXTS) - len(held_out),
+        "eval": len(held_out),
+    }
     assert sum(told) == sum(path.stat().st_size for path in tmp_path.glob("*.jsonl"))
     for side, held_out in (("train", False), ("eval", True)):
         stored = open_corpus(f"{out}/{side}/*.bin", tmp_path)

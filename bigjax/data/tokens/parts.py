@@ -170,18 +170,21 @@ def write_part(
     return rows
 
 
-def write_manifests(folder: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write the manifest of each side.
+def write_manifests(folder: Path, rows: Sequence[dict[str, str]]) -> dict[str, tuple[int, int]]:
+    """Write the manifest of each side; return how many documents and tokens it has.
 
     Args:
       rows: what `write_part` returned of each part, in order.
     """
+    sizes: dict[str, tuple[int, int]] = dict.fromkeys(SIDES, (0, 0))
     for side in SIDES:
         found = {number: row[side] for number, row in enumerate(rows) if side in row}
         names = np.array([f"{number:06}.bin".encode() for number in found])
         if found:
             table = np.frombuffer(bytes.fromhex("".join(found.values())), manifest.ROW)
             manifest.write(folder / side / manifest.NAME, names, table)
+            sizes[side] = int(table["documents"].sum()), int(table["tokens"].sum())
+    return sizes
 
 
 def described(spec: str, text_key: str, holdout: float, tokenizer: str, parts: Iterable[Part]) -> dict[str, Any]:
