@@ -14,10 +14,11 @@ from bigjax.data.stored.corpus import Corpus
 class StoredText:
     """Rows for predicting the next token, cut from a part of a corpus without gap or overlap.
 
+    Attributes that are not listed are as in `PackedText`.
+
     Attributes:
       first, last: the part of the corpus. eos_id: the id that parts documents where no index does, if there is one.
       table: (V,) UTF-8 bytes that each id stands for; with `score_bytes` rows also have `bytes` (B, S) int32.
-      The others are as in `PackedText`.
     """
 
     spec: str
