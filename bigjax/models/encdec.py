@@ -290,10 +290,8 @@ def prefill(
     memory, _ = encode(params, tokens_BS, cfg, layout=layout, dropless=True, **rows)
     declared, memory_k, memory_v = specs(cfg)["decoder"]["blocks"]["cross"], [], []
     for number, layer in enumerate(params["decoder"]["blocks"]):
-        p, own = (
-            layout.gather(layer["cross"], declared, cfg.dtype),
-            recipes.of_block(cfg, number, cfg.num_decoder_layers),
-        )
+        p = layout.gather(layer["cross"], declared, cfg.dtype)
+        own = recipes.of_block(cfg, number, cfg.num_decoder_layers)
         k, v = attention.match_kv_heads(*blocks.keys_and_values(memory, p, own, layout), cfg.num_heads, layout)
         memory_k.append(k)
         memory_v.append(v)
