@@ -53,7 +53,7 @@ def load(workdir: str, cfg: Config) -> Trained:
     folder = RunFolder(folder_of(workdir))
     if (own := strict.from_dict(Config, config_source.load(workdir)).data.tokenizer) != cfg.data.tokenizer:
         raise UserError(f"data.tokenizer={cfg.data.tokenizer!r}, but {workdir} has one of its own, {own!r}")
-    cfg, _ = defaults.here(cfg, jax.devices())
+    cfg = defaults.for_use(cfg, jax.devices())
     mesh = sharding.make_mesh(cfg.mesh)
     model = models.build(cfg.model)
     layout = sharding.layout(cfg.mesh, mesh, model.specs, model.family.mesh_axes)

@@ -123,6 +123,16 @@ def test_devices_without_figures_get_what_needs_none():
     assert defaults.notes(chosen) == ("auto: model.attention=splash",) and cfg.model.attention == "splash"
 
 
+def test_what_is_only_used_need_not_suit_the_batch():
+    chips = [types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite") for _ in range(8)]
+    cfg = candidates.apply(config_source.load_config("bert:base"), {"train.global_batch_size": 3})
+    with pytest.raises(UserError, match=r"train.global_batch_size=3"):
+        defaults.here(cfg, chips)
+    used = defaults.for_use(cfg, chips)
+    assert used == candidates.apply(auto.plain(cfg), {"model.attention": "auto"})
+    assert defaults.for_use(config_source.load_config("gpt:d12"), chips).model.attention == "splash"
+
+
 def test_the_model_alone_takes_the_attention_of_its_platform():
     asked = {"segments": True, "window": None, "softcap": None, "dropout": 0.0, "dtype": "bfloat16"}
     assert backends.first_able("tpu", 1024, 128, **asked) == "splash"

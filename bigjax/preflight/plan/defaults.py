@@ -60,6 +60,17 @@ def here(cfg: Config, found: list[Any]) -> tuple[Config, Changes]:
         return candidates.apply(cfg, changes), changes
 
 
+def for_use(cfg: Config, found: list[Any]) -> Config:
+    """Return a trained run without `auto` on devices that are here: as `here`, or plain where its batch suits no mesh.
+
+    What is only evaluated need not be split as it was trained.
+    """
+    try:
+        return here(cfg, found)[0]
+    except UserError:
+        return candidates.apply(auto.plain(cfg), {"model.attention": cfg.model.attention})
+
+
 def notes(changes: Changes) -> tuple[str, ...]:
     """Return what is said of the fields that were resolved at the start of a run: nothing where all are plain."""
     said = [f"{path}={value}" for path, value in changes.items() if value != auto.PLAIN.get(path)]
