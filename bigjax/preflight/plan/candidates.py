@@ -24,7 +24,7 @@ MAX_STAGES, REPEATS = 8, (1, 2)
 """The most stages that a search tries, and how often a batch goes through them."""
 
 LOSS_CHUNKS = 8
-KERNELS = {"tpu": "splash", "gpu": "cudnn"}
+KERNELS = {platform: attention.ATTENTION_ORDER[platform][0] for platform in ("tpu", "gpu")}
 """The attention kernel of a platform that never stores the scores."""
 
 Changes = dict[str, Any]
@@ -37,11 +37,7 @@ def apply(cfg: Config, changes: Changes) -> Config:
     Raises:
       ConfigError: the fields clash.
     """
-    sections: dict[str, dict[str, Any]] = {}
-    for path, value in changes.items():
-        section, _, name = path.partition(".")
-        sections.setdefault(section, {})[name] = value
-    return config.replace(cfg, **sections)
+    return config.replaced(cfg, changes)
 
 
 def flags(changes: Changes) -> str:

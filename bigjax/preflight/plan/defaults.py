@@ -79,9 +79,8 @@ def notes(changes: Changes) -> tuple[str, ...]:
 
 def _attention(cfg: Config, platform: str) -> list[str]:
     """Return the back ends that can do what the layers ask for, best first; `reference` can."""
-    order = ATTENTION_ORDER.get(platform, ()) if cfg.model.kind != "rnn" else ()
-    able = [name for name in order if not candidates.kernel_problem(cfg, name, platform)]
-    return able or ["reference"]
+    order = ATTENTION_ORDER.get(platform, ())
+    return [name for name in order if not candidates.kernel_problem(cfg, name, platform)] or ["reference"]
 
 
 def _plans(cfg: Config, kernel: Changes, topology: Topology, unresolved: list[str]) -> list[Candidate]:
